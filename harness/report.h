@@ -1,0 +1,42 @@
+#pragma once
+
+#include <filesystem>
+#include <iosfwd>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "harness/verdict.h"
+
+namespace dsv32::harness {
+
+inline constexpr int kReportSchemaVersion = 1;
+
+/// A report: the only source of truth; every rendering is a function of it.
+struct Report {
+  std::string tool_version;
+  std::string command;                         // the repro command
+  std::vector<std::string> suites;
+  std::vector<std::string> cases;
+  std::map<std::string, std::string> environment;  // torch, device, threads, golden hashes, ...
+  std::vector<std::string> warnings;
+  std::vector<Verdict> verdicts;
+  std::vector<Finding> findings;
+  std::vector<std::string> not_tested;         // one reason a line
+  std::map<std::string, double> timing;        // seconds; the only part that may differ between equal runs
+
+  /// DESIGN 4: parity fail 1, vacuous in a sparse case or missing not green, zero checks 5.
+  ExitCode exit_code() const;
+};
+
+std::string to_json(const Report& report);
+Report parse_report(const std::string& json, const std::string& where);
+/// Grouped by stage, worst tap first, one line of verdict, the repro command. `color`: ANSI.
+std::string to_terminal(const Report& report, bool color, bool verbose);
+std::string to_markdown(const Report& report);  // < 64 KiB
+std::string to_junit(const Report& report);
+
+/// report.json, report.md, junit.xml into a directory. Throws Error (environment) when it cannot.
+void write_report(const Report& report, const std::filesystem::path& directory);
+
+}  // namespace dsv32::harness

@@ -1,0 +1,70 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "src/model/errors.h"
+
+namespace dsv32::harness {
+
+/// What a check is worth. Only `pass` is green; `skipped` needs a reason and is never counted as passed.
+enum class Trust { pass, fail, vacuous, missing, skipped };
+std::string_view to_string(Trust trust);
+
+/// Which question a check answers (DESIGN 3).
+enum class Mode { staged, forced, free, exact };
+std::string_view to_string(Mode mode);
+
+/// One number against one limit. `measured <= limit` passes; NaN fails.
+struct Measure {
+  std::string metric;   // "row ratio", "tensor ratio", "cap", "tail", "max tail", "relative", "exact"
+  double measured = 0;
+  double limit = 0;
+  std::string basis;    // why this limit
+  bool within() const { return measured <= limit; }
+  /// measured / limit; infinite when the limit is 0 and something was measured.
+  double margin() const;
+};
+
+/// The worst place of a tap.
+struct Worst {
+  std::vector<int64_t> index;  // of the element, in the tap's shape
+  int64_t row = -1;            // row number as judged
+  double expected = 0, got = 0;
+};
+
+/// One check: data, not a print.
+struct Verdict {
+  std::string case_name;
+  std::string subject;         // "golden", "reference float32", "candidate fork.safetensors"
+  std::string tap;             // "layers.0.ix.q", "grad.lm_head.weight", or a check name such as "weights loaded"
+  std::optional<int64_t> layer;
+  Mode mode = Mode::exact;
+  Trust trust = Trust::pass;
+  std::vector<Measure> measures;
+  std::optional<Worst> worst;
+  int64_t checked = 0;         // rows or elements that were compared
+  std::string structure;       // "gain 2.500", "one head (3) holds 98 % of the error"; empty when nothing stands out
+  std::string note;            // why vacuous, missing or skipped; what a decision check found
+
+  /// The largest margin of its measures; 0 without measures.
+  double margin() const;
+};
+
+/// Who is wrong in one case, in one sentence.
+enum class Fault { none, candidate, reference, golden, configuration };
+std::string_view to_string(Fault fault);
+
+/// What was found about one subject in one case.
+struct Finding {
+  std::string case_name;
+  std::string subject;
+  Fault fault = Fault::none;
+  std::string first_tap;       // first failing tap in execution order; "" if none
+  std::string headline;        // "FAIL: first divergence layers.0.ix.q (staged), 612x the reference error"
+  std::vector<std::string> causes;  // named causes, best first: "matches dialect hf: ..."; may be empty
+};
+
+}  // namespace dsv32::harness

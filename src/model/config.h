@@ -1,0 +1,62 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace dsv32 {
+
+/// YaRN settings (`rope_scaling` or `rope_parameters` of config.json). SPEC 1.3.
+struct YarnConfig {
+  double factor = 1;
+  int64_t original_max_position_embeddings = 0;
+  double beta_fast = 32;
+  double beta_slow = 1;
+  double mscale = 1;
+  double mscale_all_dim = 0;  // 0: absent
+};
+
+/// A DeepSeek-V3.2 config; field names as in Hugging Face's config.json.
+struct ModelConfig {
+  std::string name;  // "tiny", "small", ... or the path it came from; not part of the numbers
+
+  int64_t vocab_size = 0;
+  int64_t hidden_size = 0;
+  int64_t intermediate_size = 0;
+  int64_t moe_intermediate_size = 0;
+  int64_t num_hidden_layers = 0;
+  int64_t num_attention_heads = 0;
+  int64_t num_key_value_heads = 0;
+  int64_t n_shared_experts = 0;
+  int64_t n_routed_experts = 0;
+  int64_t num_experts_per_tok = 0;
+  int64_t n_group = 1;
+  int64_t topk_group = 1;
+  double routed_scaling_factor = 1;
+  bool norm_topk_prob = true;
+  int64_t q_lora_rank = 0;
+  int64_t kv_lora_rank = 0;
+  int64_t qk_nope_head_dim = 0;
+  int64_t qk_rope_head_dim = 0;
+  int64_t v_head_dim = 0;
+  int64_t first_k_dense_replace = 0;
+  int64_t max_position_embeddings = 0;
+  int64_t index_n_heads = 0;
+  int64_t index_head_dim = 0;
+  int64_t index_topk = 0;
+  double rms_norm_eps = 1e-6;
+  double rope_theta = 10000;
+  std::optional<YarnConfig> yarn;
+  bool use_sparse_attention = true;
+
+  std::vector<std::string> warnings;  // unknown fields and the like; the report repeats them
+
+  int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
+  bool is_dense_mlp(int64_t layer) const { return layer < first_k_dense_replace; }
+
+  /// Throws Error (artefact) at the first impossible value or contradiction, naming the field.
+  void validate() const;
+};
+
+}  // namespace dsv32

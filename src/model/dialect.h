@@ -1,0 +1,129 @@
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace dsv32 {
+
+/// Variants of each op. Every default is spec-1; a dialect or a planted bug changes some of them.
+/// Sources of the variants: the public implementations named in docs/dialects.md.
+
+enum class RopePairing { interleaved, half };
+
+struct NormVariant {
+  double eps_block = 0;     // attn_norm and ffn_norm; 0: config rms_norm_eps
+  double eps_attn_norm = 0; // overrides eps_block for one norm; 0: not
+  double eps_ffn_norm = 0;
+  double eps_q_latent = 0;
+  double eps_kv_latent = 0;
+  double eps_final = 0;
+};
+
+struct RopeVariant {
+  RopePairing mla = RopePairing::interleaved;
+  bool yarn_ignored = false;          // plain frequencies
+  bool yarn_amplitude = false;        // cos/sin times mscale(factor, mscale) / mscale(factor, mscale_all_dim)
+  bool positions_of_row0 = false;     // row 0's positions for the whole batch
+  int position_offset = 0;
+  bool angles_along_heads = false;    // indexer q: cos/sin broadcast over the head axis (needs S == H_I)
+  bool angles_not_halved = false;     // indexer: full-width table used for half vectors
+};
+
+enum class ReluPlace { before_weight, after_weight, after_sum, none };
+enum class KNorm { layer_norm, layer_norm_no_bias, rms_norm };
+
+struct IndexerVariant {
+  RopePairing rope = RopePairing::half;
+  bool rope_first = true;
+  bool rope_missing = false;
+  bool raw_q_latent = false;          // q from the latent before its norm
+  KNorm k_norm = KNorm::layer_norm;
+  double eps_k_norm = 1e-6;
+  bool scale_heads = true;            // H_I^-0.5
+  bool scale_dim = true;              // D_I^-0.5
+  ReluPlace relu = ReluPlace::before_weight;
+  bool hadamard = false;              // rotate q and k before the scores (taps stay before it)
+};
+
+struct SelectionVariant {
+  bool mask_before_topk = true;
+  int mask_shift = 0;                 // key t visible iff t <= s + shift (t >= 0); 0 is right
+  int topk_delta = 0;                 // added to index_topk
+  bool per_head = false;              // attention head h uses the set of indexer head h mod H_I
+};
+
+struct AttentionVariant {
+  int mscale_power = 2;               // 0: missing, 4: applied twice
+  bool mscale_from_mscale = false;    // uses `mscale` in place of `mscale_all_dim`
+  bool absorbed = false;              // MQA on the latent; the same function
+};
+
+enum class GroupScore { top2, max };
+
+struct RouterVariant {
+  bool bias_in_weights = false;
+  bool bias_in_choice = true;
+  GroupScore group_score = GroupScore::top2;
+  bool group_fill_zero = false;
+  bool normalise = true;
+  double norm_eps = 1e-20;
+  int scale_times = 1;                // routed_scaling_factor applied 0, 1 or 2 times
+  int expert_id_shift = 0;
+  bool detach_weights = false;
+};
+
+struct MoeVariant {
+  bool silu = true;
+  int dropped_gradient_expert = -1;   // this expert's weights get no gradient
+};
+
+struct ResidualVariant {
+  bool from_normed = false;           // ffn residual starts from the normed input
+};
+
+struct LossVariant {
+  bool shifted = true;
+  bool mean_over_all = false;
+};
+
+struct LinearVariant {
+  int split_k = 1;                    // partial sums over the inner dimension, added last to first
+};
+
+/// `spec`: round only at taps (SPEC, bf16 mode). `transformers`: also where transformers rounds.
+enum class RoundingStyle { spec, transformers };
+
+struct Dialect {
+  std::string name = "spec-1";
+  NormVariant norm;
+  RopeVariant rope;
+  IndexerVariant indexer;
+  SelectionVariant selection;
+  AttentionVariant attention;
+  RouterVariant router;
+  MoeVariant moe;
+  ResidualVariant residual;
+  LossVariant loss;
+  LinearVariant linear;
+  RoundingStyle rounding = RoundingStyle::spec;
+};
+
+/// spec-1, hf and the other presets, in the order in which they are tried.
+const std::vector<Dialect>& dialect_presets();
+/// Throws Error (usage) with the nearest name.
+const Dialect& find_dialect(const std::string& name);
+/// One line for people: what a model of this dialect does differently, and what follows from it.
+std::string dialect_consequence(const std::string& name);
+
+/// A known bug: one toggle, the tap that it corrupts first, and how to say it.
+struct KnownBug {
+  std::string name;         // "indexer-rope-interleaved"
+  std::string description;  // "indexer RoPE rotates interleaved pairs instead of halves"
+  std::string first_tap;    // without the layer: "ix.q", or "grad.mlp.gate.weight"
+  std::string case_name;    // a case in which it shows
+  std::function<void(Dialect&)> plant;
+};
+const std::vector<KnownBug>& known_bugs();
+
+}  // namespace dsv32

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "src/model/batch.h"
+#include "src/model/dialect.h"
+#include "src/model/trace.h"
+#include "src/model/weights.h"
+
+namespace dsv32 {
+
+/// How the stages of a run are fed. DESIGN section 3.
+enum class Feeding {
+  free,    // own values, own decisions
+  forced,  // own values; the decisions (topk, router.experts) of `feed`
+  staged,  // every stage reads its inputs from `feed` where it has them, its own value where not
+};
+
+struct RunOptions {
+  DType dtype = DType::float32;   // float64: the oracle; bfloat16/float16: rounding modes (SPEC 1)
+  Dialect dialect = {};
+  bool backward = false;          // also the gradients of loss.lm
+  Feeding feeding = Feeding::free;
+  const Trace* feed = nullptr;    // for forced and staged
+  /// Taps to keep; empty function: all.
+  std::function<bool(const std::string&)> wanted = {};
+  /// Relative size of the random perturbation of every weight and every fed input (a condition probe); 0: none.
+  double perturbation = 0;
+  uint64_t perturbation_seed = 0;
+  std::string device = "cpu";
+  /// Called now and then with a short text; may throw to stop the run.
+  std::function<void(const std::string&)> progress = {};
+};
+
+/// One interface for the reference and the optimized model.
+class Implementation {
+ public:
+  virtual ~Implementation() = default;
+  /// Runs a batch and returns its taps (own values: what each stage computed, also where it was fed another value),
+  /// gradients last. Topk and experts in a forced run are the model's own choice; the values use the fed one.
+  virtual Trace run(const Batch& batch, const RunOptions& options) const = 0;
+  virtual std::string name() const = 0;
+};
+
+}  // namespace dsv32

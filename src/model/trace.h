@@ -1,0 +1,77 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "src/model/config.h"
+#include "src/model/tensor.h"
+
+namespace dsv32 {
+
+/// How a tap is laid out and judged.
+enum class TapKind {
+  token,      // [B,S,...]: one row per query token
+  key,        // [B,T,D]: one row per key token (ix.k)
+  attention,  // [B,H,S,T]: one row per (b,h,s)
+  scores,     // [B,S,T] with -inf where a key is not visible (ix.scores)
+  topk,       // [B,S,index_topk] int32 set, -1 for none
+  experts,    // [B,S,K] int32 set
+  scalar,     // []
+  gradient,   // the weight's shape: one row per index of the first dimension
+};
+
+/// One tap of the vocabulary, without the layer.
+struct TapInfo {
+  std::string_view name;                 // "attn.ctx"; for layer taps without "layers.N."
+  TapKind kind;
+  bool per_layer;
+  std::vector<std::string_view> inputs;  // taps that the stage reads ("hidden" = of the layer before)
+};
+
+/// Every forward tap in paper order (SPEC section 5).
+const std::vector<TapInfo>& tap_vocabulary();
+
+/// "layers.3.attn.ctx" -> layer 3, info of attn.ctx. "grad.<weight>" -> kind gradient.
+struct TapName {
+  std::string full;
+  std::optional<int64_t> layer;
+  TapInfo info;
+};
+/// nullopt for a name outside the vocabulary.
+std::optional<TapName> parse_tap(const std::string& full);
+std::string layer_tap(int64_t layer, std::string_view name);
+
+/// Shape and layer set of a forward tap for this config and batch; nullopt where the layer has no such tap
+/// (router taps of a dense layer). T = S of the whole batch.
+std::optional<Shape> tap_shape(const TapName& tap, const ModelConfig& config, int64_t B, int64_t S);
+
+/// All forward taps that this model makes, in execution order: the order of "first divergence".
+std::vector<std::string> forward_taps(const ModelConfig& config);
+/// All gradients ("grad.<weight>") in back-propagation order (head first, embedding last), the
+/// indexer's and the buffers' left out.
+std::vector<std::string> gradient_taps(const ModelConfig& config);
+
+/// Named host tensors in execution order plus string metadata: what every implementation hands to the judge.
+class Trace {
+ public:
+  std::map<std::string, std::string> metadata;  // FORMATS section 4
+
+  /// Replaces a tensor of the same name.
+  void put(const std::string& name, HostTensor value);
+  const HostTensor* find(const std::string& name) const;
+  bool has(const std::string& name) const { return find(name) != nullptr; }
+  const std::vector<std::string>& names() const { return names_; }
+  bool empty() const { return names_.empty(); }
+  /// Drops a tensor (to free memory after it was judged).
+  void erase(const std::string& name);
+
+ private:
+  std::vector<std::string> names_;
+  std::map<std::string, HostTensor> values_;
+};
+
+}  // namespace dsv32

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "src/model/case.h"
+#include "src/model/config.h"
+#include "src/model/tensor.h"
+
+namespace dsv32 {
+
+/// Name and shape of one tensor of the unfused Hugging Face checkpoint.
+struct WeightSpec {
+  std::string name;  // "model.layers.3.mlp.experts.5.gate_proj.weight"
+  Shape shape;
+};
+
+/// Every tensor of the model in paper order: embedding, layers, final norm, head.
+std::vector<WeightSpec> weight_specs(const ModelConfig& config);
+/// Those of one layer, in paper order.
+std::vector<WeightSpec> layer_weight_specs(const ModelConfig& config, int64_t layer);
+/// e_score_correction_bias: a buffer, no gradient, never trained.
+bool is_buffer(const std::string& weight_name);
+bool is_indexer(const std::string& weight_name);
+
+/// Where weights come from. Tensors are loaded one by one: nothing may assume a resident model.
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+  /// One tensor by its unfused checkpoint name, with the shape of `weight_specs`. Safe to call from several threads.
+  virtual HostTensor load(const WeightSpec& spec) const = 0;
+  /// `synthetic:SEED` or `sha256:...`: what a trace's metadata says.
+  virtual std::string identity() const = 0;
+};
+
+/// FORMATS section 1: each element is a function of (seed, name, index) only.
+/// Tensors are returned as float32 (every value is exact in bfloat16).
+class SyntheticWeights : public WeightSource {
+ public:
+  explicit SyntheticWeights(uint64_t seed, double bias_offset = 0);
+  HostTensor load(const WeightSpec& spec) const override;
+  std::string identity() const override;
+
+ private:
+  uint64_t seed_;
+  double bias_offset_;
+};
+
+}  // namespace dsv32
