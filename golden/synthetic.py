@@ -1,0 +1,288 @@
+"""Synthetic weights, batches and cases: the numpy twin of src/model/ (FORMATS sections 1 to 3).
+
+Used by generate.py and the tests. dump.py carries its own copy of the batches: it is a single file.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+CASE_KEYS = ("config", "overrides", "seed", "B", "S", "pad", "bias_offset", "chunks")
+SHARD_BYTES = 256 << 20
+
+# First suffix that matches: (kind, g). FORMATS section 1.
+RULES: tuple[tuple[str, str, int], ...] = (
+    ("embed_tokens.weight", "abs", -4),
+    ("input_layernorm.weight", "one", -6),
+    ("post_attention_layernorm.weight", "one", -6),
+    ("q_a_layernorm.weight", "one", -6),
+    ("kv_a_layernorm.weight", "one", -6),
+    ("model.norm.weight", "one", -6),
+    ("indexer.k_norm.weight", "one", -6),
+    ("indexer.k_norm.bias", "abs", -6),
+    ("e_score_correction_bias", "abs", -6),
+    ("indexer.wk.weight", "fan", -4),
+    ("q_b_proj.weight", "fan", 2),
+    ("indexer.wq_b.weight", "fan", 1),
+    ("lm_head.weight", "fan", 1),
+    ("mlp.gate.weight", "fan", 1),
+    ("lora_A.weight", "fan", 0),
+    ("lora_B.weight", "abs", -10),
+    ("", "fan", 0),
+)
+
+
+def canonical_json(value: object) -> str:
+    """RFC 8785 for the values that occur here: no float outside 1e-6 .. 1e21, no key outside ASCII."""
+    return json.dumps(_whole_numbers(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+class _PlainFloat(float):
+    """A float that prints as ECMAScript prints it (1e-6 as 0.000001)."""
+
+    def __repr__(self) -> str:
+        text = float.__repr__(self)
+        if "e-" not in text:
+            return text
+        if float(self) < 1e-6:
+            mantissa, exponent = text.split("e-")
+            return f"{mantissa}e-{int(exponent)}"
+        digits = text.split("e-")[0].replace(".", "")
+        return "0." + "0" * (int(text.split("e-")[1]) - 1) + digits
+
+
+def _whole_numbers(value: object) -> object:
+    if isinstance(value, dict):
+        return {k: _whole_numbers(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_whole_numbers(v) for v in value]
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else _PlainFloat(value)
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One line of configs/cases.json with its config.json, overrides applied."""
+
+    name: str
+    config_name: str
+    config: dict
+    overrides: dict
+    seed: int
+    B: int
+    S: int
+    pad: int
+    bias_offset: float
+    chunks: tuple[int, ...]
+    mask_given: bool
+    golden: str
+
+    @property
+    def sparse_attention(self) -> bool:
+        return self.config.get("use_sparse_attention", True)
+
+    @property
+    def json(self) -> str:
+        fields = {"config": self.config_name, "overrides": self.overrides, "seed": self.seed}
+        fields |= {"B": self.B, "S": self.S, "pad": self.pad}
+        fields |= {"bias_offset": self.bias_offset, "chunks": list(self.chunks)}
+        return canonical_json(fields)
+
+
+def load_config(name: str) -> dict:
+    return json.loads((ROOT / "configs" / name / "config.json").read_text())
+
+
+def load_cases() -> dict[str, Case]:
+    listed = json.loads((ROOT / "configs" / "cases.json").read_text())["cases"]
+    return {entry["name"]: _case(entry) for entry in listed}
+
+
+def _case(entry: dict) -> Case:
+    config = load_config(entry["config"])
+    config.update(copy.deepcopy(entry["overrides"]))
+    return Case(
+        name=entry["name"],
+        config_name=entry["config"],
+        config=config,
+        chunks=tuple(entry["chunks"]),
+        **{
+            key: entry[key]
+            for key in ("overrides", "seed", "B", "S", "pad", "bias_offset", "mask_given", "golden")
+        },
+    )
+
+
+def fnv1a64(text: str) -> int:
+    value = 0xCBF29CE484222325
+    for byte in text.encode():
+        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return value
+
+
+def philox_words(seed: int, name: str, count: int, first_block: int = 1) -> np.ndarray:
+    """Whole blocks that cover `count` words, little-endian uint64, from block `first_block` (1 is the first)."""
+    # numpy increments the counter before it makes a block.
+    key = np.array([seed, fnv1a64(name)], dtype=np.uint64)
+    stream = np.random.Philox(key=key, counter=first_block - 1)
+    return stream.random_raw(-(-count // 4) * 4).astype("<u8", copy=False)
+
+
+def bell(seed: int, name: str, count: int) -> np.ndarray:
+    """`count` integers in [-30, 30], int16: the four nibbles of each 16-bit lane summed, minus 30."""
+    lanes = philox_words(seed, name, -(-count // 4)).view("<u2")[:count]
+    pairs = (lanes & 0x0F0F) + ((lanes >> 4) & 0x0F0F)
+    return ((pairs & 0xFF) + (pairs >> 8)).astype(np.int16) - 30
+
+
+def fan_shift(last: int) -> int:
+    """Smallest k with 4^k >= 85 * last."""
+    k = 0
+    while 4**k < 85 * last:
+        k += 1
+    return k
+
+
+def weight(seed: int, name: str, shape: tuple[int, ...], bias_offset: float = 0) -> np.ndarray:
+    """One tensor of the unfused checkpoint, float32 (every value is exact in bfloat16)."""
+    _, kind, g = next(rule for rule in RULES if name.endswith(rule[0]))
+    exponent = g - fan_shift(shape[-1]) if kind == "fan" else g
+    value = bell(seed, name, int(np.prod(shape))).astype(np.float32) * np.float32(2.0**exponent)
+    if kind == "one":
+        value += 1
+    if name.endswith("e_score_correction_bias"):
+        value += np.float32(bias_offset)
+    return value.reshape(shape)
+
+
+def weight_specs(config: dict) -> dict[str, tuple[int, ...]]:
+    """Name to shape of every tensor, in paper order."""
+    hidden = config["hidden_size"]
+    specs = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        specs |= {prefix + name: shape for name, shape in _layer_specs(config, layer)}
+    return specs | {"model.norm.weight": (hidden,), "lm_head.weight": (config["vocab_size"], hidden)}
+
+
+def _layer_specs(config: dict, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden = config["hidden_size"]
+    yield "input_layernorm.weight", (hidden,)
+    yield from (("self_attn." + name, shape) for name, shape in _attention_specs(config))
+    yield "post_attention_layernorm.weight", (hidden,)
+    if layer < config["first_k_dense_replace"]:
+        yield from _mlp_specs("mlp.", config["intermediate_size"], hidden)
+        return
+    inner = config["moe_intermediate_size"]
+    yield "mlp.gate.weight", (config["n_routed_experts"], hidden)
+    yield "mlp.gate.e_score_correction_bias", (config["n_routed_experts"],)
+    for expert in range(config["n_routed_experts"]):
+        yield from _mlp_specs(f"mlp.experts.{expert}.", inner, hidden)
+    yield from _mlp_specs("mlp.shared_experts.", inner * config["n_shared_experts"], hidden)
+
+
+def _attention_specs(config: dict) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    q_lora, kv_lora = config["q_lora_rank"], config["kv_lora_rank"]
+    nope, rope, v = (config[k] for k in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
+    index_heads, index_dim = config["index_n_heads"], config["index_head_dim"]
+    yield "q_a_proj.weight", (q_lora, hidden)
+    yield "q_a_layernorm.weight", (q_lora,)
+    yield "q_b_proj.weight", (heads * (nope + rope), q_lora)
+    yield "kv_a_proj_with_mqa.weight", (kv_lora + rope, hidden)
+    yield "kv_a_layernorm.weight", (kv_lora,)
+    yield "kv_b_proj.weight", (heads * (nope + v), kv_lora)
+    yield "o_proj.weight", (hidden, heads * v)
+    yield "indexer.wq_b.weight", (index_heads * index_dim, q_lora)
+    yield "indexer.wk.weight", (index_dim, hidden)
+    yield "indexer.k_norm.weight", (index_dim,)
+    yield "indexer.k_norm.bias", (index_dim,)
+    yield "indexer.weights_proj.weight", (index_heads, hidden)
+
+
+def _mlp_specs(prefix: str, inner: int, hidden: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield prefix + "gate_proj.weight", (inner, hidden)
+    yield prefix + "up_proj.weight", (inner, hidden)
+    yield prefix + "down_proj.weight", (hidden, inner)
+
+
+def is_trainable(name: str) -> bool:
+    """Has a gradient under the LM loss: neither the indexer's nor a buffer."""
+    return ".indexer." not in name and not name.endswith("e_score_correction_bias")
+
+
+def model_digest(config: dict, seed: int, bias_offset: float = 0) -> str:
+    """sha256 over (name, sha256 of the little-endian float32 bytes) in sorted name order."""
+    total = hashlib.sha256()
+    for name, shape in sorted(weight_specs(config).items()):
+        total.update(name.encode())
+        total.update(hashlib.sha256(weight(seed, name, shape, bias_offset)).digest())
+    return total.hexdigest()
+
+
+def make_batch(case: Case, index: int = 0) -> dict[str, np.ndarray]:
+    """input_ids, attention_mask, position_ids, labels: [B, S] int64. FORMATS section 2."""
+    B, S = case.B, case.S
+    lanes = philox_words(case.seed, f"batch.{index}.input_ids", -(-B * S // 2)).view("<u4")
+    lanes = lanes[: B * S].astype(np.uint64)
+    ids = ((lanes * np.uint64(case.config["vocab_size"])) >> np.uint64(32)).astype(np.int64)
+    ids = ids.reshape(B, S)
+    mask = np.ones((B, S), dtype=np.int64)
+    mask[B - 1, : case.pad] = 0
+    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+    first = (np.cumsum(mask, axis=1) == 1) & (mask == 1) & (np.arange(S) > 0)
+    labels = np.where((mask == 0) | first | (np.arange(S) < S // 4), -100, ids)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "labels": labels}
+
+
+def hugging_face_config(case: Case) -> dict:
+    """The case's config.json for upstream code, which has no dense switch: there every key is selected."""
+    config = copy.deepcopy(case.config)
+    if not case.sparse_attention:
+        config["index_topk"] = max(config["index_topk"], case.S)
+    return config
+
+
+def write_checkpoint(case: Case, directory: Path) -> None:
+    """The synthetic checkpoint in the released layout: config.json, sharded safetensors, index."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(hugging_face_config(case), indent=2) + "\n")
+    shards = _shards(weight_specs(case.config))
+    index: dict[str, str] = {}
+    for number, specs in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_shard(case, specs, directory / file)
+        index |= dict.fromkeys(specs, file)
+    size = sum(4 * int(np.prod(shape)) for shape in weight_specs(case.config).values())
+    document = {"metadata": {"total_size": size}, "weight_map": dict(sorted(index.items()))}
+    text = json.dumps(document, indent=2) + "\n"
+    (directory / "model.safetensors.index.json").write_text(text)
+
+
+def _shards(specs: dict[str, tuple[int, ...]]) -> list[dict[str, tuple[int, ...]]]:
+    shards: list[dict[str, tuple[int, ...]]] = [{}]
+    used = 0
+    for name, shape in specs.items():
+        size = 4 * int(np.prod(shape))
+        if shards[-1] and used + size > SHARD_BYTES:
+            shards.append({})
+            used = 0
+        shards[-1][name] = shape
+        used += size
+    return shards
+
+
+def _write_shard(case: Case, specs: dict[str, tuple[int, ...]], file: Path) -> None:
+    from safetensors.numpy import save_file
+
+    tensors = {n: weight(case.seed, n, s, case.bias_offset) for n, s in specs.items()}
+    save_file(tensors, file, metadata={"format": "pt"})
