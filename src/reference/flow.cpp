@@ -1,0 +1,126 @@
+#include "src/reference/flow.h"
+
+#include "src/model/errors.h"
+#include "src/reference/convert.h"
+
+namespace dsv32::reference {
+namespace {
+
+TapName parse(const std::string& name) {
+  const auto tap = parse_tap(name);
+  if (!tap) {
+    throw Error(ExitCode::internal,
+                {.where = "reference", .what = "tap", .expected = "a name of the vocabulary", .got = name});
+  }
+  return *tap;
+}
+
+/// Taps that stay float32 in the 16-bit modes (SPEC 1, bf16 mode).
+bool stays_float32(const TapName& tap) {
+  const std::string_view name = tap.info.name;
+  return name == "ix.weights" || name == "ix.scores" || name == "router.logits" || name == "router.weights" ||
+         tap.info.kind == TapKind::scalar;
+}
+
+bool is_decision(TapKind kind) { return kind == TapKind::topk || kind == TapKind::experts; }
+
+/// The axis of query positions, and of key positions (-1: none).
+struct Axes {
+  int64_t query, key;
+};
+Axes axes_of(TapKind kind) {
+  if (kind == TapKind::attention) return {2, 3};
+  if (kind == TapKind::scores) return {1, 2};
+  return {1, -1};
+}
+
+}  // namespace
+
+TapFlow::TapFlow(const ModelConfig& config, const Batch& batch, const RunOptions& options, const Rounding& rounding,
+                 torch::Device device)
+    : config_(config), options_(options), rounding_(rounding), device_(device), S_(batch.S) {
+  if (options.feeding != Feeding::free && options.feed == nullptr) {
+    throw Error(ExitCode::internal, {.where = "reference", .what = "feed", .expected = "a trace", .got = "none"});
+  }
+}
+
+void TapFlow::begin_chunk(int64_t begin, int64_t end) { chunk_ = {begin, end}; }
+
+Tensor TapFlow::round(const TapName& tap, const Tensor& own) const {
+  return stays_float32(tap) ? own : rounding_.tap(own);
+}
+
+DType TapFlow::stored_type(const TapName& tap) const {
+  if (is_decision(tap.info.kind)) return DType::int32;
+  return rounding_.is_16bit() && stays_float32(tap) ? DType::float32 : options_.dtype;
+}
+
+Tensor TapFlow::fed(const TapName& tap) const {
+  const HostTensor* host = options_.feed->find(tap.full);
+  if (host == nullptr) return {};
+  Tensor value = to_torch(*host);
+  if (tap.info.kind == TapKind::scalar) return value.to(device_, rounding_.compute_type());
+  const Axes axes = axes_of(tap.info.kind);
+  value = value.narrow(axes.query, chunk_.begin, chunk_.end - chunk_.begin);
+  if (axes.key >= 0) value = value.narrow(axes.key, 0, chunk_.end);
+  return value.to(device_, is_decision(tap.info.kind) ? torch::kInt64 : rounding_.compute_type());
+}
+
+Tensor TapFlow::put(const std::string& name, const Tensor& own) {
+  if (replaying_) return round(parse(name), own);
+  const TapName tap = parse(name);
+  const Tensor rounded = round(tap, own);
+  record(tap, rounded);
+  Tensor used = options_.feeding == Feeding::staged ? fed(tap) : Tensor();
+  if (!used.defined()) used = rounded;
+  if (options_.perturbation <= 0) return used;
+  return perturbed(used, options_.perturbation, options_.perturbation_seed, name + std::to_string(chunk_.begin));
+}
+
+Tensor TapFlow::usable_decision(const TapName& tap, const Tensor& fed) const {
+  // An invalid pick is judged elsewhere; here it must only not break the run.
+  if (tap.info.kind == TapKind::topk) return fed.masked_fill((fed < 0) | (fed >= chunk_.end), -1);
+  return fed.clamp(0, config_.n_routed_experts - 1);
+}
+
+Tensor TapFlow::decide(const std::string& name, const Tensor& own) {
+  const TapName tap = parse(name);
+  record(tap, own);
+  Tensor used = options_.feeding == Feeding::free ? Tensor() : fed(tap);
+  used = used.defined() ? usable_decision(tap, used) : own;
+  decisions_[name].push_back(used);
+  return used;
+}
+
+Tensor TapFlow::decision(const std::string& name) const { return torch::cat(decisions_.at(name), 1); }
+
+void TapFlow::record(const TapName& tap, const Tensor& value) {
+  if (options_.wanted && !options_.wanted(tap.full)) return;
+  auto& pieces = pieces_[tap.full];
+  if (pieces.empty()) order_.push_back(tap.full);
+  pieces.push_back({chunk_, value.detach().to(torch::kCPU, scalar_type(stored_type(tap)))});
+}
+
+Tensor TapFlow::join(const TapName& tap, const std::vector<Piece>& pieces) const {
+  if (pieces.size() == 1) return pieces[0].value;
+  const Axes axes = axes_of(tap.info.kind);
+  const double fill = tap.info.kind == TapKind::scores ? -std::numeric_limits<double>::infinity() : 0.0;
+  std::vector<Tensor> parts;
+  for (const Piece& piece : pieces) {
+    const bool grows = axes.key >= 0 && piece.chunk.end < S_;
+    parts.push_back(grows ? torch::constant_pad_nd(piece.value, {0, S_ - piece.chunk.end}, fill) : piece.value);
+  }
+  return torch::cat(parts, axes.query);
+}
+
+Trace TapFlow::finish() {
+  Trace trace;
+  for (const std::string& name : order_) {
+    const TapName tap = parse(name);
+    trace.put(name, to_host(join(tap, pieces_[name]), stored_type(tap)));
+    pieces_.erase(name);
+  }
+  return trace;
+}
+
+}  // namespace dsv32::reference

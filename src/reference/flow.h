@@ -1,0 +1,64 @@
+#pragma once
+
+#include <torch/torch.h>
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "src/model/implementation.h"
+#include "src/reference/rounding.h"
+
+namespace dsv32::reference {
+
+/// Where every tap passes through: it records what the model computed and hands back what the next stage is to read.
+/// That one place makes the three ways of feeding (free, forced, staged): the model itself does not know them.
+class TapFlow {
+ public:
+  TapFlow(const ModelConfig& config, const Batch& batch, const RunOptions& options, const Rounding& rounding,
+          torch::Device device);
+
+  /// Query positions [begin, end) of this chunk; keys so far: `end`.
+  void begin_chunk(int64_t begin, int64_t end);
+  /// A continuous tap. Returns the value that later stages read.
+  Tensor put(const std::string& name, const Tensor& own);
+  /// A decision (topk, router.experts), int64. Returns the decision in force; remembers it for `replay`.
+  Tensor decide(const std::string& name, const Tensor& own);
+
+  /// From here on nothing is recorded and `decision` gives what was in force: for the backward pass.
+  void replay() { replaying_ = true; }
+  bool replaying() const { return replaying_; }
+  /// The decision in force over all chunks, [B,S,*] int64.
+  Tensor decision(const std::string& name) const;
+
+  /// Everything recorded, chunks joined (FORMATS 4).
+  Trace finish();
+
+ private:
+  struct Chunk {
+    int64_t begin = 0, end = 0;
+  };
+  struct Piece {
+    Chunk chunk;
+    Tensor value;
+  };
+  Tensor round(const TapName& tap, const Tensor& own) const;
+  Tensor fed(const TapName& tap) const;  // undefined when the feed has no such tap
+  Tensor usable_decision(const TapName& tap, const Tensor& fed) const;
+  void record(const TapName& tap, const Tensor& value);
+  Tensor join(const TapName& tap, const std::vector<Piece>& pieces) const;
+  DType stored_type(const TapName& tap) const;
+
+  const ModelConfig& config_;
+  const RunOptions& options_;
+  Rounding rounding_;
+  torch::Device device_;
+  int64_t S_;
+  Chunk chunk_;
+  bool replaying_ = false;
+  std::vector<std::string> order_;
+  std::map<std::string, std::vector<Piece>> pieces_;
+  std::map<std::string, std::vector<Tensor>> decisions_;
+};
+
+}  // namespace dsv32::reference

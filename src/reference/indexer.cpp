@@ -1,0 +1,90 @@
+#include <cmath>
+
+#include "src/reference/ops.h"
+
+namespace dsv32::reference {
+namespace {
+
+/// A full-width table (f0,f0,f1,f1,...) cut to its first half.
+RopeTable not_halved(const RopeTable& table) {
+  const int64_t half = table.cos.size(-1);
+  const auto widen = [half](const Tensor& t) { return t.repeat_interleave(2, -1).narrow(-1, 0, half); };
+  return {widen(table.cos), widen(table.sin)};
+}
+
+/// Rotates the rope lanes of an indexer vector [B,S,(H,)D_I]; the other lanes pass through.
+Tensor rotate_lanes(const Context& ctx, const Tensor& x, const RopeTable& table) {
+  const IndexerVariant& variant = ctx.dialect.indexer;
+  if (variant.rope_missing) return x;
+  const int64_t rope = ctx.config.qk_rope_head_dim, rest = x.size(-1) - rope;
+  const Tensor lanes = x.narrow(-1, variant.rope_first ? 0 : rest, rope);
+  const Tensor pass = x.narrow(-1, variant.rope_first ? rope : 0, rest);
+  const RopeTable used = ctx.dialect.rope.angles_not_halved ? not_halved(table) : table;
+  Tensor rotated;
+  if (ctx.dialect.rope.angles_along_heads && x.dim() == 4) {
+    // The table's second axis meets the heads: cos[b,h] is used where cos[b,s] is right. Needs S == H_I.
+    rotated = rotate(ctx, lanes.transpose(1, 2), used, variant.rope).transpose(1, 2);
+  } else {
+    rotated = rotate(ctx, lanes, used, variant.rope);
+  }
+  return variant.rope_first ? torch::cat({rotated, pass}, -1) : torch::cat({pass, rotated}, -1);
+}
+
+/// One head's contribution to the scores: q [B,S,D], k [B,T,D], w [B,S] -> [B,S,T].
+Tensor head_scores(const Context& ctx, const Tensor& q, const Tensor& k, const Tensor& w) {
+  const Tensor products = torch::matmul(q, k.transpose(-1, -2));
+  switch (ctx.dialect.indexer.relu) {
+    case ReluPlace::before_weight: return w.unsqueeze(-1) * torch::relu(products);
+    case ReluPlace::after_weight: return torch::relu(w.unsqueeze(-1) * products);
+    case ReluPlace::after_sum:
+    case ReluPlace::none: break;
+  }
+  return w.unsqueeze(-1) * products;
+}
+
+}  // namespace
+
+Tensor index_query(const Context& ctx, const Tensor& q_latent, const Tensor& wq_b, const RopeTable& table) {
+  const Tensor q = linear(ctx, q_latent, wq_b).unflatten(-1, {ctx.config.index_n_heads, ctx.config.index_head_dim});
+  return rotate_lanes(ctx, q, table);
+}
+
+Tensor index_key(const Context& ctx, const Tensor& x, const Tensor& wk, const Tensor& norm_weight,
+                 const Tensor& norm_bias, const RopeTable& table) {
+  const Tensor k = index_key_norm(ctx, linear(ctx, x, wk), norm_weight, norm_bias);
+  return rotate_lanes(ctx, ctx.rounding.op(k), table);
+}
+
+Tensor index_weights(const Context& ctx, const Tensor& x, const Tensor& weights_proj) {
+  const IndexerVariant& variant = ctx.dialect.indexer;
+  Tensor w = torch::linear(x, weights_proj);
+  if (variant.scale_heads) w = w * std::pow(static_cast<double>(ctx.config.index_n_heads), -0.5);
+  if (variant.scale_dim) w = w * std::pow(static_cast<double>(ctx.config.index_head_dim), -0.5);
+  return w;
+}
+
+Tensor index_scores(const Context& ctx, const Tensor& q, const Tensor& k, const Tensor& weights,
+                    const Tensor& visible) {
+  const bool rotated = ctx.dialect.indexer.hadamard;
+  const Tensor query = rotated ? hadamard(q) : q;
+  const Tensor key = rotated ? hadamard(k) : k;
+  Tensor scores = torch::zeros_like(visible, ctx.real());
+  for (int64_t j = 0; j < q.size(2); ++j) {
+    scores = scores + head_scores(ctx, query.select(2, j), key, weights.select(2, j));
+  }
+  if (ctx.dialect.indexer.relu == ReluPlace::after_sum) scores = torch::relu(scores);
+  if (!ctx.dialect.selection.mask_before_topk) return scores;
+  return scores.masked_fill(~visible, -std::numeric_limits<double>::infinity());
+}
+
+Tensor index_scores_per_head(const Context& ctx, const Tensor& q, const Tensor& k, const Tensor& weights,
+                             const Tensor& visible) {
+  std::vector<Tensor> heads;
+  for (int64_t j = 0; j < q.size(2); ++j) {
+    heads.push_back(head_scores(ctx, q.select(2, j), k, weights.select(2, j)));
+  }
+  const Tensor scores = torch::stack(heads, 2);
+  return scores.masked_fill(~visible.unsqueeze(2), -std::numeric_limits<double>::infinity());
+}
+
+}  // namespace dsv32::reference

@@ -1,0 +1,31 @@
+#pragma once
+
+#include "src/reference/flow.h"
+#include "src/reference/ops.h"
+
+namespace dsv32::reference {
+
+/// What the layers hand on: the residual stream as stored, and its last sum before rounding (norms read that one).
+struct Residual {
+  Tensor sum;     // [B,S,hidden]
+  Tensor hidden;  // the tap: rounded in the 16-bit modes
+};
+
+/// Keys of earlier chunks of one layer.
+struct LayerCache {
+  Tensor kv_latent;  // [B,T,kv_lora]
+  Tensor k_rope;     // [B,T,rope]
+  Tensor ix_k;       // [B,T,D_I]
+};
+
+/// What one chunk brings besides the residual stream.
+struct ChunkInputs {
+  RopeTable rope;   // of its S query positions
+  Tensor visible;   // [B,S,T] bool: keys that each query may see
+};
+
+/// One transformer layer: h += attention(norm(h)), then h += mlp(norm(h)). SPEC section 1.
+Residual run_layer(const Context& ctx, int64_t layer, LayerWeights& weights, const Residual& in,
+                   const ChunkInputs& chunk, LayerCache& cache, TapFlow& flow);
+
+}  // namespace dsv32::reference

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <torch/torch.h>
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "src/model/weights.h"
+
+namespace dsv32::reference {
+
+/// How a run wants its weights.
+struct WeightStyle {
+  torch::ScalarType type = torch::kFloat32;
+  torch::Device device = torch::kCPU;
+  bool requires_grad = false;   // leaves that keep their gradient until `gradients` is called
+  double perturbation = 0;      // relative, random signs: a condition probe
+  uint64_t perturbation_seed = 0;
+};
+
+/// The weights of one layer (or of the embedding or the head), loaded when first asked for. Without gradients an
+/// expert's tensors are not kept: only one expert need fit in memory.
+class LayerWeights {
+ public:
+  /// `prefix` is "model.layers.N." for a layer, "" for the rest; `specs` its tensors.
+  LayerWeights(const WeightSource& source, std::vector<WeightSpec> specs, std::string prefix, WeightStyle style);
+
+  /// "self_attn.q_a_proj.weight"; throws Error (internal) for a name outside the specs.
+  torch::Tensor get(const std::string& name);
+  const std::vector<WeightSpec>& specs() const { return specs_; }
+  /// Gradient of a tensor by full name; undefined if it was never used or got none.
+  torch::Tensor gradient(const std::string& full_name) const;
+
+ private:
+  torch::Tensor load(const WeightSpec& spec) const;
+
+  const WeightSource& source_;
+  std::vector<WeightSpec> specs_;
+  std::string prefix_;
+  WeightStyle style_;
+  std::map<std::string, const WeightSpec*> by_name_;
+  std::map<std::string, torch::Tensor> kept_;
+};
+
+}  // namespace dsv32::reference

@@ -1,0 +1,74 @@
+#include "src/reference/ops.h"
+
+namespace dsv32::reference {
+namespace {
+
+/// Splits kv_b [H*(nope+v), kv_lora] into per-head key and value maps [H,nope,kv_lora] and [H,v,kv_lora].
+std::pair<Tensor, Tensor> split_kv_b(const ModelConfig& config, const Tensor& kv_b) {
+  const Tensor per_head = kv_b.unflatten(0, {config.num_attention_heads, config.qk_nope_head_dim + config.v_head_dim});
+  return {per_head.narrow(1, 0, config.qk_nope_head_dim), per_head.narrow(1, config.qk_nope_head_dim, config.v_head_dim)};
+}
+
+Tensor partial_sums(const Tensor& x, const Tensor& weight, int parts) {
+  Tensor sum;
+  const auto x_parts = x.chunk(parts, -1), w_parts = weight.chunk(parts, -1);
+  for (size_t i = x_parts.size(); i-- > 0;) {
+    const Tensor part = torch::matmul(x_parts[i], w_parts[i].t());
+    sum = sum.defined() ? sum + part : part;
+  }
+  return sum;
+}
+
+}  // namespace
+
+Tensor linear(const Context& ctx, const Tensor& x, const Tensor& weight) {
+  const int parts = ctx.dialect.linear.split_k;
+  const Tensor y = parts > 1 ? partial_sums(x, weight, parts) : torch::linear(x, weight);
+  return ctx.rounding.op(y);
+}
+
+ExpandedKv expand_kv(const Context& ctx, const Tensor& kv_latent, const Tensor& kv_b) {
+  const ModelConfig& config = ctx.config;
+  const Tensor kv = linear(ctx, kv_latent, kv_b)
+                        .unflatten(-1, {config.num_attention_heads, config.qk_nope_head_dim + config.v_head_dim});
+  return {kv.narrow(-1, 0, config.qk_nope_head_dim), kv.narrow(-1, config.qk_nope_head_dim, config.v_head_dim)};
+}
+
+Tensor attention_logits(const Context& ctx, const Tensor& q_nope, const Tensor& q_rope, const Tensor& kv_latent,
+                        const Tensor& k_rope, const Tensor& kv_b) {
+  const double scale = softmax_scale(ctx.config, ctx.dialect.attention);
+  Tensor q, k;  // [B,H,S,*] and [B,1|H,T,*]
+  if (ctx.dialect.attention.absorbed) {
+    const Tensor key_map = split_kv_b(ctx.config, kv_b).first;
+    const Tensor q_latent_space = torch::einsum("bshn,hnc->bshc", {q_nope, key_map});
+    q = torch::cat({q_latent_space, q_rope}, -1).transpose(1, 2);
+    k = torch::cat({kv_latent, k_rope}, -1).unsqueeze(1);
+  } else {
+    const Tensor k_nope = expand_kv(ctx, kv_latent, kv_b).k_nope;
+    const Tensor k_rope_per_head = k_rope.unsqueeze(2).expand({-1, -1, k_nope.size(2), -1});
+    q = torch::cat({q_nope, q_rope}, -1).transpose(1, 2);
+    k = torch::cat({k_nope, k_rope_per_head}, -1).transpose(1, 2);
+  }
+  const Tensor products = ctx.rounding.op(torch::matmul(q, k.transpose(-1, -2)));
+  return products * scale;
+}
+
+Tensor attention_probs(const Context& ctx, const Tensor& logits, const Tensor& support) {
+  (void)ctx;
+  const Tensor sees_a_key = support.any(-1, /*keepdim=*/true);
+  const Tensor kept = support | ~sees_a_key;  // a row without keys: softmax over anything, then zero
+  const Tensor probs = torch::softmax(logits.masked_fill(~kept, -std::numeric_limits<double>::infinity()), -1);
+  return probs.masked_fill(~support, 0);
+}
+
+Tensor attention_context(const Context& ctx, const Tensor& probs, const Tensor& kv_latent, const Tensor& kv_b) {
+  if (ctx.dialect.attention.absorbed) {
+    const Tensor value_map = split_kv_b(ctx.config, kv_b).second;
+    const Tensor latent = torch::matmul(probs, kv_latent.unsqueeze(1));  // [B,H,S,kv_lora]
+    return torch::einsum("bhsc,hvc->bshv", {latent, value_map});
+  }
+  const Tensor v = expand_kv(ctx, kv_latent, kv_b).v.transpose(1, 2);  // [B,H,T,v]
+  return torch::matmul(probs, v).transpose(1, 2);
+}
+
+}  // namespace dsv32::reference

@@ -1,0 +1,260 @@
+#include <torch/torch.h>
+
+#include "src/model/errors.h"
+#include "src/reference/convert.h"
+#include "src/reference/layer.h"
+#include "src/reference/reference.h"
+
+namespace dsv32::reference {
+namespace {
+
+/// One pass of one batch. Layers are the outer loop and chunks the inner one, so that each layer's weights are loaded
+/// once; the caches make that the same function as running chunk after chunk.
+class Pass {
+ public:
+  Pass(const ModelConfig& config, const WeightSource& source, const Batch& batch, const RunOptions& options)
+      : source_(source),
+        batch_(batch),
+        options_(options),
+        ctx_{config, options.dialect, {options.dtype, options.dialect.rounding}, torch::Device(options.device)},
+        flow_(config, batch, options, ctx_.rounding, ctx_.device) {
+    for (const WeightSpec& spec : weight_specs(config)) {
+      if (spec.name.rfind("model.layers.", 0) != 0) outer_specs_.push_back(spec);
+    }
+    split_into_chunks();
+  }
+
+  Trace run() {
+    {
+      torch::NoGradGuard no_grad;
+      forward();
+    }
+    Trace trace = flow_.finish();
+    if (options_.backward) backward(trace);
+    return trace;
+  }
+
+ private:
+  Tensor long_tensor(const std::vector<int64_t>& values) const {
+    return torch::tensor(values, torch::kInt64).view({batch_.B, batch_.S}).to(ctx_.device);
+  }
+
+  /// Key t is visible to query s iff t <= s and mask[t] = 1 (SPEC 1). [B, end-begin, end]
+  ChunkInputs inputs_of(int64_t begin, int64_t end) const {
+    const Tensor query = torch::arange(begin, end, ctx_.device).unsqueeze(-1);
+    const Tensor key = torch::arange(end, ctx_.device).unsqueeze(0);
+    const Tensor causal = key <= query + ctx_.dialect.selection.mask_shift;
+    const Tensor unmasked = (long_tensor(batch_.attention_mask).narrow(1, 0, end) != 0).unsqueeze(1);
+    const Tensor positions = long_tensor(batch_.position_ids).narrow(1, begin, end - begin);
+    return {rope_table(ctx_, positions), causal.unsqueeze(0) & unmasked};
+  }
+
+  void split_into_chunks() {
+    const std::vector<int64_t> lengths = batch_.chunks.empty() ? std::vector<int64_t>{batch_.S} : batch_.chunks;
+    int64_t begin = 0;
+    for (const int64_t length : lengths) {
+      ranges_.emplace_back(begin, begin + length);
+      begin += length;
+    }
+    for (const auto& [first, last] : ranges_) chunks_.push_back(inputs_of(first, last));
+  }
+
+  WeightStyle style(bool requires_grad) const {
+    return {ctx_.rounding.compute_type(), ctx_.device, requires_grad, options_.perturbation, options_.perturbation_seed};
+  }
+  LayerWeights layer_weights(int64_t layer, bool requires_grad) const {
+    const std::string prefix = "model.layers." + std::to_string(layer) + ".";
+    return {source_, layer_weight_specs(ctx_.config, layer), prefix, style(requires_grad)};
+  }
+  LayerWeights outer_weights(bool requires_grad) const { return {source_, outer_specs_, "", style(requires_grad)}; }
+
+  void say(const std::string& what) const {
+    if (options_.progress) options_.progress(what);
+  }
+  std::string layer_text(const char* pass, int64_t layer) const {
+    return std::string(pass) + " layer " + std::to_string(layer + 1) + "/" + std::to_string(ctx_.config.num_hidden_layers);
+  }
+
+  // --- forward ----------------------------------------------------------------------------------
+
+  void forward() {
+    std::vector<Residual> stream = embed();
+    for (int64_t layer = 0; layer < ctx_.config.num_hidden_layers; ++layer) {
+      say(layer_text("forward", layer));
+      if (options_.backward) layer_inputs_.push_back(join(stream));
+      LayerWeights weights = layer_weights(layer, false);
+      LayerCache cache;
+      for (size_t i = 0; i < ranges_.size(); ++i) {
+        flow_.begin_chunk(ranges_[i].first, ranges_[i].second);
+        stream[i] = run_layer(ctx_, layer, weights, stream[i], chunks_[i], cache, flow_);
+      }
+    }
+    if (options_.backward) layer_inputs_.push_back(join(stream));
+    head(stream);
+  }
+
+  std::vector<Residual> embed() {
+    LayerWeights weights = outer_weights(false);
+    const Tensor table = weights.get("model.embed_tokens.weight");
+    const Tensor ids = long_tensor(batch_.input_ids);
+    std::vector<Residual> stream;
+    for (const auto& [begin, end] : ranges_) {
+      flow_.begin_chunk(begin, end);
+      const Tensor own = torch::embedding(table, ids.narrow(1, begin, end - begin));
+      stream.push_back({own, flow_.put("embed", own)});
+    }
+    return stream;
+  }
+
+  void head(const std::vector<Residual>& stream) {
+    LayerWeights weights = outer_weights(false);
+    std::vector<Tensor> logits;
+    for (size_t i = 0; i < ranges_.size(); ++i) {
+      flow_.begin_chunk(ranges_[i].first, ranges_[i].second);
+      logits.push_back(logits_of(stream[i], weights));
+    }
+    flow_.begin_chunk(0, batch_.S);
+    flow_.put("loss.lm", lm_loss(ctx_, torch::cat(logits, 1), long_tensor(batch_.labels)));
+  }
+
+  Tensor logits_of(const Residual& residual, LayerWeights& weights) {
+    const double eps = ctx_.dialect.norm.eps_final > 0 ? ctx_.dialect.norm.eps_final : ctx_.config.rms_norm_eps;
+    const bool unrounded = ctx_.rounding.is_16bit() && !ctx_.rounding.like_transformers();
+    const Tensor input = unrounded ? residual.sum : residual.hidden;
+    const Tensor normed = flow_.put("final_norm", rms_norm(ctx_, input, weights.get("model.norm.weight"), eps));
+    return flow_.put("logits", linear(ctx_, normed, weights.get("lm_head.weight")));
+  }
+
+  // --- backward ---------------------------------------------------------------------------------
+  // Layer by layer from the head: each layer is run again from its stored input with a graph of its own, so that one
+  // layer's weights and activations are all that must fit. The decisions of the forward pass are replayed.
+
+  Tensor join(const std::vector<Residual>& stream) const {
+    std::vector<Tensor> sums;
+    for (const Residual& part : stream) sums.push_back(part.sum);
+    return torch::cat(sums, 1);
+  }
+
+  Residual leaf(const Tensor& sum) const {
+    const Tensor value = sum.detach().clone().requires_grad_(true);
+    return {value, ctx_.rounding.tap(value)};
+  }
+
+  void backward(Trace& trace) {
+    flow_.replay();
+    flow_.begin_chunk(0, batch_.S);
+    std::map<std::string, HostTensor> gradients;
+    Tensor upstream = head_backward(gradients);
+    const ChunkInputs whole = inputs_of(0, batch_.S);
+    for (int64_t layer = ctx_.config.num_hidden_layers; layer-- > 0;) {
+      say(layer_text("backward", layer));
+      upstream = layer_backward(layer, whole, upstream, gradients);
+    }
+    embedding_gradient(upstream, gradients);
+    for (const std::string& name : gradient_taps(ctx_.config)) move_gradient(name, gradients, trace);
+    for (const auto& [name, value] : gradients) trace.put(name, value);  // any other gradient is a finding
+  }
+
+  static void move_gradient(const std::string& name, std::map<std::string, HostTensor>& from, Trace& to) {
+    const auto found = from.find(name);
+    if (found == from.end()) return;
+    to.put(name, found->second);
+    from.erase(found);
+  }
+
+  Tensor head_backward(std::map<std::string, HostTensor>& gradients) {
+    LayerWeights weights = outer_weights(true);
+    const Residual input = leaf(layer_inputs_.back());
+    layer_inputs_.pop_back();
+    const Tensor loss = lm_loss(ctx_, logits_of(input, weights), long_tensor(batch_.labels));
+    loss.backward();
+    for (const char* name : {"lm_head.weight", "model.norm.weight"}) keep_gradient(weights, name, gradients);
+    return input.sum.grad();
+  }
+
+  Tensor layer_backward(int64_t layer, const ChunkInputs& whole, const Tensor& upstream,
+                        std::map<std::string, HostTensor>& gradients) {
+    LayerWeights weights = layer_weights(layer, true);
+    const Residual input = leaf(layer_inputs_.back());
+    layer_inputs_.pop_back();
+    LayerCache cache;
+    const Residual output = run_layer(ctx_, layer, weights, input, whole, cache, flow_);
+    output.sum.backward(upstream);
+    for (const WeightSpec& spec : weights.specs()) keep_gradient(weights, spec.name, gradients);
+    return input.sum.grad();
+  }
+
+  void embedding_gradient(const Tensor& upstream, std::map<std::string, HostTensor>& gradients) {
+    LayerWeights weights = outer_weights(true);
+    const Tensor rows = torch::embedding(weights.get("model.embed_tokens.weight"), long_tensor(batch_.input_ids));
+    rows.backward(upstream);
+    keep_gradient(weights, "model.embed_tokens.weight", gradients);
+  }
+
+  /// An expert without tokens has an exactly zero gradient; the indexer and buffers have none (SPEC 2).
+  void keep_gradient(const LayerWeights& weights, const std::string& name,
+                     std::map<std::string, HostTensor>& gradients) const {
+    const std::string tap = "grad." + name;
+    if (is_buffer(name) || (options_.wanted && !options_.wanted(tap))) return;
+    const Tensor gradient = weights.gradient(name);
+    if (gradient.defined()) {
+      gradients[tap] = to_host(gradient, options_.dtype);
+    } else if (!is_indexer(name)) {
+      gradients[tap] = HostTensor(options_.dtype, shape_of(weights, name));
+    }
+  }
+
+  static Shape shape_of(const LayerWeights& weights, const std::string& name) {
+    for (const WeightSpec& spec : weights.specs()) {
+      if (spec.name == name) return spec.shape;
+    }
+    throw Error(ExitCode::internal, {.where = "reference", .what = "weight", .expected = "a known name", .got = name});
+  }
+
+  const WeightSource& source_;
+  const Batch& batch_;
+  const RunOptions& options_;
+  Context ctx_;
+  TapFlow flow_;
+  std::vector<WeightSpec> outer_specs_;
+  std::vector<std::pair<int64_t, int64_t>> ranges_;
+  std::vector<ChunkInputs> chunks_;
+  std::vector<Tensor> layer_inputs_;
+};
+
+class Reference : public Implementation {
+ public:
+  Reference(const ModelConfig& config, const WeightSource& weights) : config_(config), weights_(weights) {}
+
+  Trace run(const Batch& batch, const RunOptions& options) const override {
+    validate(batch, config_, "reference");
+    return Pass(config_, weights_, batch, options).run();
+  }
+  std::string name() const override { return "reference"; }
+
+ private:
+  ModelConfig config_;
+  const WeightSource& weights_;
+};
+
+}  // namespace
+
+std::unique_ptr<Implementation> make_reference(const ModelConfig& config, const WeightSource& weights) {
+  return std::make_unique<Reference>(config, weights);
+}
+
+std::string torch_version() { return TORCH_VERSION; }
+
+std::string resolve_device(const std::string& asked) {
+  const bool present = torch::cuda::is_available();
+  if (asked == "auto") return present ? "cuda" : "cpu";
+  if (asked.rfind("cuda", 0) == 0 && !present) {
+    throw Error(ExitCode::environment, {.where = "--device", .what = "device", .expected = "a CUDA device",
+                                        .got = "none", .hint = "use --device cpu"});
+  }
+  return asked;
+}
+
+void set_threads(int threads) { torch::set_num_threads(threads); }
+
+}  // namespace dsv32::reference

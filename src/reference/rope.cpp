@@ -1,0 +1,92 @@
+#include <cmath>
+#include <numbers>
+
+#include "src/model/errors.h"
+#include "src/reference/ops.h"
+
+namespace dsv32::reference {
+namespace {
+
+double yarn_mscale(double factor, double mscale) {
+  return factor <= 1 || mscale == 0 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
+}
+
+/// Pair index at which a wave turns `rotations` times within the original context.
+double correction_index(const ModelConfig& config, double rotations) {
+  const double d = static_cast<double>(config.qk_rope_head_dim);
+  const double length = static_cast<double>(config.yarn->original_max_position_embeddings);
+  return d * std::log(length / (rotations * 2 * std::numbers::pi)) / (2 * std::log(config.rope_theta));
+}
+
+/// f_i, [d/2].
+Tensor frequencies(const Context& ctx) {
+  const ModelConfig& config = ctx.config;
+  const int64_t d = config.qk_rope_head_dim;
+  const Tensor exponent = torch::arange(0, d, 2, ctx.real()) / static_cast<double>(d);
+  const Tensor plain = 1.0 / torch::pow(config.rope_theta, exponent);
+  if (!config.yarn || ctx.dialect.rope.yarn_ignored) return plain;
+
+  const double low = std::max(std::floor(correction_index(config, config.yarn->beta_fast)), 0.0);
+  double high = std::min(std::ceil(correction_index(config, config.yarn->beta_slow)), static_cast<double>(d - 1));
+  if (high == low) high += 0.001;
+  const Tensor ramp = ((torch::arange(d / 2, ctx.real()) - low) / (high - low)).clamp(0, 1);
+  return plain / config.yarn->factor * ramp + plain * (1 - ramp);
+}
+
+double amplitude(const Context& ctx) {
+  if (!ctx.config.yarn || !ctx.dialect.rope.yarn_amplitude) return 1.0;
+  const YarnConfig& yarn = *ctx.config.yarn;
+  return yarn_mscale(yarn.factor, yarn.mscale) / yarn_mscale(yarn.factor, yarn.mscale_all_dim);
+}
+
+/// Gives a [B,S,d/2] table the rank of x [B,S,...,d].
+Tensor broadcast_to_heads(const Tensor& table, const Tensor& x) {
+  return x.dim() == 4 ? table.unsqueeze(2) : table;
+}
+
+}  // namespace
+
+RopeTable rope_table(const Context& ctx, const Tensor& positions) {
+  const RopeVariant& variant = ctx.dialect.rope;
+  Tensor used = positions + variant.position_offset;
+  if (variant.positions_of_row0) used = used.slice(0, 0, 1).expand_as(positions);
+  const Tensor angles = used.to(ctx.rounding.compute_type()).unsqueeze(-1) * frequencies(ctx);
+  return {ctx.rounding.op(angles.cos() * amplitude(ctx)), ctx.rounding.op(angles.sin() * amplitude(ctx))};
+}
+
+Tensor rotate(const Context& ctx, const Tensor& x, const RopeTable& table, RopePairing pairing) {
+  const Rounding& r = ctx.rounding;
+  const int64_t half = x.size(-1) / 2;
+  const bool interleaved = pairing == RopePairing::interleaved;
+  const Tensor a = interleaved ? x.slice(-1, 0, torch::nullopt, 2) : x.narrow(-1, 0, half);
+  const Tensor b = interleaved ? x.slice(-1, 1, torch::nullopt, 2) : x.narrow(-1, half, half);
+  const Tensor cos = broadcast_to_heads(table.cos, x);
+  const Tensor sin = broadcast_to_heads(table.sin, x);
+  const Tensor first = r.op(a * cos) - r.op(b * sin);
+  const Tensor second = r.op(b * cos) + r.op(a * sin);
+  return interleaved ? torch::stack({first, second}, -1).flatten(-2) : torch::cat({first, second}, -1);
+}
+
+double softmax_scale(const ModelConfig& config, const AttentionVariant& variant) {
+  const double plain = std::pow(static_cast<double>(config.qk_head_dim()), -0.5);
+  if (!config.yarn) return plain;
+  const double source = variant.mscale_from_mscale ? config.yarn->mscale : config.yarn->mscale_all_dim;
+  return plain * std::pow(yarn_mscale(config.yarn->factor, source), variant.mscale_power);
+}
+
+Tensor hadamard(const Tensor& x) {
+  const int64_t n = x.size(-1);
+  if (n <= 0 || (n & (n - 1)) != 0) {
+    throw Error(ExitCode::artefact, {.where = "hadamard", .what = "last dimension", .expected = "a power of two",
+                                     .got = std::to_string(n)});
+  }
+  Tensor y = x;
+  for (int64_t width = 1; width < n; width *= 2) {
+    const Tensor pairs = y.unflatten(-1, {n / (2 * width), 2, width});
+    const Tensor a = pairs.select(-2, 0), b = pairs.select(-2, 1);
+    y = torch::stack({a + b, a - b}, -2).flatten(-3);
+  }
+  return y * std::pow(static_cast<double>(n), -0.5);
+}
+
+}  // namespace dsv32::reference

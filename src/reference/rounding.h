@@ -1,0 +1,36 @@
+#pragma once
+
+#include <torch/torch.h>
+
+#include "src/model/dialect.h"
+#include "src/model/tensor.h"
+
+namespace dsv32::reference {
+
+using torch::Tensor;
+
+/// Where values are rounded. Everything is computed in float64 (the oracle) or float32; the 16-bit modes round
+/// results to the 16-bit type and go on in float32. Autograd rounds the gradient at the same places.
+struct Rounding {
+  DType dtype = DType::float32;
+  RoundingStyle style = RoundingStyle::spec;
+
+  torch::ScalarType compute_type() const {
+    return dtype == DType::float64 ? torch::kFloat64 : torch::kFloat32;
+  }
+  bool is_16bit() const { return dtype == DType::bfloat16 || dtype == DType::float16; }
+  bool like_transformers() const { return is_16bit() && style == RoundingStyle::transformers; }
+
+  /// A tap: rounded once in the 16-bit modes (SPEC 1, bf16 mode).
+  Tensor tap(const Tensor& x) const { return is_16bit() ? round(x) : x; }
+  /// A value between taps: rounded only where transformers stores it in the model's dtype.
+  Tensor op(const Tensor& x) const { return like_transformers() ? round(x) : x; }
+
+ private:
+  Tensor round(const Tensor& x) const {
+    const auto narrow = dtype == DType::bfloat16 ? torch::kBFloat16 : torch::kFloat16;
+    return x.to(narrow).to(torch::kFloat32);
+  }
+};
+
+}  // namespace dsv32::reference
