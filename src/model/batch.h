@@ -19,7 +19,7 @@ struct Batch {
   std::vector<int64_t> labels;          // -100: not counted
   std::vector<int64_t> chunks;          // as in Case
   bool mask_given = true;
-  std::string digest;                   // sha256 of a user's file; empty for synthetic batches
+  std::string digest;  // sha256 of a user's file; empty for synthetic batches
 
   bool valid(int64_t b, int64_t s) const { return attention_mask[b * S + s] != 0; }
 };
@@ -29,7 +29,8 @@ Batch make_batch(const Case& c, int64_t index = 0);
 
 /// Fills position_ids from the mask.
 void set_positions(Batch& batch);
-/// FORMATS labels: ids, -100 on padding, on the first token after padding and in the first S/4 columns.
+/// FORMATS labels: ids, -100 on padding, on the first token after padding and in the first S/4
+/// columns.
 void set_labels(Batch& batch);
 /// Throws Error (artefact) unless ids are inside the vocabulary, the mask is 0/1 and sizes agree.
 void validate(const Batch& batch, const ModelConfig& config, const std::string& where);

@@ -8,7 +8,8 @@
 
 namespace dsv32 {
 
-/// What is computed: a config (with overrides applied), a seed and a batch shape. FORMATS section 3.
+/// What is computed: a config (with overrides applied), a seed and a batch shape. FORMATS
+/// section 3.
 struct Case {
   std::string name;
   ModelConfig config;          // overrides already applied
@@ -17,13 +18,13 @@ struct Case {
   uint64_t seed = 1;
   int64_t B = 0;
   int64_t S = 0;
-  int64_t pad = 0;             // masked positions at the left of row B-1
-  double bias_offset = 0;      // added to every e_score_correction_bias
-  std::vector<int64_t> chunks; // lengths that sum to S; empty: one pass
-  bool mask_given = true;      // false: no attention mask is passed at all (tiny-nopad)
-  bool sparse = true;          // selection must be exercised: else the check is vacuous
-  bool training = false;       // for the training suites only
-  std::string golden;          // "full", "sketch" or "none"
+  int64_t pad = 0;              // masked positions at the left of row B-1
+  double bias_offset = 0;       // added to every e_score_correction_bias
+  std::vector<int64_t> chunks;  // lengths that sum to S; empty: one pass
+  bool mask_given = true;       // false: no attention mask is passed at all (tiny-nopad)
+  bool sparse = true;           // selection must be exercised: else the check is vacuous
+  bool training = false;        // for the training suites only
+  std::string golden;           // "full", "sketch" or "none"
   std::string purpose;
 };
 

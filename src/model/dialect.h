@@ -12,8 +12,8 @@ namespace dsv32 {
 enum class RopePairing { interleaved, half };
 
 struct NormVariant {
-  double eps_block = 0;     // attn_norm and ffn_norm; 0: config rms_norm_eps
-  double eps_attn_norm = 0; // overrides eps_block for one norm; 0: not
+  double eps_block = 0;      // attn_norm and ffn_norm; 0: config rms_norm_eps
+  double eps_attn_norm = 0;  // overrides eps_block for one norm; 0: not
   double eps_ffn_norm = 0;
   double eps_q_latent = 0;
   double eps_kv_latent = 0;
@@ -22,12 +22,16 @@ struct NormVariant {
 
 struct RopeVariant {
   RopePairing mla = RopePairing::interleaved;
-  bool yarn_ignored = false;          // plain frequencies
-  bool yarn_amplitude = false;        // cos/sin times mscale(factor, mscale) / mscale(factor, mscale_all_dim)
-  bool positions_of_row0 = false;     // row 0's positions for the whole batch
+  bool yarn_ignored = false;  // plain frequencies
+  bool yarn_factor_is_ratio =
+      false;  // factor = max_position_embeddings / original_max_position_embeddings
+  bool yarn_amplitude =
+      false;  // cos/sin times mscale(factor, mscale) / mscale(factor, mscale_all_dim)
+  bool positions_of_row0 = false;  // row 0's positions for the whole batch
   int position_offset = 0;
-  bool angles_along_heads = false;    // indexer q: cos/sin broadcast over the head axis (needs S == H_I)
-  bool angles_not_halved = false;     // indexer: full-width table used for half vectors
+  bool angles_along_heads =
+      false;  // indexer q: cos/sin broadcast over the head axis (needs S == H_I)
+  bool angles_not_halved = false;  // indexer: full-width table used for half vectors
 };
 
 enum class ReluPlace { before_weight, after_weight, after_sum, none };
@@ -37,26 +41,26 @@ struct IndexerVariant {
   RopePairing rope = RopePairing::half;
   bool rope_first = true;
   bool rope_missing = false;
-  bool raw_q_latent = false;          // q from the latent before its norm
+  bool raw_q_latent = false;  // q from the latent before its norm
   KNorm k_norm = KNorm::layer_norm;
   double eps_k_norm = 1e-6;
-  bool scale_heads = true;            // H_I^-0.5
-  bool scale_dim = true;              // D_I^-0.5
+  bool scale_heads = true;  // H_I^-0.5
+  bool scale_dim = true;    // D_I^-0.5
   ReluPlace relu = ReluPlace::before_weight;
-  bool hadamard = false;              // rotate q and k before the scores (taps stay before it)
+  bool hadamard = false;  // rotate q and k before the scores (taps stay before it)
 };
 
 struct SelectionVariant {
   bool mask_before_topk = true;
-  int mask_shift = 0;                 // key t visible iff t <= s + shift (t >= 0); 0 is right
-  int topk_delta = 0;                 // added to index_topk
-  bool per_head = false;              // attention head h uses the set of indexer head h mod H_I
+  int mask_shift = 0;     // key t visible iff t <= s + shift (t >= 0); 0 is right
+  int topk_delta = 0;     // added to index_topk
+  bool per_head = false;  // attention head h uses the set of indexer head h mod H_I
 };
 
 struct AttentionVariant {
-  int mscale_power = 2;               // 0: missing, 4: applied twice
-  bool mscale_from_mscale = false;    // uses `mscale` in place of `mscale_all_dim`
-  bool absorbed = false;              // MQA on the latent; the same function
+  int mscale_power = 2;             // 0: missing, 4: applied twice
+  bool mscale_from_mscale = false;  // uses `mscale` in place of `mscale_all_dim`
+  bool absorbed = false;            // MQA on the latent; the same function
 };
 
 enum class GroupScore { top2, max };
@@ -68,18 +72,18 @@ struct RouterVariant {
   bool group_fill_zero = false;
   bool normalise = true;
   double norm_eps = 1e-20;
-  int scale_times = 1;                // routed_scaling_factor applied 0, 1 or 2 times
+  int scale_times = 1;  // routed_scaling_factor applied 0, 1 or 2 times
   int expert_id_shift = 0;
   bool detach_weights = false;
 };
 
 struct MoeVariant {
   bool silu = true;
-  int dropped_gradient_expert = -1;   // this expert's weights get no gradient
+  int dropped_gradient_expert = -1;  // this expert's weights get no gradient
 };
 
 struct ResidualVariant {
-  bool from_normed = false;           // ffn residual starts from the normed input
+  bool from_normed = false;  // both: h = norm(h) + f(norm(h)), so ffn_norm is the first wrong tap
 };
 
 struct LossVariant {
@@ -88,7 +92,7 @@ struct LossVariant {
 };
 
 struct LinearVariant {
-  int split_k = 1;                    // partial sums over the inner dimension, added last to first
+  int split_k = 1;  // partial sums over the inner dimension, added last to first
 };
 
 /// `spec`: round only at taps (SPEC, bf16 mode). `transformers`: also where transformers rounds.
@@ -120,7 +124,7 @@ std::string dialect_consequence(const std::string& name);
 struct KnownBug {
   std::string name;         // "indexer-rope-interleaved"
   std::string description;  // "indexer RoPE rotates interleaved pairs instead of halves"
-  std::string first_tap;    // without the layer: "ix.q", or "grad.mlp.gate.weight"
+  std::string first_tap;    // as tap_stem: "ix.q", or "grad.mlp.gate.weight"
   std::string case_name;    // a case in which it shows
   std::function<void(Dialect&)> plant;
 };

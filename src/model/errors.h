@@ -24,10 +24,10 @@ ExitCode worst(ExitCode a, ExitCode b);
 /// What a user needs to mend a wrong input. Printed as
 /// `where: what: expected X, got Y (context); hint: ...`; empty parts are left out.
 struct Complaint {
-  std::string where;     // file, op or option
-  std::string what;      // field, argument or rule
-  std::string expected;  // what would have been right
-  std::string got;       // what was there
+  std::string where;          // file, op or option
+  std::string what;           // field, argument or rule
+  std::string expected = {};  // what would have been right
+  std::string got = {};       // what was there
   std::string context = {};
   std::string hint = {};
 };

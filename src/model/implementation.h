@@ -18,14 +18,15 @@ enum class Feeding {
 };
 
 struct RunOptions {
-  DType dtype = DType::float32;   // float64: the oracle; bfloat16/float16: rounding modes (SPEC 1)
+  DType dtype = DType::float32;  // float64: the oracle; bfloat16/float16: rounding modes (SPEC 1)
   Dialect dialect = {};
-  bool backward = false;          // also the gradients of loss.lm
+  bool backward = false;  // also the gradients of loss.lm
   Feeding feeding = Feeding::free;
-  const Trace* feed = nullptr;    // for forced and staged
+  const Trace* feed = nullptr;  // for forced and staged
   /// Taps to keep; empty function: all.
   std::function<bool(const std::string&)> wanted = {};
-  /// Relative size of the random perturbation of every weight and every fed input (a condition probe); 0: none.
+  /// Relative size of the random perturbation of every weight and every fed input (a condition
+  /// probe); 0: none.
   double perturbation = 0;
   uint64_t perturbation_seed = 0;
   std::string device = "cpu";
@@ -37,8 +38,9 @@ struct RunOptions {
 class Implementation {
  public:
   virtual ~Implementation() = default;
-  /// Runs a batch and returns its taps (own values: what each stage computed, also where it was fed another value),
-  /// gradients last. Topk and experts in a forced run are the model's own choice; the values use the fed one.
+  /// Runs a batch and returns its taps (own values: what each stage computed, also where it was fed
+  /// another value), gradients last. Topk and experts in a forced run are the model's own choice;
+  /// the values use the fed one.
   virtual Trace run(const Batch& batch, const RunOptions& options) const = 0;
   virtual std::string name() const = 0;
 };

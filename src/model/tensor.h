@@ -19,7 +19,8 @@ std::string_view to_string(DType dtype);
 /// Inverse of to_string; throws Error (usage) that names the known ones.
 DType parse_dtype(std::string_view text);
 bool is_floating(DType dtype);
-/// Relative L2 error of one round-to-nearest in this type: 1.66e-3 bf16, 2.1e-4 f16, 3e-8 f32, 5.5e-17 f64.
+/// Relative L2 error of one round-to-nearest in this type: 1.66e-3 bf16, 2.1e-4 f16, 3e-8
+/// f32, 5.5e-17 f64.
 double rounding_floor(DType dtype);
 /// Distance between 1 and the next larger number: 2^-7 bf16, 2^-10 f16, 2^-23 f32, 2^-52 f64.
 double epsilon(DType dtype);
@@ -51,7 +52,8 @@ class HostTensor {
   std::byte* raw() { return data_.get(); }
   const std::byte* raw() const { return data_.get(); }
 
-  /// Typed view; T must match dtype (uint16_t for bfloat16 and float16). Throws Error (internal) if not.
+  /// Typed view; T must match dtype (uint16_t for bfloat16 and float16). Throws Error (internal) if
+  /// not.
   template <typename T>
   std::span<T> data();
   template <typename T>

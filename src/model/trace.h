@@ -21,21 +21,25 @@ enum class TapKind {
   topk,       // [B,S,index_topk] int32 set, -1 for none
   experts,    // [B,S,K] int32 set
   scalar,     // []
+  series,     // [steps]: one value per training step
   gradient,   // the weight's shape: one row per index of the first dimension
 };
 
 /// One tap of the vocabulary, without the layer.
 struct TapInfo {
-  std::string_view name;                 // "attn.ctx"; for layer taps without "layers.N."
+  std::string_view name;  // "attn.ctx"; for layer taps without "layers.N."
   TapKind kind;
   bool per_layer;
-  std::vector<std::string_view> inputs;  // taps that the stage reads ("hidden" = of the layer before)
+  std::vector<std::string_view>
+      inputs;  // taps that the stage reads ("hidden" = of the layer before)
 };
 
-/// Every forward tap in paper order (SPEC section 5).
+/// Every tap in paper order (SPEC section 5), then the KL and training ones. `loss.kl` is there
+/// twice: of a layer and of the model.
 const std::vector<TapInfo>& tap_vocabulary();
 
-/// "layers.3.attn.ctx" -> layer 3, info of attn.ctx. "grad.<weight>" -> kind gradient.
+/// "layers.3.attn.ctx" -> layer 3, info of attn.ctx. "grad.<weight>" and "param.<weight>" -> kind
+/// gradient, info.name "grad" or "param", layer of the weight.
 struct TapName {
   std::string full;
   std::optional<int64_t> layer;
@@ -44,18 +48,28 @@ struct TapName {
 /// nullopt for a name outside the vocabulary.
 std::optional<TapName> parse_tap(const std::string& full);
 std::string layer_tap(int64_t layer, std::string_view name);
+/// The name without its layer: "layers.3.attn.ctx" -> "attn.ctx",
+/// "grad.model.layers.3.mlp.gate.weight" -> "grad.mlp.gate.weight"; other names as they are. The
+/// spelling of KnownBug::first_tap.
+std::string tap_stem(const std::string& full);
+/// Full names of what the stage of this tap reads: `hidden` becomes the residual stream before the
+/// layer (`embed` in layer 0), `mlp.out` of a dense layer reads `ffn_norm`. Empty for gradients.
+std::vector<std::string> tap_inputs(const TapName& tap, const ModelConfig& config);
 
-/// Shape and layer set of a forward tap for this config and batch; nullopt where the layer has no such tap
-/// (router taps of a dense layer). T = S of the whole batch.
+/// Shape of a tap for this config and batch; nullopt where the model has no such tap (router taps
+/// of a dense layer, a layer or weight that is not there) and for series. T = S of the whole batch.
 std::optional<Shape> tap_shape(const TapName& tap, const ModelConfig& config, int64_t B, int64_t S);
 
-/// All forward taps that this model makes, in execution order: the order of "first divergence".
+/// All forward taps that this model makes, in execution order: the order of "first divergence". The
+/// indexer's taps are there in dense mode too (Hugging Face computes them), but topk is then not
+/// judged.
 std::vector<std::string> forward_taps(const ModelConfig& config);
 /// All gradients ("grad.<weight>") in back-propagation order (head first, embedding last), the
 /// indexer's and the buffers' left out.
 std::vector<std::string> gradient_taps(const ModelConfig& config);
 
-/// Named host tensors in execution order plus string metadata: what every implementation hands to the judge.
+/// Named host tensors in execution order plus string metadata: what every implementation hands to
+/// the judge.
 class Trace {
  public:
   std::map<std::string, std::string> metadata;  // FORMATS section 4

@@ -1,7 +1,9 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "src/model/case.h"
@@ -20,6 +22,11 @@ struct WeightSpec {
 std::vector<WeightSpec> weight_specs(const ModelConfig& config);
 /// Those of one layer, in paper order.
 std::vector<WeightSpec> layer_weight_specs(const ModelConfig& config, int64_t layer);
+/// Shape of one tensor by name; nullopt for a name that the model does not have.
+std::optional<Shape> weight_shape(const ModelConfig& config, const std::string& name);
+/// "model.layers.3.mlp.gate.weight" -> 3; nullopt outside the layers. Also for names of LoRA
+/// tensors.
+std::optional<int64_t> weight_layer(std::string_view name);
 /// e_score_correction_bias: a buffer, no gradient, never trained.
 bool is_buffer(const std::string& weight_name);
 bool is_indexer(const std::string& weight_name);
@@ -28,7 +35,8 @@ bool is_indexer(const std::string& weight_name);
 class WeightSource {
  public:
   virtual ~WeightSource() = default;
-  /// One tensor by its unfused checkpoint name, with the shape of `weight_specs`. Safe to call from several threads.
+  /// One tensor by its unfused checkpoint name, with the shape of `weight_specs`. Safe to call from
+  /// several threads.
   virtual HostTensor load(const WeightSpec& spec) const = 0;
   /// `synthetic:SEED` or `sha256:...`: what a trace's metadata says.
   virtual std::string identity() const = 0;

@@ -1,0 +1,137 @@
+#include "src/model/config.h"
+
+#include <cmath>
+#include <limits>
+
+#include "src/model/errors.h"
+
+namespace dsv32 {
+
+namespace {
+
+// Beyond every real model; keeps products of two fields inside 63 bits.
+constexpr int64_t kLargest = int64_t{1} << 30;
+
+[[noreturn]] void refuse(const ModelConfig& config, const std::string& field,
+                         const std::string& expected, const std::string& got) {
+  throw Error(ExitCode::artefact, {.where = config.name.empty() ? "config" : config.name,
+                                   .what = field,
+                                   .expected = expected,
+                                   .got = got});
+}
+
+std::string number(double value) {
+  std::string text = std::to_string(value);
+  if (std::isfinite(value) && std::fabs(value) < 1e-3 && value != 0) {
+    char buffer[32];
+    std::snprintf(buffer, sizeof buffer, "%g", value);
+    text = buffer;
+  }
+  return text;
+}
+
+// Every check in one place to read; the first failing one throws.
+class Checker {
+ public:
+  explicit Checker(const ModelConfig& config) : config_(config) {}
+
+  void between(const char* field, int64_t value, int64_t low, int64_t high) const {
+    if (value >= low && value <= high) return;
+    refuse(config_, field, std::to_string(low) + ".." + std::to_string(high),
+           std::to_string(value));
+  }
+  void positive(const char* field, int64_t value) const { between(field, value, 1, kLargest); }
+  void positive(const char* field, double value) const {
+    if (!(value > 0 && std::isfinite(value))) refuse(config_, field, "> 0", number(value));
+  }
+  void that(bool holds, const char* field, const std::string& expected, int64_t got) const {
+    if (!holds) refuse(config_, field, expected, std::to_string(got));
+  }
+
+ private:
+  const ModelConfig& config_;
+};
+
+void check_sizes(const ModelConfig& c, const Checker& check) {
+  check.positive("vocab_size", c.vocab_size);
+  check.positive("hidden_size", c.hidden_size);
+  check.positive("intermediate_size", c.intermediate_size);
+  check.positive("moe_intermediate_size", c.moe_intermediate_size);
+  check.positive("num_hidden_layers", c.num_hidden_layers);
+  check.positive("max_position_embeddings", c.max_position_embeddings);
+  check.between("first_k_dense_replace", c.first_k_dense_replace, 0, c.num_hidden_layers);
+  check.positive("rms_norm_eps", c.rms_norm_eps);
+}
+
+void check_attention(const ModelConfig& c, const Checker& check) {
+  check.positive("num_attention_heads", c.num_attention_heads);
+  check.that(c.num_key_value_heads == c.num_attention_heads, "num_key_value_heads",
+             "num_attention_heads, " + std::to_string(c.num_attention_heads),
+             c.num_key_value_heads);
+  check.positive("q_lora_rank", c.q_lora_rank);
+  check.positive("kv_lora_rank", c.kv_lora_rank);
+  check.positive("qk_nope_head_dim", c.qk_nope_head_dim);
+  check.positive("qk_rope_head_dim", c.qk_rope_head_dim);
+  check.that(c.qk_rope_head_dim % 2 == 0, "qk_rope_head_dim", "an even number", c.qk_rope_head_dim);
+  check.positive("v_head_dim", c.v_head_dim);
+}
+
+void check_indexer(const ModelConfig& c, const Checker& check) {
+  check.positive("index_n_heads", c.index_n_heads);
+  check.positive("index_head_dim", c.index_head_dim);
+  check.that(c.index_head_dim >= c.qk_rope_head_dim, "index_head_dim",
+             "at least qk_rope_head_dim, " + std::to_string(c.qk_rope_head_dim), c.index_head_dim);
+  check.positive("index_topk", c.index_topk);
+}
+
+void check_experts(const ModelConfig& c, const Checker& check) {
+  check.positive("n_routed_experts", c.n_routed_experts);
+  check.positive("n_shared_experts", c.n_shared_experts);
+  check.between("num_experts_per_tok", c.num_experts_per_tok, 1, c.n_routed_experts);
+  check.positive("n_group", c.n_group);
+  check.that(c.n_routed_experts % c.n_group == 0, "n_group",
+             "a divisor of n_routed_experts, " + std::to_string(c.n_routed_experts), c.n_group);
+  const int64_t per_group = c.n_routed_experts / c.n_group;
+  check.that(per_group >= 2, "n_group", "groups of two experts or more (SPEC 1.8)", c.n_group);
+  check.between("topk_group", c.topk_group, 1, c.n_group);
+  check.that(
+      c.num_experts_per_tok <= per_group * c.topk_group, "num_experts_per_tok",
+      "at most the experts of topk_group groups, " + std::to_string(per_group * c.topk_group),
+      c.num_experts_per_tok);
+  check.positive("routed_scaling_factor", c.routed_scaling_factor);
+}
+
+void check_rope(const ModelConfig& c, const Checker& check) {
+  if (!(c.rope_theta > 1 && std::isfinite(c.rope_theta))) {
+    refuse(c, "rope_theta", "> 1", number(c.rope_theta));
+  }
+  if (!c.yarn) return;
+  const YarnConfig& yarn = *c.yarn;
+  check.positive("rope_scaling.factor", yarn.factor);
+  check.positive("rope_scaling.original_max_position_embeddings",
+                 yarn.original_max_position_embeddings);
+  check.positive("rope_scaling.beta_slow", yarn.beta_slow);
+  check.positive("rope_scaling.beta_fast", yarn.beta_fast);
+  if (yarn.beta_fast < yarn.beta_slow) {
+    refuse(c, "rope_scaling.beta_fast", "at least beta_slow, " + number(yarn.beta_slow),
+           number(yarn.beta_fast));
+  }
+  for (const auto& [field, value] :
+       {std::pair{"rope_scaling.mscale", yarn.mscale},
+        std::pair{"rope_scaling.mscale_all_dim", yarn.mscale_all_dim}}) {
+    if (!(value >= 0 && std::isfinite(value))) refuse(c, field, ">= 0", number(value));
+  }
+}
+
+}  // namespace
+
+void ModelConfig::validate() const {
+  const Checker check(*this);
+  check_sizes(*this, check);
+  check_attention(*this, check);
+  check_indexer(*this, check);
+  check_experts(*this, check);
+  check_rope(*this, check);
+}
+
+}  // namespace dsv32

@@ -1,0 +1,161 @@
+#include "src/model/dialect.h"
+
+namespace dsv32 {
+
+namespace {
+
+// A row of the catalogue whose case is tiny-wide.
+KnownBug bug(std::string name, std::string description, std::string first_tap,
+             std::function<void(Dialect&)> plant) {
+  return {std::move(name), std::move(description), std::move(first_tap), "tiny-wide",
+          std::move(plant)};
+}
+
+KnownBug in_case(std::string case_name, KnownBug known) {
+  known.case_name = std::move(case_name);
+  return known;
+}
+
+using Rows = std::vector<KnownBug>;
+
+Rows indexer_bugs() {
+  return {
+      bug("indexer-rope-interleaved", "indexer RoPE rotates interleaved pairs instead of halves",
+          "ix.q", [](Dialect& d) { d.indexer.rope = RopePairing::interleaved; }),
+      bug("mla-rope-half", "main RoPE rotates halves instead of interleaved pairs", "q_rope",
+          [](Dialect& d) { d.rope.mla = RopePairing::half; }),
+      bug("indexer-nope-first", "indexer rotates the last lanes of its heads instead of the first",
+          "ix.q", [](Dialect& d) { d.indexer.rope_first = false; }),
+      bug("indexer-raw-q-latent", "indexer queries come from the latent before its norm", "ix.q",
+          [](Dialect& d) { d.indexer.raw_q_latent = true; }),
+      bug("relu-missing", "index scores without the ReLU", "ix.scores",
+          [](Dialect& d) { d.indexer.relu = ReluPlace::none; }),
+      bug("relu-after-weight", "ReLU after the head weight instead of before it", "ix.scores",
+          [](Dialect& d) { d.indexer.relu = ReluPlace::after_weight; }),
+      bug("k-norm-bias-missing", "k_norm without its bias", "ix.k",
+          [](Dialect& d) { d.indexer.k_norm = KNorm::layer_norm_no_bias; }),
+      bug("k-norm-eps", "k_norm with eps 1e-5 instead of 1e-6", "ix.k",
+          [](Dialect& d) { d.indexer.eps_k_norm = 1e-5; }),
+      bug("k-norm-rms", "RMSNorm in place of LayerNorm on the indexer's keys", "ix.k",
+          [](Dialect& d) { d.indexer.k_norm = KNorm::rms_norm; }),
+      bug("index-scale-heads-missing", "index weights without index_n_heads^-0.5", "ix.weights",
+          [](Dialect& d) { d.indexer.scale_heads = false; }),
+      bug("index-scale-dim-missing", "index weights without index_head_dim^-0.5", "ix.weights",
+          [](Dialect& d) { d.indexer.scale_dim = false; }),
+  };
+}
+
+Rows selection_bugs() {
+  return {
+      bug("mask-missing", "no causal and padding mask before the top-k", "ix.scores",
+          [](Dialect& d) { d.selection.mask_before_topk = false; }),
+      bug("mask-off-by-one", "a query sees the key after it", "ix.scores",
+          [](Dialect& d) { d.selection.mask_shift = 1; }),
+      bug("topk-minus-one", "one key too few is selected", "topk",
+          [](Dialect& d) { d.selection.topk_delta = -1; }),
+      bug("topk-per-head", "every head selects its own keys", "topk",
+          [](Dialect& d) { d.selection.per_head = true; }),
+  };
+}
+
+Rows rope_bugs() {
+  return {
+      in_case("tiny-yarn", bug("mscale-missing", "softmax scale without mscale^2", "attn.logits",
+                               [](Dialect& d) { d.attention.mscale_power = 0; })),
+      in_case("tiny-yarn", bug("mscale-twice", "softmax scale with mscale^4", "attn.logits",
+                               [](Dialect& d) { d.attention.mscale_power = 4; })),
+      in_case("tiny-yarn", bug("yarn-ignored", "YaRN ignored: plain RoPE frequencies", "q_rope",
+                               [](Dialect& d) { d.rope.yarn_ignored = true; })),
+      bug("positions-row0", "positions of row 0 used for every row of the batch", "q_rope",
+          [](Dialect& d) { d.rope.positions_of_row0 = true; }),
+  };
+}
+
+Rows router_bugs() {
+  return {
+      bug("bias-in-weights", "correction bias used in the expert weights", "router.weights",
+          [](Dialect& d) { d.router.bias_in_weights = true; }),
+      bug("bias-not-in-choice", "correction bias ignored in the expert choice", "router.experts",
+          [](Dialect& d) { d.router.bias_in_choice = false; }),
+      bug("group-score-max", "group score is the best expert instead of the two best",
+          "router.experts", [](Dialect& d) { d.router.group_score = GroupScore::max; }),
+      in_case("tiny-bias",
+              bug("group-fill-zero", "excluded groups filled with 0 instead of -inf",
+                  "router.experts", [](Dialect& d) { d.router.group_fill_zero = true; })),
+      bug("no-weight-normalisation", "expert weights are not divided by their sum",
+          "router.weights", [](Dialect& d) { d.router.normalise = false; }),
+      bug("routed-scale-twice", "routed_scaling_factor applied twice", "router.weights",
+          [](Dialect& d) { d.router.scale_times = 2; }),
+      bug("routed-scale-missing", "routed_scaling_factor not applied", "router.weights",
+          [](Dialect& d) { d.router.scale_times = 0; }),
+      bug("expert-id-shifted", "expert ids shifted by one", "router.experts",
+          [](Dialect& d) { d.router.expert_id_shift = 1; }),
+      bug("silu-missing", "MLP without the SiLU", "mlp.out",  // layer 0 is dense
+          [](Dialect& d) { d.moe.silu = false; }),
+  };
+}
+
+Rows norm_bugs() {
+  constexpr double kWrongEps = 1e-5;  // the default of several frameworks
+  return {
+      bug("eps-attn-norm", "eps 1e-5 in the norm before the attention", "attn_norm",
+          [](Dialect& d) { d.norm.eps_attn_norm = kWrongEps; }),
+      bug("eps-q-latent", "eps 1e-5 in the norm of the query latent", "q_latent",
+          [](Dialect& d) { d.norm.eps_q_latent = kWrongEps; }),
+      bug("eps-kv-latent", "eps 1e-5 in the norm of the key-value latent", "kv_latent",
+          [](Dialect& d) { d.norm.eps_kv_latent = kWrongEps; }),
+      bug("eps-ffn-norm", "eps 1e-5 in the norm before the MLP", "ffn_norm",
+          [](Dialect& d) { d.norm.eps_ffn_norm = kWrongEps; }),
+      bug("eps-final-norm", "eps 1e-5 in the final norm", "final_norm",
+          [](Dialect& d) { d.norm.eps_final = kWrongEps; }),
+      bug("residual-from-normed", "residual starts from the normalised input", "ffn_norm",
+          [](Dialect& d) { d.residual.from_normed = true; }),
+      in_case("tiny-square", bug("angles-along-heads",
+                                 "rotation angles broadcast along the heads, not the positions",
+                                 "ix.q", [](Dialect& d) { d.rope.angles_along_heads = true; })),
+      bug("angles-not-halved", "full-width cos and sin used for half vectors in the indexer",
+          "ix.q", [](Dialect& d) { d.rope.angles_not_halved = true; }),
+  };
+}
+
+Rows training_bugs() {
+  constexpr int kBusyExpert = 3;  // gets tokens in tiny-wide
+  return {
+      bug("labels-unshifted", "labels are not shifted", "loss.lm",
+          [](Dialect& d) { d.loss.shifted = false; }),
+      bug("loss-mean-over-all", "loss is the mean over all tokens instead of the counted ones",
+          "loss.lm", [](Dialect& d) { d.loss.mean_over_all = true; }),
+      bug("router-weights-detached", "no gradient through the expert weights",
+          "grad.mlp.gate.weight", [](Dialect& d) { d.router.detach_weights = true; }),
+      bug("expert-gradient-dropped", "the gradient of one expert is dropped",
+          "grad.mlp.experts.3.down_proj.weight",
+          [](Dialect& d) { d.moe.dropped_gradient_expert = kBusyExpert; }),
+  };
+}
+
+Rows further_bugs() {
+  return {
+      bug("indexer-rope-missing", "no RoPE in the indexer", "ix.q",
+          [](Dialect& d) { d.indexer.rope_missing = true; }),
+      bug("position-offset", "all positions shifted by one", "q_rope",
+          [](Dialect& d) { d.rope.position_offset = 1; }),
+      bug("relu-after-sum", "ReLU after the sum over the index heads", "ix.scores",
+          [](Dialect& d) { d.indexer.relu = ReluPlace::after_sum; }),
+  };
+}
+
+}  // namespace
+
+const std::vector<KnownBug>& known_bugs() {
+  static const std::vector<KnownBug> all = [] {
+    Rows rows;
+    for (const Rows& part : {indexer_bugs(), selection_bugs(), rope_bugs(), router_bugs(),
+                             norm_bugs(), training_bugs(), further_bugs()}) {
+      rows.insert(rows.end(), part.begin(), part.end());
+    }
+    return rows;
+  }();
+  return all;
+}
+
+}  // namespace dsv32

@@ -1,0 +1,75 @@
+#include "src/model/sketch.h"
+
+#include <array>
+#include <cmath>
+#include <limits>
+
+#include "src/model/errors.h"
+#include "src/model/philox.h"
+#include "src/model/philox_block.h"
+
+namespace dsv32 {
+
+namespace {
+
+using Signs = std::array<double, kProjections>;
+
+// Signs of the 8 projections for each value of a byte.
+std::array<Signs, 256> make_sign_table() {
+  std::array<Signs, 256> table;
+  for (size_t byte = 0; byte < table.size(); ++byte) {
+    for (int p = 0; p < kProjections; ++p) table[byte][p] = (byte >> p) & 1 ? 1.0 : -1.0;
+  }
+  return table;
+}
+
+}  // namespace
+
+std::vector<uint8_t> sketch_signs(const std::string& tap, int64_t row_size) {
+  constexpr size_t kBytesPerBlock = 32;
+  const std::array<uint64_t, 2> key = {0, fnv1a64("sketch." + tap)};
+  std::vector<uint8_t> signs(static_cast<size_t>(row_size));
+  std::array<uint64_t, 4> words = {};
+  for (size_t i = 0; i < signs.size(); ++i) {
+    const size_t byte = i % kBytesPerBlock;
+    if (byte == 0) words = philox4x64_block({1 + i / kBytesPerBlock, 0, 0, 0}, key);
+    signs[i] = static_cast<uint8_t>(words[byte / 8] >> (8 * (byte % 8)));
+  }
+  return signs;
+}
+
+void project(std::span<const double> row, std::span<const uint8_t> signs, std::span<double> out) {
+  static const std::array<Signs, 256> table = make_sign_table();
+  if (row.size() != signs.size() || out.size() != kProjections) {
+    throw Error(ExitCode::internal, {.where = "sketch",
+                                     .what = "row and sign counts",
+                                     .expected = std::to_string(signs.size()),
+                                     .got = std::to_string(row.size())});
+  }
+  Signs sums = {};
+  for (size_t i = 0; i < row.size(); ++i) {
+    const double value = row[i] == -std::numeric_limits<double>::infinity() ? 0.0 : row[i];
+    const Signs& sign = table[signs[i]];
+    for (int p = 0; p < kProjections; ++p) sums[p] += sign[p] * value;
+  }
+  for (int p = 0; p < kProjections; ++p) out[p] = sums[p];
+}
+
+SketchRows sketch_rows(const TapName& tap, const Shape& shape) {
+  const int64_t total = numel(shape);
+  const auto rows_of = [total](int64_t count) {
+    return SketchRows{.count = count, .size = count == 0 ? 0 : total / count};
+  };
+  switch (tap.info.kind) {
+    case TapKind::scalar:
+    case TapKind::series:
+    case TapKind::gradient:
+      return rows_of(1);
+    case TapKind::attention:  // [B,H,S,T]
+      return rows_of(shape.at(0) * shape.at(2));
+    default:  // [B,S,...] and [B,T,D]
+      return rows_of(shape.at(0) * shape.at(1));
+  }
+}
+
+}  // namespace dsv32
