@@ -1,0 +1,14 @@
+#pragma once
+
+#include <ATen/core/dispatch/Dispatcher.h>
+
+namespace dsv32::suites {
+
+inline at::Tensor smoke_add_one(const at::Tensor& x) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("dsv32::smoke_add_one", "")
+                             .typed<at::Tensor(const at::Tensor&)>();
+  return op.call(x);
+}
+
+}  // namespace dsv32::suites
