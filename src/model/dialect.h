@@ -18,20 +18,23 @@ struct NormVariant {
   double eps_q_latent = 0;
   double eps_kv_latent = 0;
   double eps_final = 0;
+
+  bool operator==(const NormVariant&) const = default;
 };
 
 struct RopeVariant {
   RopePairing mla = RopePairing::interleaved;
   bool yarn_ignored = false;  // plain frequencies
-  bool yarn_factor_is_ratio =
-      false;  // factor = max_position_embeddings / original_max_position_embeddings
-  bool yarn_amplitude =
-      false;  // cos/sin times mscale(factor, mscale) / mscale(factor, mscale_all_dim)
+  /// factor = max_position_embeddings / original_max_position_embeddings (not in the softmax scale)
+  bool yarn_factor_is_ratio = false;
+  /// cos/sin times mscale(factor, mscale) / mscale(factor, mscale_all_dim)
+  bool yarn_amplitude = false;
   bool positions_of_row0 = false;  // row 0's positions for the whole batch
   int position_offset = 0;
-  bool angles_along_heads =
-      false;  // indexer q: cos/sin broadcast over the head axis (needs S == H_I)
-  bool angles_not_halved = false;  // indexer: full-width table used for half vectors
+  bool angles_along_heads = false;  // indexer q: cos/sin along the head axis (needs S == H_I)
+  bool angles_not_halved = false;   // indexer: full-width table used for half vectors
+
+  bool operator==(const RopeVariant&) const = default;
 };
 
 enum class ReluPlace { before_weight, after_weight, after_sum, none };
@@ -48,6 +51,8 @@ struct IndexerVariant {
   bool scale_dim = true;    // D_I^-0.5
   ReluPlace relu = ReluPlace::before_weight;
   bool hadamard = false;  // rotate q and k before the scores (taps stay before it)
+
+  bool operator==(const IndexerVariant&) const = default;
 };
 
 struct SelectionVariant {
@@ -55,12 +60,16 @@ struct SelectionVariant {
   int mask_shift = 0;     // key t visible iff t <= s + shift (t >= 0); 0 is right
   int topk_delta = 0;     // added to index_topk
   bool per_head = false;  // attention head h uses the set of indexer head h mod H_I
+
+  bool operator==(const SelectionVariant&) const = default;
 };
 
 struct AttentionVariant {
   int mscale_power = 2;             // 0: missing, 4: applied twice
   bool mscale_from_mscale = false;  // uses `mscale` in place of `mscale_all_dim`
   bool absorbed = false;            // MQA on the latent; the same function
+
+  bool operator==(const AttentionVariant&) const = default;
 };
 
 enum class GroupScore { top2, max };
@@ -75,24 +84,34 @@ struct RouterVariant {
   int scale_times = 1;  // routed_scaling_factor applied 0, 1 or 2 times
   int expert_id_shift = 0;
   bool detach_weights = false;
+
+  bool operator==(const RouterVariant&) const = default;
 };
 
 struct MoeVariant {
   bool silu = true;
   int dropped_gradient_expert = -1;  // this expert's weights get no gradient
+
+  bool operator==(const MoeVariant&) const = default;
 };
 
 struct ResidualVariant {
-  bool from_normed = false;  // both: h = norm(h) + f(norm(h)), so ffn_norm is the first wrong tap
+  bool from_normed = false;  // attention: h = norm(h) + attention(norm(h))
+
+  bool operator==(const ResidualVariant&) const = default;
 };
 
 struct LossVariant {
   bool shifted = true;
   bool mean_over_all = false;
+
+  bool operator==(const LossVariant&) const = default;
 };
 
 struct LinearVariant {
   int split_k = 1;  // partial sums over the inner dimension, added last to first
+
+  bool operator==(const LinearVariant&) const = default;
 };
 
 /// `spec`: round only at taps (SPEC, bf16 mode). `transformers`: also where transformers rounds.
@@ -111,6 +130,8 @@ struct Dialect {
   LossVariant loss;
   LinearVariant linear;
   RoundingStyle rounding = RoundingStyle::spec;
+
+  bool operator==(const Dialect&) const = default;
 };
 
 /// spec-1, hf and the other presets, in the order in which they are tried.

@@ -1,5 +1,7 @@
 #include "src/model/tensor.h"
 
+#include <sys/mman.h>
+
 #include <array>
 #include <bit>
 #include <cmath>
@@ -133,15 +135,27 @@ void convert_all(const From* from, To* to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = convert<To>(from[i]);
 }
 
-// calloc leaves large blocks to the kernel's zero pages: nothing is touched before it is written.
+[[noreturn]] void refuse_allocation(size_t bytes) {
+  throw Error(ExitCode::environment, {.where = "memory",
+                                      .what = "cannot allocate a tensor",
+                                      .expected = std::to_string(bytes) + " bytes",
+                                      .got = "none"});
+}
+
+// Zero pages of the kernel: nothing is touched before it is written, and huge pages fault 512 times
+// less often.
+std::shared_ptr<std::byte[]> map_zeroed(size_t bytes) {
+  void* block = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (block == MAP_FAILED) refuse_allocation(bytes);
+  madvise(block, bytes, MADV_HUGEPAGE);  // a wish; without it only slower
+  return {static_cast<std::byte*>(block), [bytes](std::byte* p) { munmap(p, bytes); }};
+}
+
 std::shared_ptr<std::byte[]> allocate_zeroed(size_t bytes) {
+  constexpr size_t kMapFrom = size_t{4} << 20;  // two huge pages
+  if (bytes >= kMapFrom) return map_zeroed(bytes);
   void* block = std::calloc(1, bytes + kAlignment);
-  if (block == nullptr) {
-    throw Error(ExitCode::environment, {.where = "memory",
-                                        .what = "cannot allocate a tensor",
-                                        .expected = std::to_string(bytes) + " bytes",
-                                        .got = "none"});
-  }
+  if (block == nullptr) refuse_allocation(bytes);
   const auto address = reinterpret_cast<uintptr_t>(block);
   const uintptr_t aligned = (address + kAlignment - 1) / kAlignment * kAlignment;
   return {reinterpret_cast<std::byte*>(aligned), [block](std::byte*) { std::free(block); }};

@@ -18,6 +18,14 @@ double correction_index(const ModelConfig& config, double rotations) {
   return d * std::log(length / (rotations * 2 * std::numbers::pi)) / (2 * std::log(config.rope_theta));
 }
 
+/// The factor of the frequencies and of the amplitude; the softmax scale always takes the explicit one.
+double interpolation_factor(const Context& ctx) {
+  const YarnConfig& yarn = *ctx.config.yarn;
+  if (!ctx.dialect.rope.yarn_factor_is_ratio) return yarn.factor;
+  return static_cast<double>(ctx.config.max_position_embeddings) /
+         static_cast<double>(yarn.original_max_position_embeddings);
+}
+
 /// f_i, [d/2].
 Tensor frequencies(const Context& ctx) {
   const ModelConfig& config = ctx.config;
@@ -30,13 +38,14 @@ Tensor frequencies(const Context& ctx) {
   double high = std::min(std::ceil(correction_index(config, config.yarn->beta_slow)), static_cast<double>(d - 1));
   if (high == low) high += 0.001;
   const Tensor ramp = ((torch::arange(d / 2, ctx.real()) - low) / (high - low)).clamp(0, 1);
-  return plain / config.yarn->factor * ramp + plain * (1 - ramp);
+  return plain / interpolation_factor(ctx) * ramp + plain * (1 - ramp);
 }
 
 double amplitude(const Context& ctx) {
   if (!ctx.config.yarn || !ctx.dialect.rope.yarn_amplitude) return 1.0;
   const YarnConfig& yarn = *ctx.config.yarn;
-  return yarn_mscale(yarn.factor, yarn.mscale) / yarn_mscale(yarn.factor, yarn.mscale_all_dim);
+  const double factor = interpolation_factor(ctx);
+  return yarn_mscale(factor, yarn.mscale) / yarn_mscale(factor, yarn.mscale_all_dim);
 }
 
 /// Gives a [B,S,d/2] table the rank of x [B,S,...,d].
