@@ -1,0 +1,39 @@
+#pragma once
+
+#include <vector>
+
+#include "harness/cli_options.h"
+#include "harness/report.h"
+#include "src/model/case.h"
+#include "src/model/errors.h"
+
+namespace dsv32::harness {
+
+/// What each command does. Wrong input throws Error; the result is the exit code.
+ExitCode run_command(const Options& options);
+
+/// The main job: judge the cases or the candidates.
+ExitCode judge_command(const Options& options);
+
+/// `compare A B`.
+ExitCode compare_command(const Options& options);
+
+/// `--list` and `list [GROUP]`.
+ExitCode list_command(const Options& options);
+
+/// `--show-config`: the config as read and the numbers that follow from it, as JSON.
+ExitCode show_config_command(const Options& options);
+
+/// The cases that the options mean: the candidates' own, one case, or those of a config.
+/// Throws Error (artefact) when a candidate contradicts --case, --config or --seed.
+std::vector<Case> chosen_cases(const Options& options);
+
+/// Throws Error (environment) unless everything that `options` wants written can be written. Before
+/// a long run.
+void probe_outputs(const Options& options);
+
+/// Writes and prints a finished report. The exit code is the report's, or worse when it could not
+/// be written.
+ExitCode deliver(Report report, const Options& options);
+
+}  // namespace dsv32::harness

@@ -1,0 +1,67 @@
+#include "harness/cli_commands.h"
+#include "harness/progress.h"
+#include "harness/report_text.h"
+#include "harness/runner.h"
+#include "harness/stop.h"
+#include "src/model/log.h"
+#include "src/reference/reference.h"
+
+namespace dsv32::harness {
+namespace {
+
+Job make_job(const Options& options) {
+  Job job;
+  job.cases = chosen_cases(options);
+  job.suites = options.suites;
+  job.filter = options.filter;
+  job.candidates.assign(options.candidates.begin(), options.candidates.end());
+  job.dialect = options.dialect.value_or(job.dialect);
+  if (!options.dtypes.empty()) job.dtypes = options.dtypes;
+  job.impl = options.impl;
+  job.device = reference::resolve_device(options.device);
+  job.weights = options.weights;
+  if (options.batch) job.batch_file = *options.batch;
+  job.seed = options.seed;
+  job.command = options.repro;
+  return job;
+}
+
+/// Runs while the user may still stop it. Whatever a stopped run ends with, the stop is its reason.
+Report run_stoppable(Job job, const Options& options) {
+  Progress progress(progress_style(options.quiet));
+  Stop stop(options.timeout, [&] { progress.finish(); });
+  job.interrupted = [&] { return stop.asked(); };
+  job.progress = [&](const std::string& text) {
+    stop.check();
+    progress.update(text);
+  };
+  try {
+    Report report = run_job(job);
+    stop.disarm();
+    stop.check();
+    return report;
+  } catch (...) {
+    stop.check();
+    throw;
+  }
+}
+
+}  // namespace
+
+ExitCode judge_command(const Options& options) {
+  probe_outputs(options);
+  if (options.dialect && options.candidates.empty()) {
+    log_warning("--dialect says what a candidate declares; without --candidate it changes nothing");
+  }
+  return deliver(run_stoppable(make_job(options), options), options);
+}
+
+ExitCode compare_command(const Options& options) {
+  probe_outputs(options);
+  Options described = options;
+  described.repro = "dsv32-verify compare";
+  for (const std::string& path : options.arguments) described.repro += " " + shell_word(path);
+  return deliver(compare_traces(options.arguments[0], options.arguments[1]), described);
+}
+
+}  // namespace dsv32::harness

@@ -1,0 +1,81 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "harness/terminal.h"
+#include "src/model/tensor.h"
+
+namespace dsv32::harness {
+
+/// What the command line asks for.
+enum class Command {
+  judge,  // no subcommand: the main job
+  dump,
+  compare,
+  weights_make,
+  weights_check,
+  golden_verify,
+  golden_diff,
+  golden_show,
+  list,
+  show_config,
+  version,
+  help,
+};
+
+/// The command line as data; names are checked, files are not.
+struct Options {
+  Command command = Command::judge;
+  std::string help;  // text to print, for Command::help
+
+  // what is judged
+  std::optional<std::string> config;  // name or path
+  std::optional<std::string> case_name;
+  std::vector<std::string> candidates;
+  std::optional<std::string> dialect;
+  std::string weights = "synthetic";
+  std::optional<std::string> batch;
+  std::optional<uint64_t> seed;
+
+  // how
+  std::vector<std::string> suites = {"forward", "backward"};
+  std::string filter;
+  std::string device = "auto";
+  std::vector<DType> dtypes;  // empty: the command's default
+  std::string impl = "reference";
+  std::optional<double> timeout;  // seconds
+
+  // what comes out
+  std::optional<std::string>
+      out;  // a folder for reports; a file for dump, a folder for weights make
+  std::optional<std::string> junit;
+  std::optional<std::string> markdown;
+  bool json = false;
+  ColorChoice color = ColorChoice::automatic;
+  bool verbose = false;
+  bool quiet = false;
+
+  // subcommands
+  std::string mode = "forward";        // dump
+  std::vector<std::string> arguments;  // compare A B, list GROUP, ...
+
+  std::string repro;  // a command that gives the same verdict again
+};
+
+/// Throws Error (usage), with the nearest name for an unknown one.
+Options parse_command_line(const std::vector<std::string>& arguments);
+
+/// The groups of `list`.
+const std::vector<std::string>& list_groups();
+/// The suites of this version, and a line about each.
+struct SuiteInfo {
+  std::string name;
+  std::string about;
+};
+const std::vector<SuiteInfo>& suites();
+
+}  // namespace dsv32::harness

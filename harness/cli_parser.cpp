@@ -1,0 +1,197 @@
+#include "harness/cli_parser.h"
+
+#include "harness/cli_help.h"
+
+namespace dsv32::harness {
+namespace {
+
+constexpr char kAbout[] =
+    "Judges DeepSeek-V3.2 implementations: forward values and gradients, tap by tap, against a\n"
+    "float64 oracle, and names the first op that diverges. Without arguments: --config tiny.";
+
+constexpr char kFooter[] =
+    "Examples:\n"
+    "  dsv32-verify --config small --out report/\n"
+    "  dsv32-verify weights make --case small --out ckpt/\n"
+    "  python golden/dump.py --checkpoint ckpt/ --case small --out fork.safetensors\n"
+    "  dsv32-verify --candidate fork.safetensors --out report/\n"
+    "  dsv32-verify compare fork.safetensors oracle.safetensors\n"
+    "\n"
+    "Exit codes: 0 passed, 1 a check failed, 2 usage, 3 internal error, 4 file refused,\n"
+    "5 nothing was checked, 6 device, memory, disk or time, 130 and 143 interrupted.\n"
+    "Colours: NO_COLOR, FORCE_COLOR and TERM=dumb are respected.";
+
+/// One option: its name, where its value goes, how the value is called, and one line about it.
+template <typename Value>
+CLI::Option* add(CLI::App& app, const std::string& name, Value& value, const std::string& called,
+                 const std::string& about, const std::string& group = "Options") {
+  return app.add_option(name, value, about)->option_text(called)->group(group);
+}
+
+void add_flag(CLI::App& app, const std::string& name, bool& value, const std::string& about,
+              const std::string& group) {
+  app.add_flag(name, value, about)->group(group)->disable_flag_override();
+}
+
+void add_talk(CLI::App& app, Raw& raw) {
+  Options& o = raw.options;
+  add(app, "--color", raw.color, "WHEN", "auto (default), always or never", kOther);
+  add_flag(app, "-v,--verbose", o.verbose, "say more: every tap, debug messages", kOther);
+  add_flag(app, "-q,--quiet", o.quiet, "no progress, no messages but errors", kOther);
+  app.set_help_flag("-h,--help", "this text")->group(kOther);
+}
+
+void add_reports(CLI::App& app, Raw& raw) {
+  add(app, "--out", raw.out, "DIR", "write report.json, report.md, junit.xml into this folder",
+      kOutput);
+  add_flag(app, "--json", raw.options.json, "print report.json on stdout and nothing else",
+           kOutput);
+  add(app, "--junit", raw.junit, "FILE", "write the JUnit report to this file", kOutput);
+  add(app, "--md", raw.markdown, "FILE", "write the Markdown report to this file", kOutput);
+}
+
+void add_judged(CLI::App& app, Raw& raw) {
+  Options& o = raw.options;
+  add(app, "--config", raw.config, "NAME|PATH",
+      "all cases of tiny, small, medium, full or a config.json", kJudged);
+  add(app, "--case", raw.case_name, "NAME", "one case (dsv32-verify list cases)", kJudged);
+  add(app, "--candidate", o.candidates, "FILE", "judge this trace file in its case; repeatable",
+      kJudged)
+      ->allow_extra_args(false);
+  add(app, "--dialect", raw.dialect, "NAME", "what the candidate declares to be; default spec-1",
+      kJudged);
+  add(app, "--weights", o.weights, "SOURCE", "synthetic (default), synthetic:SEED or a folder",
+      kJudged);
+  add(app, "--batch", raw.batch, "FILE", "own input_ids, attention_mask, labels (no golden)",
+      kJudged);
+  add(app, "--seed", raw.seed, "N", "another seed for weights and batch (no golden)", kJudged);
+}
+
+void add_how(CLI::App& app, Raw& raw) {
+  Options& o = raw.options;
+  add(app, "-t,--suite", o.suites, "SUITE,..", "forward, backward; default both", kHow)
+      ->delimiter(',')
+      ->allow_extra_args(false);
+  add(app, "-k", o.filter, "TEXT", "only checks whose \"case/subject/tap\" contains this", kHow);
+  add(app, "--device", o.device, "NAME", "auto (default), cpu or cuda", kHow);
+  add(app, "--dtype", raw.dtypes, "TYPE,..", "of the reference; default float32,bfloat16", kHow)
+      ->delimiter(',')
+      ->allow_extra_args(false);
+  add(app, "--impl", o.impl, "NAME", "implementation under test: reference (default)", kHow);
+  add(app, "--timeout", raw.timeout, "SECONDS", "give up after this time (exit 6)", kHow);
+}
+
+/// Flags that DESIGN promises for later: known, so that they are not called unknown.
+void add_later(Parser& parser) {
+  CLI::App& app = parser.app;
+  app.add_option("--html", parser.raw.html)->group("");
+  app.add_option("--layers", parser.raw.layers)->group("");
+  app.add_flag("--resume", parser.raw.resume)->group("");
+  for (const char* name : {"launch", "bench", "doctor", "diagnose", "report"}) {
+    CLI::App* later = app.add_subcommand(name)->group("")->prefix_command();
+    later->set_help_flag();
+    parser.later.push_back(later);
+  }
+}
+
+CLI::App* add_verb(Parser& parser, CLI::App& parent, Command command, const std::string& name,
+                   const std::string& about) {
+  CLI::App* app = parent.add_subcommand(name, about);
+  parser.verbs.push_back({app, command});
+  return app;
+}
+
+CLI::App* add_noun(Parser& parser, const std::string& name, const std::string& about) {
+  CLI::App* app = parser.app.add_subcommand(name, about)->require_subcommand(1);
+  app->set_help_flag("-h,--help", "this text");
+  return app;
+}
+
+void add_dump(Parser& parser) {
+  Raw& raw = parser.raw;
+  Options& o = raw.options;
+  CLI::App& dump = *add_verb(parser, parser.app, Command::dump, "dump",
+                             "write the trace of one of our implementations");
+  add(dump, "--case", raw.case_name, "NAME", "the case to run (required)")->required();
+  add(dump, "--out", raw.out, "FILE", "the safetensors file to write (required)")->required();
+  add(dump, "--impl", o.impl, "NAME", "oracle or reference (default)");
+  add(dump, "--mode", o.mode, "NAME", "forward (default) or backward");
+  add(dump, "--dtype", raw.dtypes, "TYPE", "float64, float32 (default) or bfloat16")->expected(1);
+  add(dump, "--dialect", raw.dialect, "NAME", "run as this dialect; default spec-1");
+  add(dump, "--device", o.device, "NAME", "auto (default), cpu or cuda");
+}
+
+/// The words after a command: `called` as in its usage line.
+CLI::Option* add_words(CLI::App& app, Raw& raw, const std::string& name,
+                       const std::string& called) {
+  return add(app, name, raw.options.arguments, called, "")->required();
+}
+
+void add_compare(Parser& parser) {
+  CLI::App& compare =
+      *add_verb(parser, parser.app, Command::compare, "compare", "compare two traces, tap by tap");
+  add_words(compare, parser.raw, "traces", "A B")->expected(2);
+  add_reports(compare, parser.raw);
+}
+
+void add_weights(Parser& parser) {
+  Raw& raw = parser.raw;
+  CLI::App& weights = *add_noun(parser, "weights", "make or check a checkpoint folder");
+  CLI::App& make = *add_verb(parser, weights, Command::weights_make, "make",
+                             "make a synthetic checkpoint that from_pretrained opens");
+  add(make, "--case", raw.case_name, "NAME", "the case (required)")->required();
+  add(make, "--out", raw.out, "DIR", "the folder (required)")->required();
+  CLI::App& check = *add_verb(parser, weights, Command::weights_check, "check",
+                              "check names, shapes and values of a checkpoint folder");
+  add_words(check, raw, "folder", "DIR")->expected(1);
+}
+
+void add_golden(Parser& parser) {
+  CLI::App& golden = *add_noun(parser, "golden", "verify, compare or show Hugging Face goldens");
+  add_verb(parser, golden, Command::golden_verify, "verify",
+           "check hash, layout and provenance of every golden");
+  CLI::App& diff =
+      *add_verb(parser, golden, Command::golden_diff, "diff", "compare two golden files");
+  add_words(diff, parser.raw, "files", "A B")->expected(2);
+  CLI::App& show = *add_verb(parser, golden, Command::golden_show, "show",
+                             "show what one golden holds and where it comes from");
+  add_words(show, parser.raw, "case", "CASE")->expected(1);
+}
+
+void add_list(Parser& parser) {
+  CLI::App& list = *add_verb(parser, parser.app, Command::list, "list",
+                             "list suites, cases, taps, dialects, limits, configs");
+  add_words(list, parser.raw, "group", "[GROUP]")->required(false)->expected(0, 1);
+}
+
+}  // namespace
+
+std::unique_ptr<Parser> make_parser() {
+  auto parser = std::make_unique<Parser>();
+  CLI::App& app = parser->app;
+  app.name("dsv32-verify");
+  app.description(kAbout);
+  app.formatter(std::make_shared<HelpFormatter>());
+  app.footer(kFooter);
+  app.allow_extras();  // unknown words are named with a suggestion below
+  add_judged(app, parser->raw);
+  add_how(app, parser->raw);
+  add_reports(app, parser->raw);
+  add_talk(app, parser->raw);
+  app.add_flag("--list", parser->raw.list, "suites, cases, taps, dialects, limits, configs")
+      ->group(kOther);
+  app.add_flag("--show-config", parser->raw.show_config, "the config and what follows from it")
+      ->group(kOther);
+  app.add_flag("--version", parser->raw.version, "versions of the tool and its libraries")
+      ->group(kOther);
+  add_dump(*parser);
+  add_compare(*parser);
+  add_weights(*parser);
+  add_golden(*parser);
+  add_list(*parser);
+  add_later(*parser);
+  for (const Verb& verb : parser->verbs) add_talk(*verb.app, parser->raw);
+  return parser;
+}
+
+}  // namespace dsv32::harness
