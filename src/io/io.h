@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,9 @@
 namespace dsv32::io {
 
 namespace fs = std::filesystem;
+
+class InputFile;
+class Sha256;
 
 /// The project's own files (configs/, golden/data/): $DSV32_HOME, else the source tree of the build.
 fs::path home();
@@ -37,17 +41,22 @@ const Case& find_case(const std::string& name);
 std::vector<std::string> config_names();
 /// The cases of `--config X`: the listed ones of that config, or one default case for a path.
 std::vector<Case> cases_of_config(const std::string& name_or_path);
-/// The case of a trace's metadata: a name, or canonical JSON.
+/// The case of a trace's metadata: a name, or JSON with the keys of case_json and, if wanted, `name` and `mask`.
+/// A case of the same numbers as a listed one is that listed case.
 Case case_from_metadata(const std::string& text);
 /// The whole case as RFC 8785 JSON (keys config, overrides, seed, B, S, pad, bias_offset, chunks).
 std::string case_json(const Case& c);
+/// What a trace of this case says in its metadata: the name of a listed case that was not changed, else case_json.
+std::string case_metadata(const Case& c);
 
 // --- safetensors --------------------------------------------------------------------------------
 
 struct TensorEntry {
   DType dtype;
   Shape shape;
-  uint64_t begin = 0, end = 0;  // in the data section
+  uint64_t begin = 0, end = 0;     // bytes in the data section
+  std::string_view stored = {};    // spelling in the file: "BF16", "F8_E4M3"
+  bool readable = true;            // false: a valid type that this version does not read; dtype means nothing then
 };
 
 /// A safetensors file, header checked in full before anything else is read.
@@ -55,21 +64,32 @@ class SafetensorsFile {
  public:
   explicit SafetensorsFile(const fs::path& path);
   ~SafetensorsFile();
+  SafetensorsFile(SafetensorsFile&&) noexcept;
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   const std::map<std::string, TensorEntry>& tensors() const { return tensors_; }
   std::vector<std::string> names_by_offset() const;
-  HostTensor read(const std::string& name) const;  // pread, aligned copy
+  /// Throws Error (artefact) for an unknown name, an unreadable dtype, or a file that changed since it was opened.
+  /// Safe to call from several threads.
+  HostTensor read(const std::string& name) const;
+  /// Part of a tensor: `shape` elements from element `first` on (one expert of a fused tensor).
+  HostTensor read_range(const std::string& name, int64_t first, const Shape& shape) const;
+  /// Adds what names this file's content to a digest: see identity() of open_checkpoint.
+  void fingerprint(Sha256& sha) const;
   const fs::path& path() const { return path_; }
+  uint64_t size() const;
 
  private:
+  const TensorEntry& entry(const std::string& name) const;
+
   fs::path path_;
-  int fd_ = -1;
+  std::unique_ptr<InputFile> file_;
   uint64_t data_start_ = 0;
   std::map<std::string, std::string> metadata_;
   std::map<std::string, TensorEntry> tensors_;
 };
 
-/// Writes tensors one after the other into one file: first all specs, then the data in that order.
+/// Writes tensors one after the other into one file: first all specs, then the data in the order of the specs.
+/// (In the file, wide types come first, so that every tensor is aligned to its element: other readers map the file.)
 /// The file appears under its name only when complete (temporary file, fsync, rename).
 class SafetensorsWriter {
  public:
@@ -88,8 +108,29 @@ class SafetensorsWriter {
 
 /// Reads a trace file (FORMATS 4): metadata checked, names known, shapes and dtype classes right for its case,
 /// rope layout converted to interleaved. Throws Error (artefact).
+/// Tensors come in execution order. After a conversion the metadata say `rope_layout` = interleaved and keep the
+/// file's word as `rope_layout_stored`. int64 decisions become int32. Values may be NaN; there may be no tensor at all.
 Trace read_trace(const fs::path& path);
+/// The case of a trace that was read: its metadata's case, with mask_given as its metadata say.
+Case case_of_trace(const Trace& trace);
 void write_trace(const fs::path& path, const Trace& trace);
+
+/// What a candidate says of itself besides its taps.
+struct CandidateNotes {
+  struct LoadedWeights {  // its parameters after loading, compared with the checkpoint bit for bit
+    int64_t identical = 0;
+    std::vector<std::string> different, missing, unexpected;
+    bool all_there() const { return different.empty() && missing.empty(); }
+  };
+  struct Failure {  // it crashed
+    std::string where, message, shapes;
+  };
+  std::optional<LoadedWeights> weights;
+  std::optional<Failure> failure;
+  std::vector<std::string> missing_taps;
+};
+/// From the metadata `weights_loaded`, `failure` and `missing_taps`. Throws Error (artefact) when one is no such JSON.
+CandidateNotes candidate_notes(const Trace& trace, const std::string& where);
 /// `--batch FILE`: input_ids and optional attention_mask, labels. digest = sha256 of the file.
 Batch read_batch(const fs::path& path, const ModelConfig& config);
 
@@ -97,14 +138,27 @@ Batch read_batch(const fs::path& path, const ModelConfig& config);
 
 /// A checkpoint directory (sharded or single safetensors). Names, shapes and dtypes are checked against the config in
 /// the constructor: all missing, unexpected and wrong-shaped names in one Error. Fused and unfused experts are read.
+/// Stored float64 is returned as float64, everything else as float32 (exact).
+/// identity(): "sha256:" of, for each file in name order: the name, its size (8 bytes, little-endian), the 8 + N header
+/// bytes and the first 64 bytes of every tensor in offset order. It names a checkpoint without reading all of it.
 std::unique_ptr<WeightSource> open_checkpoint(const fs::path& dir, const ModelConfig& config);
 
 struct MakeCheckpointOptions {
   int64_t shard_bytes = int64_t{1} << 30;
   DType dtype = DType::bfloat16;
 };
-/// Synthetic checkpoint of a case in Hugging Face layout: config.json, model-0000i-of-0000n.safetensors, index. Bounded memory.
+/// Synthetic checkpoint of a case in Hugging Face layout: config.json, model-0000i-of-0000n.safetensors, index; and
+/// dsv32_case.json: the keys of case_json plus `name` and `mask` (given or none). Memory: one tensor.
+/// e_score_correction_bias is float32, as released. A folder that holds another checkpoint is refused (usage).
 void make_checkpoint(const Case& c, const fs::path& dir, const MakeCheckpointOptions& options);
+
+struct CheckpointReport {
+  bool good = false;
+  std::string text;  // for people: counts, then every complaint on a line of its own
+};
+/// `weights check DIR`: names, shapes and dtypes against DIR/config.json (an Error when they are wrong), then every value:
+/// finite, and the synthetic bits if dsv32_case.json is there. Memory: one tensor.
+CheckpointReport check_checkpoint(const fs::path& dir);
 
 // --- whole files --------------------------------------------------------------------------------
 

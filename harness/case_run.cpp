@@ -1,0 +1,201 @@
+#include "harness/case_run.h"
+
+#include <algorithm>
+
+#include "src/model/errors.h"
+#include "src/reference/reference.h"
+
+namespace dsv32::harness {
+namespace {
+
+bool any_name(const Trace& trace, const std::function<bool(const TapName&)>& is) {
+  return std::any_of(trace.names().begin(), trace.names().end(), [&](const std::string& name) {
+    const auto tap = parse_tap(name);
+    return tap && is(*tap);
+  });
+}
+
+bool is_decision(const TapName& tap) {
+  return tap.info.kind == TapKind::topk || tap.info.kind == TapKind::experts;
+}
+
+/// It holds forward values of its own that stages can be fed with.
+bool has_stage_inputs(const Trace& trace) {
+  return any_name(trace, [](const TapName& tap) {
+    return !is_decision(tap) && tap.info.kind != TapKind::gradient && tap.info.kind != TapKind::scalar;
+  });
+}
+
+bool has_gradients(const Subject& subject) {
+  if (subject.golden != nullptr && subject.golden->kind == "sketch") {
+    return std::any_of(subject.golden->sketches.begin(), subject.golden->sketches.end(),
+                       [](const auto& entry) { return entry.first.rfind("grad.", 0) == 0; });
+  }
+  return any_name(*subject.trace, [](const TapName& tap) { return tap.info.kind == TapKind::gradient; });
+}
+
+RunOptions probe_options(RunOptions options) {
+  options.dtype = DType::float32;
+  options.perturbation = kProbePerturbation;
+  return options;
+}
+
+/// Forced by these decisions, free where there are none.
+void replay(RunOptions& options, const Trace* decisions) {
+  if (decisions == nullptr || !has_decisions(*decisions)) return;
+  options.feeding = Feeding::forced;
+  options.feed = decisions;
+}
+
+}  // namespace
+
+bool has_decisions(const Trace& trace) { return any_name(trace, is_decision); }
+
+bool same_function(const ModelConfig& config, DType dtype, Dialect a, Dialect b) {
+  for (Dialect* d : {&a, &b}) {
+    d->name.clear();
+    if (dtype == DType::float64 || dtype == DType::float32) d->rounding = RoundingStyle::spec;
+    if (!config.yarn || config.yarn->mscale == config.yarn->mscale_all_dim) {
+      d->rope.yarn_amplitude = false;
+      d->attention.mscale_from_mscale = false;
+    }
+  }
+  return a == b;
+}
+
+CaseRun::CaseRun(Case c, Batch batch, std::shared_ptr<const WeightSource> weights, bool backward, RunSettings settings)
+    : case_(std::move(c)),
+      batch_(std::move(batch)),
+      weights_(std::move(weights)),
+      model_(reference::make_reference(case_.config, *weights_)),
+      backward_(backward && case_.chunks.empty()),
+      settings_(std::move(settings)) {}
+
+CaseRun::CaseRun(const Case& c, bool backward, RunSettings settings)
+    : CaseRun(c, make_batch(c), std::make_shared<SyntheticWeights>(c.seed, c.bias_offset), backward,
+              std::move(settings)) {}
+
+Trace CaseRun::run(RunOptions options, const std::string& what) const {
+  options.device = settings_.device;
+  options.progress = [&](const std::string& where) {
+    if (settings_.interrupted && settings_.interrupted()) {
+      throw Error(ExitCode::interrupted, {.where = case_.name, .what = "run", .expected = "to finish", .got = "a stop"});
+    }
+    if (settings_.progress) settings_.progress(case_.name + ": " + what + ": " + where);
+  };
+  return model_->run(batch_, options);
+}
+
+ForcedTraces CaseRun::forced_traces(const Dialect& dialect, const Trace* decisions) const {
+  ForcedTraces traces{.dialect = dialect};
+  RunOptions options{.dtype = DType::float64, .dialect = dialect, .backward = backward_};
+  replay(options, decisions);
+  traces.oracle = run(options, "oracle");
+  traces.probe = run(probe_options(options), "condition probe");
+  return traces;
+}
+
+std::map<std::string, HostTensor> CaseRun::router_biases() const {
+  std::map<std::string, HostTensor> biases;
+  for (const WeightSpec& spec : weight_specs(case_.config)) {
+    if (is_buffer(spec.name)) biases[spec.name] = weights_->load(spec);
+  }
+  return biases;
+}
+
+Evidence CaseRun::evidence_of(const Subject& subject) const {
+  return {.subject = subject.name,
+          .c = &case_,
+          .batch = &batch_,
+          .dtype = subject.dtype,
+          .is_file = subject.is_file,
+          .judged = subject.trace,
+          .golden = subject.golden,
+          .biases = router_biases()};
+}
+
+std::vector<Verdict> CaseRun::judge_staged(const Subject& subject) const {
+  if (!has_stage_inputs(*subject.trace)) return {};
+  RunOptions options{.dtype = subject.dtype,
+                     .dialect = subject.dialect,
+                     .feeding = Feeding::staged,
+                     .feed = subject.trace};
+  Evidence evidence = evidence_of(subject);
+  Trace reference;
+  if (subject.against_reference) {
+    reference = run(options, "staged reference");
+    evidence.staged.reference = &reference;
+  }
+  const Trace probe = run(probe_options(options), "staged probe");
+  options.dtype = DType::float64;
+  const Trace oracle = run(options, "staged oracle");
+  evidence.staged.oracle = &oracle;
+  evidence.staged.probe = &probe;
+  return judge(evidence);
+}
+
+std::vector<Verdict> CaseRun::judge_forced(const Subject& subject, const ForcedTraces* shared) const {
+  const bool reuse = shared != nullptr && same_function(case_.config, DType::float64, shared->dialect, subject.dialect);
+  const ForcedTraces own = reuse ? ForcedTraces{} : forced_traces(subject.dialect, subject.trace);
+  const ForcedTraces& forced = reuse ? *shared : own;
+  Evidence evidence = evidence_of(subject);
+  evidence.forced = {.oracle = &forced.oracle, .probe = &forced.probe};
+  Trace reference;
+  if (subject.against_reference) {
+    RunOptions options{.dtype = subject.dtype, .dialect = subject.dialect, .backward = backward_ && has_gradients(subject)};
+    replay(options, subject.trace);
+    reference = run(options, "reference for " + subject.name);
+    evidence.forced.reference = &reference;
+  }
+  return judge(evidence);
+}
+
+std::vector<Verdict> CaseRun::judge_subject(const Subject& subject, const ForcedTraces* shared) const {
+  std::vector<Verdict> verdicts = judge_staged(subject);
+  for (Verdict& verdict : judge_forced(subject, shared)) {
+    const bool said = std::any_of(verdicts.begin(), verdicts.end(), [&](const Verdict& v) {
+      return v.tap == verdict.tap && v.trust == verdict.trust && v.mode == verdict.mode;
+    });
+    if (!said) verdicts.push_back(std::move(verdict));
+  }
+  return verdicts;
+}
+
+bool CaseRun::explains(const Subject& subject, const Dialect& dialect, const Verdict& failure) const {
+  const bool staged = failure.mode != Mode::forced;
+  if (staged && !has_stage_inputs(*subject.trace)) return false;
+  const bool gradient = failure.tap.rfind("grad.", 0) == 0;
+  RunOptions options{.dtype = DType::float64,
+                     .dialect = dialect,
+                     .backward = gradient,
+                     .feeding = staged ? Feeding::staged : Feeding::forced,
+                     .feed = subject.trace};
+  if (!staged && !has_decisions(*subject.trace)) options.feeding = Feeding::free;
+  const auto tap = parse_tap(failure.tap);
+  options.wanted = [&](const std::string& name) {
+    const auto other = parse_tap(name);
+    return name == failure.tap || (tap && other && other->layer == tap->layer &&
+                                   (other->info.kind == TapKind::scores || other->info.name == "router.logits" ||
+                                    is_decision(*other)));
+  };
+  const Trace oracle = run(options, "hypothesis");
+  const Trace probe = run(probe_options(options), "hypothesis");
+  options.dtype = subject.dtype;
+  const Trace reference = run(options, "hypothesis");
+
+  Trace one;  // only the failing tap and what its decision rule reads
+  one.metadata = subject.trace->metadata;
+  for (const std::string& name : subject.trace->names()) {
+    if (options.wanted(name)) one.put(name, *subject.trace->find(name));
+  }
+  Evidence evidence = evidence_of(subject);
+  evidence.judged = &one;
+  (staged ? evidence.staged : evidence.forced) = {.oracle = &oracle, .reference = &reference, .probe = &probe};
+  const std::vector<Verdict> verdicts = judge(evidence);
+  const auto same = std::find_if(verdicts.begin(), verdicts.end(), [&](const Verdict& v) {
+    return v.tap == failure.tap && v.mode == failure.mode;
+  });
+  return same != verdicts.end() && same->trust == Trust::pass;
+}
+
+}  // namespace dsv32::harness

@@ -1,0 +1,217 @@
+#include "harness/limits.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <vector>
+
+namespace dsv32::harness {
+namespace {
+
+enum class Family { token, keys, scalar, gradient };
+
+struct Entry {
+  Mode mode;
+  Family family;
+  bool narrow;  // bfloat16 and float16
+  Limits limits;
+};
+
+constexpr int64_t kLongRow = 64;
+constexpr int64_t kLargeTensor = 4096;
+// Normal quantile of the tail probability 1e-7 per row: a full run judges about 1e5 rows.
+constexpr double kRowQuantile = 5.2;
+// Normal quantile of the tail probability 1e-9 per estimate.
+constexpr double kSketchQuantile = 6.0;
+
+constexpr double kTail = 8;
+constexpr double kTailFraction = 1e-6;
+constexpr double kTailCount = 2;
+constexpr double kMaxTail = 64;
+constexpr double kCap = 8;
+
+Limits limits(double row, double tensor, std::string basis) {
+  return {row, tensor, kCap, kTail, kTailFraction, kTailCount, kMaxTail, std::move(basis)};
+}
+
+const char* const kStagedBasis =
+    "starting value: one op on equal inputs; correct orders of summation stay below 2.5 / 1.01";
+const char* const kForcedBasis =
+    "starting value: rounding of all ops before, decisions replayed; 0 of 40 clean runs alarmed";
+const char* const kGradientBasis =
+    "starting value: with 4 / 2 and no floor 25 of 40 clean runs alarmed, with floor and 8 / 2 none";
+const char* const kFreeBasis =
+    "the forced limits: met when no decision flipped, else the free relative limit decides";
+
+const std::vector<Entry>& table() {
+  static const std::vector<Entry> entries = {
+      {Mode::staged, Family::token, false, limits(3, 1.5, kStagedBasis)},
+      {Mode::staged, Family::token, true, limits(3, 1.5, kStagedBasis)},
+      {Mode::staged, Family::keys, false, limits(3, 1.5, kStagedBasis)},
+      {Mode::staged, Family::keys, true, limits(3, 1.5, kStagedBasis)},
+      {Mode::staged, Family::scalar, false, limits(3, 3, kStagedBasis)},
+      {Mode::staged, Family::scalar, true, limits(3, 3, kStagedBasis)},
+      {Mode::forced, Family::token, false, limits(4, 1.5, kForcedBasis)},
+      {Mode::forced, Family::token, true, limits(4, 1.5, kForcedBasis)},
+      {Mode::forced, Family::keys, false, limits(4, 1.5, kForcedBasis)},
+      {Mode::forced, Family::keys, true, limits(4, 1.5, kForcedBasis)},
+      {Mode::forced, Family::scalar, false, limits(4, 4, kForcedBasis)},
+      {Mode::forced, Family::scalar, true, limits(4, 4, kForcedBasis)},
+      {Mode::forced, Family::gradient, false, limits(8, 2, kGradientBasis)},
+      {Mode::forced, Family::gradient, true, limits(8, 2, kGradientBasis)},
+      {Mode::free, Family::token, false, limits(4, 1.5, kFreeBasis)},
+      {Mode::free, Family::token, true, limits(4, 1.5, kFreeBasis)},
+      {Mode::free, Family::keys, false, limits(4, 1.5, kFreeBasis)},
+      {Mode::free, Family::keys, true, limits(4, 1.5, kFreeBasis)},
+      {Mode::free, Family::scalar, false, limits(4, 4, kFreeBasis)},
+      {Mode::free, Family::scalar, true, limits(4, 4, kFreeBasis)},
+      {Mode::free, Family::gradient, false, limits(8, 2, kFreeBasis)},
+      {Mode::free, Family::gradient, true, limits(8, 2, kFreeBasis)},
+  };
+  return entries;
+}
+
+Family family_of(TapKind kind) {
+  if (kind == TapKind::attention || kind == TapKind::scores) return Family::keys;
+  if (kind == TapKind::scalar) return Family::scalar;
+  if (kind == TapKind::gradient) return Family::gradient;
+  return Family::token;
+}
+
+std::string_view family_name(Family family) {
+  switch (family) {
+    case Family::token:
+      return "token, key rows";
+    case Family::keys:
+      return "rows over keys";
+    case Family::scalar:
+      return "scalar";
+    case Family::gradient:
+      return "gradient";
+  }
+  return "unknown";
+}
+
+bool is_narrow(DType dtype) { return dtype == DType::bfloat16 || dtype == DType::float16; }
+
+// sqrt(chi-square quantile / degrees) by Wilson and Hilferty.
+double norm_quantile(double degrees, double normal_quantile) {
+  const double spread = 2 / (9 * degrees);
+  const double cube_root = 1 - spread + normal_quantile * std::sqrt(spread);
+  return std::sqrt(cube_root * cube_root * cube_root);
+}
+
+std::string line(const Entry& entry) {
+  const Limits& l = entry.limits;
+  char text[320];
+  std::snprintf(text, sizeof text, "%-7s %-16s %-8s %5g %6g %4g %5g %8g %5g %5g  %s\n",
+                std::string(to_string(entry.mode)).c_str(),
+                std::string(family_name(entry.family)).c_str(), entry.narrow ? "bf16,f16" : "f64,f32",
+                l.row_ratio, l.tensor_ratio, l.cap, l.tail, l.tail_fraction, l.tail_count, l.max_tail,
+                l.basis.c_str());
+  return text;
+}
+
+struct GoldenLimit {
+  const char* config;
+  double relative;
+  const char* basis;
+};
+
+constexpr GoldenLimit kGoldenLimits[] = {
+    {"tiny", 2e-6, "real Hugging Face float32 under replay: 1.4e-6 measured on the tiny cases"},
+    {"small", 5e-6, "real Hugging Face float32 under replay: 4e-6 measured on small"},
+};
+
+}  // namespace
+
+const Limits& limits_for(const TapName& tap, Mode mode, DType dtype) {
+  const Family family = family_of(tap.info.kind);
+  // A staged gradient does not exist (gradients have no inputs of their own): it is judged as forced.
+  const bool as_forced = mode == Mode::exact || (mode == Mode::staged && family == Family::gradient);
+  const Mode listed = as_forced ? Mode::forced : mode;
+  for (const Entry& entry : table())
+    if (entry.mode == listed && entry.family == family && entry.narrow == is_narrow(dtype))
+      return entry.limits;
+  throw Error(ExitCode::internal, {.where = "limits",
+                                   .what = tap.full,
+                                   .expected = "a row of the limits table",
+                                   .got = "none for mode " + std::string(to_string(mode))});
+}
+
+double short_row_factor(int64_t elements) {
+  if (elements >= kLongRow) return 1;
+  const double degrees = static_cast<double>(std::max<int64_t>(elements, 1));
+  return norm_quantile(degrees, kRowQuantile) / norm_quantile(kLongRow, kRowQuantile);
+}
+
+double small_tensor_factor(int64_t elements) {
+  if (elements >= kLargeTensor) return 1;
+  const double degrees = static_cast<double>(std::max<int64_t>(elements, 1));
+  // The log of the ratio of two norms over n values has a standard deviation of 1 / sqrt(n).
+  const double spread = 1 / std::sqrt(degrees) - 1 / std::sqrt(static_cast<double>(kLargeTensor));
+  return std::exp(kRowQuantile * spread);
+}
+
+double sketch_factor(double degrees) { return norm_quantile(std::max(degrees, 1.0), kSketchQuantile); }
+
+Measure golden_relative_limit(const std::string& config_name, double measured) {
+  for (const GoldenLimit& known : kGoldenLimits)
+    if (config_name == known.config) return {"relative", measured, known.relative, known.basis};
+  return {"relative", measured, 5e-6, "as small: no golden of this config was measured"};
+}
+
+Measure free_relative_limit(double measured) {
+  return {"relative", measured, 0.1,
+          "decisions are not in the file: one legitimate flip moves the logits by 1e-2 to 1e-1"};
+}
+
+Measure pairwise_limit(DType dtype, double measured) {
+  // In units of one rounding: float32 runs under equal decisions differ by up to 130 of them on small.
+  constexpr double kRoundings = 400;
+  // A 16-bit run is rounded at every tap but sums in float32: 2e-2 was seen, 12 roundings.
+  constexpr double kNarrowRoundings = 40;
+  const double roundings = is_narrow(dtype) ? kNarrowRoundings : kRoundings;
+  return {"relative", measured, roundings * rounding_floor(dtype), "two correct runs under equal decisions"};
+}
+
+Measure slope_limit(double measured) {
+  return {"slope", measured, 1e-6, "central difference with Richardson extrapolation in float64"};
+}
+
+double decision_band(Mode mode) {
+  // staged, forced and free: the tail limit of the scores themselves. exact: the sigmoids of two correct
+  // libraries differ by up to two units in the last place.
+  return mode == Mode::exact ? 4 : kTail;
+}
+
+// Two equal groups hold a half each by chance: nine tenths stand out among any number of groups.
+double structure_share() { return 0.9; }
+
+double structure_certainty() { return 5; }
+
+// SPEC 3: at least half of the query rows see more than index_topk keys.
+double unselective_share() { return 0.5; }
+
+std::string limits_table() {
+  std::string text =
+      "mode    rows             dtypes     row tensor  cap  tail fraction count   max  basis\n";
+  for (const Entry& entry : table()) text += line(entry);
+  for (const GoldenLimit& known : kGoldenLimits) {
+    char row[200];
+    std::snprintf(row, sizeof row, "golden relative %-8s %g  %s\n", known.config, known.relative,
+                  known.basis);
+    text += row;
+  }
+  const Measure free = free_relative_limit(0);
+  char rest[400];
+  std::snprintf(rest, sizeof rest,
+                "free relative   %g  %s\n"
+                "decision band   staged %g, forced %g (element noises of the scores), own scores %g "
+                "(roundings)\n",
+                free.limit, free.basis.c_str(), decision_band(Mode::staged),
+                decision_band(Mode::forced), decision_band(Mode::exact));
+  return text + rest;
+}
+
+}  // namespace dsv32::harness

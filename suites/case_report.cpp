@@ -1,0 +1,45 @@
+#include "suites/case_report.h"
+
+#include <sstream>
+
+#include "harness/runner.h"
+#include "src/io/io.h"
+#include "suites/suite.h"
+
+namespace dsv32::suites {
+
+using harness::Report;
+using harness::Trust;
+using harness::Verdict;
+
+const Report& case_report(const std::string& suite) {
+  static const Report report = [&] {
+    harness::Job job;
+    job.cases = {io::find_case(suite_case())};
+    job.suites = {suite};
+    job.command = "dsv32-verify --case " + suite_case() + " --suite " + suite;
+    return harness::run_job(job);
+  }();
+  return report;
+}
+
+std::vector<Verdict> verdicts_of(const Report& report, const std::string& subject) {
+  std::vector<Verdict> out;
+  for (const Verdict& verdict : report.verdicts) {
+    if (verdict.subject == subject) out.push_back(verdict);
+  }
+  return out;
+}
+
+std::string complaints(const std::vector<Verdict>& verdicts) {
+  std::ostringstream text;
+  for (const Verdict& v : verdicts) {
+    if (v.trust == Trust::pass || v.trust == Trust::skipped) continue;
+    text << v.subject << " " << v.tap << " (" << to_string(v.mode) << "): " << to_string(v.trust) << " " << v.note;
+    for (const harness::Measure& m : v.measures) text << ", " << m.metric << " " << m.measured << " of " << m.limit;
+    text << "\n";
+  }
+  return text.str();
+}
+
+}  // namespace dsv32::suites
