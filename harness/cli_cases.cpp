@@ -62,21 +62,12 @@ std::vector<Case> cases_of_candidates(const Options& options) {
   return cases;
 }
 
-/// The cases of a config but for those that only the training suites run.
-std::vector<Case> cases_of_config(const std::string& config) {
-  std::vector<Case> cases = io::cases_of_config(config);
-  std::erase_if(cases, [](const Case& c) { return c.training; });
-  return cases;
-}
-
 }  // namespace
 
 std::vector<Case> chosen_cases(const Options& options) {
   if (!options.candidates.empty()) return cases_of_candidates(options);
-  std::vector<Case> cases = options.case_name ? std::vector<Case>{io::find_case(*options.case_name)}
-                                              : cases_of_config(options.config.value_or("tiny"));
-  for (Case& c : cases) c.seed = options.seed.value_or(c.seed);
-  return cases;
+  if (options.case_name) return {io::find_case(*options.case_name)};
+  return io::cases_of_config(options.config.value_or("tiny"));
 }
 
 }  // namespace dsv32::harness

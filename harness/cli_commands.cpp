@@ -19,8 +19,10 @@ namespace {
 /// Progress line and signals of a command that takes a while.
 struct Watch {
   explicit Watch(const Options& options)
-      : progress(progress_style(options.quiet)),
-        stop(options.timeout, [this] { progress.finish(); }) {}
+      : progress(progress_style(options.quiet)), stop(options.timeout, [this, &options] {
+          progress.finish();
+          remove_unfinished(options);
+        }) {}
   void step(const std::string& text) {
     stop.check();
     progress.update(text);

@@ -32,6 +32,9 @@ std::vector<Case> chosen_cases(const Options& options);
 /// a long run.
 void probe_outputs(const Options& options);
 
+/// Removes files that an ended run of this process left half-written under its --out.
+void remove_unfinished(const Options& options);
+
 /// Writes and prints a finished report. The exit code is the report's, or worse when it could not
 /// be written.
 ExitCode deliver(Report report, const Options& options);

@@ -76,6 +76,17 @@ void probe_outputs(const Options& options) {
   if (options.markdown) probe_file("--md", *options.markdown);
 }
 
+void remove_unfinished(const Options& options) {
+  if (!options.out) return;
+  const fs::path out = fs::absolute(*options.out);
+  const std::string ending = ".tmp." + std::to_string(getpid());  // io::AtomicFile
+  std::error_code error;
+  for (const auto& entry :
+       fs::directory_iterator(fs::is_directory(out) ? out : out.parent_path(), error)) {
+    if (entry.path().filename().string().ends_with(ending)) fs::remove(entry.path(), error);
+  }
+}
+
 ExitCode deliver(Report report, const Options& options) {
   report.tool_version = DSV32_VERSION;
   report.command = options.repro;

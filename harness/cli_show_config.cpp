@@ -1,8 +1,12 @@
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <iostream>
-#include <nlohmann/json.hpp>
 #include <numbers>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "harness/cli_commands.h"
 #include "src/io/io.h"
@@ -12,7 +16,13 @@
 namespace dsv32::harness {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using Fields = std::vector<std::pair<std::string, std::string>>;  // names and JSON values
+
+/// The shortest text that reads back as the same number.
+std::string json_number(double value) {
+  char text[32];
+  return {text, std::to_chars(text, text + sizeof text, value).ptr};
+}
 
 /// SPEC 1.3: 0.1 * mscale_all_dim * ln(factor) + 1.
 double mscale(const ModelConfig& config) {
@@ -32,41 +42,44 @@ double turning_pair(const ModelConfig& config, double turns) {
   return d * std::log(context / (2 * std::numbers::pi * turns)) / (2 * std::log(config.rope_theta));
 }
 
-Json correction_range(const ModelConfig& config) {
-  if (!config.yarn) return nullptr;
+std::string correction_range(const ModelConfig& config) {
+  if (!config.yarn) return "null";
   const auto last = static_cast<double>(config.qk_rope_head_dim - 1);
   const double low = std::max(std::floor(turning_pair(config, config.yarn->beta_fast)), 0.0);
   const double high = std::min(std::ceil(turning_pair(config, config.yarn->beta_slow)), last);
-  return Json::array({low, high});
+  return "[" + json_number(low) + ", " + json_number(high) + "]";
 }
 
-struct Count {
-  int64_t tensors = 0;
+Fields derived(const ModelConfig& config) {
+  const std::vector<WeightSpec> specs = weight_specs(config);
   int64_t values = 0;
-};
-
-Count count_parameters(const ModelConfig& config) {
-  Count count;
-  for (const WeightSpec& spec : weight_specs(config)) {
-    ++count.tensors;
-    count.values += numel(spec.shape);
-  }
-  return count;
+  for (const WeightSpec& spec : specs) values += numel(spec.shape);
+  return {{"qk_head_dim", std::to_string(config.qk_head_dim())},
+          {"rope_pairs", std::to_string(config.qk_rope_head_dim / 2)},
+          {"mscale", json_number(mscale(config))},
+          {"softmax_scale", json_number(softmax_scale(config))},
+          {"yarn_correction_range", correction_range(config)},
+          {"tensors", std::to_string(specs.size())},
+          {"parameters", std::to_string(values)},
+          {"bytes_bfloat16", std::to_string(values * item_size(DType::bfloat16))}};
 }
 
-Json derived(const ModelConfig& config) {
-  const Count count = count_parameters(config);
-  Json out;
-  out["qk_head_dim"] = config.qk_head_dim();
-  out["rope_pairs"] = config.qk_rope_head_dim / 2;
-  out["mscale"] = mscale(config);
-  out["softmax_scale"] = softmax_scale(config);
-  out["yarn_correction_range"] = correction_range(config);
-  out["moe_layers"] = config.num_hidden_layers - config.first_k_dense_replace;
-  out["tensors"] = count.tensors;
-  out["parameters"] = count.values;
-  out["bytes_bfloat16"] = count.values * item_size(DType::bfloat16);
+/// Pretty JSON text of some value, moved in by one level.
+std::string indented(const std::string& text) {
+  std::string out;
+  for (const char c : text.substr(0, text.find_last_not_of('\n') + 1)) {
+    out += c;
+    if (c == '\n') out += "  ";
+  }
   return out;
+}
+
+std::string object(const Fields& fields) {
+  std::string out = "{";
+  for (const auto& [name, value] : fields) {
+    out += (out.size() > 1 ? ",\n  \"" : "\n  \"") + name + "\": " + indented(value);
+  }
+  return out + "\n}\n";
 }
 
 ModelConfig chosen_config(const Options& options) {
@@ -79,12 +92,9 @@ ModelConfig chosen_config(const Options& options) {
 ExitCode show_config_command(const Options& options) {
   const ModelConfig config = chosen_config(options);
   for (const std::string& warning : config.warnings) log_warning(warning);
-  Json out;
-  out["name"] = options.case_name.value_or(config.name);
-  out["config"] = Json::parse(io::config_json(config));
-  out["use_sparse_attention"] = config.use_sparse_attention;
-  out["derived"] = derived(config);
-  std::cout << out.dump(2) << "\n";
+  std::cout << object({{"use_sparse_attention", config.use_sparse_attention ? "true" : "false"},
+                       {"config", io::config_json(config)},
+                       {"derived", object(derived(config))}});
   return ExitCode::ok;
 }
 
