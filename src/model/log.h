@@ -2,7 +2,8 @@
 
 #include <string>
 
-/// Talk for people, on stderr; data goes to stdout. Its implementation is the one file that knows the logging library.
+/// Talk for people, on stderr; data goes to stdout. Its implementation is the one file that knows
+/// the logging library.
 namespace dsv32 {
 
 enum class LogLevel { error, warning, info, debug, trace };

@@ -15,7 +15,8 @@ struct LaunchShape {
   size_t shared_bytes = 0;
 };
 
-/// Enqueues `kernel(params)` on `stream`. Throws std::runtime_error when the launch itself is refused.
+/// Enqueues `kernel(params)` on `stream`. Throws std::runtime_error when the launch itself is
+/// refused.
 template <typename Params>
 void launch(void (*kernel)(Params), const LaunchShape& shape, cudaStream_t stream,
             const Params& params) {

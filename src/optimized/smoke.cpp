@@ -1,7 +1,7 @@
-#include "src/optimized/optimized.h"
-
 #include <ATen/ATen.h>
 #include <torch/library.h>
+
+#include "src/optimized/optimized.h"
 
 namespace dsv32::optimized {
 namespace {
