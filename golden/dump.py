@@ -1,8 +1,10 @@
 """Runs one implementation of DeepSeek-V3.2 in its own Python environment and writes its trace file.
 
-One self-contained file: torch >= 2.4, numpy, safetensors and the transformers under test, nothing else.
+One self-contained file: torch >= 2.4, numpy, safetensors and the transformers under test, nothing
+else.
 
-    python golden/dump.py --checkpoint ckpt/ --case small --out fork.safetensors [--transformers PATH] [--mode backward]
+    python golden/dump.py --checkpoint ckpt/ --case small --out fork.safetensors [--transformers
+    PATH] [--mode backward]
 
 or, on a live model:
 
@@ -10,13 +12,18 @@ or, on a live model:
     run = capture(model, case, backward=True)       # run.taps, run.missing, run.metadata
     dump(model, case, "fork.safetensors")           # the same, as a trace file
 
-Modules are found by structure and checkpoint name, never by class name. Index scores, softmax inputs and routing are read
-where they pass through torch (a TorchFunctionMode that is active during the forward only). Shapes, names and layout of
-the taps: FORMATS section 4. Nothing is computed on the model's behalf but what `derived_taps` in the metadata lists.
+Modules are found by structure and checkpoint name, never by class name. Index scores, softmax
+inputs and routing are read
+where they pass through torch (a TorchFunctionMode that is active during the forward only). Shapes,
+names and layout of
+the taps: FORMATS section 4. Nothing is computed on the model's behalf but what `derived_taps` in
+the metadata lists.
 
-Exit codes: 0 written · 1 the implementation crashed (the file has the account of it in `failure`, and the taps seen until
-then) · 2 usage · 3 a bug of this file · 4 wrong input (checkpoint, case, another transformers than asked for) ·
-6 environment (output not writable, transformers not installed) · 130 interrupted.
+Exit codes: 0 written · 1 the implementation crashed (the file has the account of it in `failure`,
+and the taps seen until
+then) · 2 usage · 3 a bug of this file · 4 wrong input (checkpoint, case, another transformers than
+asked for) ·
+6 environment (output not writable, a package missing) · 130 interrupted · 143 terminated.
 """
 
 from __future__ import annotations
@@ -29,13 +36,16 @@ import functools
 import hashlib
 import importlib
 import importlib.machinery
+import importlib.metadata
 import inspect
 import json
 import math
 import os
 import platform
 import re
+import signal
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,10 +72,15 @@ MASKED_SCORE = -3e4
 SPOT_CHECK = 64  # leading values of each tensor that tell a synthetic checkpoint from another
 
 LAYER_TAPS = (
-    "attn_norm q_latent kv_latent q_nope q_rope k_rope ix.q ix.k ix.weights ix.scores topk attn.logits attn.probs attn.ctx "
-    "attn.out ffn_norm router.logits router.experts router.weights moe.routed moe.shared mlp.out hidden"
+    "attn_norm q_latent kv_latent q_nope q_rope k_rope ix.q ix.k ix.weights ix.scores topk "
+    "attn.logits attn.probs attn.ctx attn.out ffn_norm router.logits router.experts "
+    "router.weights moe.routed moe.shared mlp.out hidden"
 ).split()
 MOE_TAPS = ("router.logits", "router.experts", "router.weights", "moe.routed", "moe.shared")
+
+
+TRAINING_OUTPUTS = ("indexer_scores", "indexer_kl_target", "indexer_targets")
+KL_FIELDS = ("indexer_kl_loss", "indexer_loss", "kl_loss")
 
 
 class DumpError(Exception):
@@ -82,7 +97,10 @@ class DumpError(Exception):
 
 
 class ModelCrash(Exception):
-    """The implementation itself raised. `capture` holds the account (`failure`) and the taps seen until then."""
+    """The implementation itself raised; `__cause__` is what it raised.
+
+    `capture` holds the account (`failure`) and the taps seen until then.
+    """
 
     def __init__(self, capture: Capture) -> None:
         super().__init__(capture.failure["message"] if capture.failure else "")
@@ -105,7 +123,7 @@ class Capture:
     failure: dict[str, Any] | None = None
 
 
-# --- case and batch -------------------------------------------------------------------------------------------------
+# --- case and batch -------------------------------------------------------------------------------
 
 
 def canonical_json(value: Any) -> str:
@@ -148,7 +166,8 @@ def _ecmascript_number(value: float) -> str:
 
 
 def check_case(case: dict[str, Any], where: str) -> dict[str, Any]:
-    """The case with its defaults filled in. Throws DumpError on a missing key, a wrong type or an impossible value."""
+    """The case with its defaults filled in. Throws DumpError on a missing key, a wrong type or an
+    impossible value."""
     case = {"overrides": {}, "seed": 1, "pad": 0, "bias_offset": 0, "chunks": [], **case}
     if "mask" in case:
         case["mask_given"] = case.pop("mask") != "none"
@@ -300,7 +319,7 @@ def complete_batch(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def read_batch(path: Path, case: dict[str, Any], vocab: int) -> dict[str, np.ndarray]:
-    """Own data: safetensors with input_ids and optional attention_mask, labels. FORMATS section 4."""
+    """Own data: safetensors with input_ids, optional attention_mask and labels. FORMATS 4."""
     try:
         with safetensors.safe_open(str(path), framework="np") as file:
             batch = {name: file.get_tensor(name) for name in file.keys()}
@@ -328,37 +347,37 @@ def read_batch(path: Path, case: dict[str, Any], vocab: int) -> dict[str, np.nda
     return complete_batch(batch)
 
 
-# --- the parts of a model -------------------------------------------------------------------------------------------
+# --- the parts of a model -------------------------------------------------------------------------
+
+
+def _key(name: str) -> Any:
+    """A size whose name in config.json is `name`."""
+    return dataclasses.field(metadata={"key": name})
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     """Dimensions of the model, from its config."""
 
-    vocab: int
-    hidden: int
-    layers: int
-    heads: int
-    q_lora: int
-    kv_lora: int
-    nope: int
-    rope: int
-    v: int
-    ix_heads: int
-    ix_dim: int
-    topk: int
-    experts: int
-    experts_per_token: int
+    vocab: int = _key("vocab_size")
+    hidden: int = _key("hidden_size")
+    layers: int = _key("num_hidden_layers")
+    heads: int = _key("num_attention_heads")
+    q_lora: int = _key("q_lora_rank")
+    kv_lora: int = _key("kv_lora_rank")
+    nope: int = _key("qk_nope_head_dim")
+    rope: int = _key("qk_rope_head_dim")
+    v: int = _key("v_head_dim")
+    ix_heads: int = _key("index_n_heads")
+    ix_dim: int = _key("index_head_dim")
+    topk: int = _key("index_topk")
+    experts: int = _key("n_routed_experts")
+    experts_per_token: int = _key("num_experts_per_tok")
 
     @classmethod
     def of(cls, config: Any, topk: int | None = None) -> Sizes:
         config = getattr(config, "text_config", None) or config
-        names = {
-            "vocab": "vocab_size", "hidden": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
-            "q_lora": "q_lora_rank", "kv_lora": "kv_lora_rank", "nope": "qk_nope_head_dim", "rope": "qk_rope_head_dim",
-            "v": "v_head_dim", "ix_heads": "index_n_heads", "ix_dim": "index_head_dim", "topk": "index_topk",
-            "experts": "n_routed_experts", "experts_per_token": "num_experts_per_tok",
-        }  # fmt: skip
+        names = {field.name: field.metadata["key"] for field in dataclasses.fields(cls)}
         values = {field: getattr(config, name, None) for field, name in names.items()}
         if topk is not None:
             values["topk"] = topk
@@ -388,7 +407,7 @@ def has_children(module: nn.Module, *names: str) -> bool:
 
 
 def find_parts(model: nn.Module) -> dict[str, Part]:
-    """Module name -> part, by structure and checkpoint name. An unknown module is simply not there."""
+    """Module name -> part, by structure and checkpoint name. An unknown module is not there."""
     modules = dict(model.named_modules())
     parts: dict[str, Part] = {}
     attention = [n for n, m in modules.items() if has_children(m, "o_proj") and _has_latents(m)]
@@ -423,9 +442,26 @@ def _add_attention(
             parts[f"{name}.{child}"] = Part("kv_a", layer)
         elif child == "indexer" or has_children(module, "wq_b", "wk"):
             parts[f"{name}.{child}"] = Part("indexer", layer)
-            for role in ("wq_b", "k_norm", "weights_proj"):
-                if has_children(module, role):
-                    parts[f"{name}.{child}.{role}"] = Part(role, layer)
+            for role, inner in _indexer_children(module).items():
+                parts[f"{name}.{child}.{inner}"] = Part(role, layer)
+
+
+def _indexer_children(module: nn.Module) -> dict[str, str]:
+    """Role -> name of child: the checkpoint's names, else the norm and the head weights by their
+    shape and place."""
+    children = dict(module.named_children())
+    found = {role: role for role in ("wq_b", "k_norm", "weights_proj") if role in children}
+    linear = [n for n, m in children.items() if isinstance(m, nn.Linear) and n != "wk"]
+    others = [n for n in children if n not in linear and n != "wk"]
+    norms = [n for n in others if getattr(children[n], "weight", None) is not None]
+    if "k_norm" not in found and len(norms) == 1:
+        found["k_norm"] = norms[0]
+    if not {"wq_b", "wk", "weights_proj"} & set(children) and len(linear) == 3:
+        by_rows = sorted(linear, key=lambda n: children[n].out_features)
+        widest = by_rows[-1]  # all heads at once
+        head = [n for n in by_rows[:2] if "weight" in n]
+        found |= {"wq_b": widest} | ({"weights_proj": head[0]} if head else {})
+    return found
 
 
 def _add_block(
@@ -482,7 +518,7 @@ def _add_ends(
         parts[norm] = Part("final_norm")
 
 
-# --- checkpoint names -----------------------------------------------------------------------------------------------
+# --- checkpoint names -----------------------------------------------------------------------------
 
 WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.)+")
 FUSED = re.compile(r"^(.*\.experts)\.(gate_up_proj|gate_proj|up_proj|down_proj)(?:\.weight)?$")
@@ -555,10 +591,7 @@ class Checkpoint:
             path = self.directory / file_name
             try:
                 with safetensors.safe_open(str(path), framework="pt") as file:
-                    held = set(file.keys())
-                    for name in sorted(
-                        n for n, f in self.files.items() if f == file_name and n in held
-                    ):
+                    for name in sorted(n for n, f in self.files.items() if f == file_name):
                         yield name, file.get_tensor(name)
             except (OSError, safetensors.SafetensorError) as error:
                 raise DumpError(
@@ -578,7 +611,8 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def compare_weights(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Bit for bit, after a cast to the parameter's dtype. `missing`: the checkpoint has it, the implementation has no such
+    """Bit for bit, after a cast to the parameter's dtype. `missing`: the checkpoint has it, the
+    implementation has no such
     parameter; `unexpected`: the implementation has it, the checkpoint does not."""
     config = getattr(model.config, "text_config", None) or model.config
     loaded = loaded_tensors(model, config.hidden_size)
@@ -599,14 +633,21 @@ def compare_weights(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Any]:
     return {key: sorted(value) if isinstance(value, list) else value for key, value in out.items()}
 
 
+# First suffix that matches: kind and g. FORMATS section 1.
 WEIGHT_RULES = (
-    ("embed_tokens.weight", "abs", -4), ("input_layernorm.weight", "one", -6),
-    ("post_attention_layernorm.weight", "one", -6), ("q_a_layernorm.weight", "one", -6),
-    ("kv_a_layernorm.weight", "one", -6), ("model.norm.weight", "one", -6), ("indexer.k_norm.weight", "one", -6),
-    ("indexer.k_norm.bias", "abs", -6), ("e_score_correction_bias", "abs", -6), ("indexer.wk.weight", "fan", -4),
-    ("q_b_proj.weight", "fan", 2), ("indexer.wq_b.weight", "fan", 1), ("lm_head.weight", "fan", 1),
-    ("mlp.gate.weight", "fan", 1), ("", "fan", 0),
-)  # fmt: skip
+    ("embed_tokens.weight", "abs", -4),
+    ("layernorm.weight", "one", -6),
+    ("model.norm.weight", "one", -6),
+    ("indexer.k_norm.weight", "one", -6),
+    ("indexer.k_norm.bias", "abs", -6),
+    ("e_score_correction_bias", "abs", -6),
+    ("indexer.wk.weight", "fan", -4),
+    ("q_b_proj.weight", "fan", 2),
+    ("indexer.wq_b.weight", "fan", 1),
+    ("lm_head.weight", "fan", 1),
+    ("mlp.gate.weight", "fan", 1),
+    ("", "fan", 0),
+)
 
 
 def synthetic_start(seed: int, name: str, last: int, count: int, bias_offset: float) -> Tensor:
@@ -621,27 +662,29 @@ def synthetic_start(seed: int, name: str, last: int, count: int, bias_offset: fl
     return torch.from_numpy(np.asarray(value, dtype=np.float64))
 
 
-def weights_identity(checkpoint: Checkpoint, case: dict[str, Any]) -> str:
-    """`synthetic:SEED` when every tensor starts as the case's synthetic one does, else a digest of all of them."""
-    synthetic, digests = True, {}
-    for name, value in checkpoint.tensors():
-        if synthetic:
-            count = min(SPOT_CHECK, value.numel())
-            want = synthetic_start(case["seed"], name, value.shape[-1], count, case["bias_offset"])
-            synthetic = torch.equal(value.reshape(-1)[:count].double(), want)
-        if not synthetic:
-            break
-    if synthetic:
+def weights_identity(
+    tensors: Callable[[], Iterator[tuple[str, Tensor]]], case: dict[str, Any]
+) -> str:
+    """`synthetic:SEED` when every tensor starts as the synthetic one does, else a digest."""
+    if all(_is_synthetic(name, value, case) for name, value in tensors()):
         return f"synthetic:{case['seed']}"
-    for name, value in checkpoint.tensors():
-        digests[name] = hashlib.sha256(value.float().contiguous().numpy().tobytes()).digest()
-    total = hashlib.sha256(
-        b"".join(name.encode() + digest for name, digest in sorted(digests.items()))
-    )
+    digests = {}
+    for name, value in tensors():
+        data = value.detach().cpu().float().contiguous().numpy().tobytes()
+        digests[name] = hashlib.sha256(data).digest()
+    total = hashlib.sha256(b"".join(n.encode() + digest for n, digest in sorted(digests.items())))
     return f"sha256:{total.hexdigest()}"
 
 
-# --- recording ------------------------------------------------------------------------------------------------------
+def _is_synthetic(name: str, value: Tensor, case: dict[str, Any]) -> bool:
+    if value.is_meta or value.dim() == 0:
+        return False
+    count = min(SPOT_CHECK, value.numel())
+    want = synthetic_start(case["seed"], name, value.shape[-1], count, case["bias_offset"])
+    return torch.equal(value.detach().reshape(-1)[:count].cpu().double(), want)
+
+
+# --- recording ------------------------------------------------------------------------------------
 
 ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 PRODUCTS = {"matmul", "__matmul__", "bmm", "einsum"}
@@ -692,8 +735,10 @@ def interleave(x: Tensor) -> Tensor:
 
 
 def in_place_layout(before: Tensor, after: Tensor) -> tuple[Tensor, str]:
-    """A rotation keeps the length of each pair of lanes, up to one amplitude. Which lanes of `after` are the pairs tells
-    its layout: pairs in place, halves in place, or pairs written out de-interleaved. The last is converted back."""
+    """A rotation keeps the length of each pair of lanes, up to one amplitude. Which lanes of
+    `after` are the pairs tells
+    its layout: pairs in place, halves in place, or pairs written out de-interleaved. The last is
+    converted back."""
     x, y = before.double(), after.double()
     x_pairs = x[..., 0::2] ** 2 + x[..., 1::2] ** 2
     x_halves = sum(part**2 for part in x.chunk(2, dim=-1))
@@ -720,7 +765,8 @@ class Frame:
 
 @dataclasses.dataclass
 class Rotation:
-    """The rope lanes of one projection after rotation, as [B,S,heads,rope], and where they sit in a head."""
+    """The rope lanes of one projection after rotation, as [B,S,heads,rope], and where they sit in a
+    head."""
 
     value: Tensor
     start: int
@@ -795,7 +841,8 @@ class Recorder(TorchFunctionMode):
             self.put(layer, "router_logits", shaped[0], replace=False)
 
     def put_routing(self, layer: int, tensors: list[Tensor]) -> None:
-        """Indices and weights are the integer and the float tensor with one entry per token and chosen expert."""
+        """Indices and weights are the integer and the float tensor with one entry per token and
+        chosen expert."""
         size = self.B * self.S * self.sizes.experts_per_token
         shaped = [
             t for t in tensors if t.numel() == size and t.shape[-1] == self.sizes.experts_per_token
@@ -937,7 +984,8 @@ class Recorder(TorchFunctionMode):
             )
 
     def put_states(self, part: Part, query: Tensor, key: Tensor) -> None:
-        """Whole query and key states: for models that rotate inline, where no rotary function can be watched."""
+        """Whole query and key states: for models that rotate inline, where no rotary function can
+        be watched."""
         sizes = self.sizes
         width = sizes.nope + sizes.rope
         if tuple(query.shape) == (self.B, sizes.heads, self.S, width) and tuple(key.shape) == (
@@ -970,7 +1018,8 @@ class Recorder(TorchFunctionMode):
         return [(k, v.reshape(self.B, self.S, heads, -1)) for k, v, heads in found if v is not None]
 
     def match_rotation(self, part: Part, x: Tensor, y: Tensor) -> None:
-        """Finds which lanes of which projection were rotated: their values are the function's input."""
+        """Finds which lanes of which projection were rotated: their values are the function's
+        input."""
         for key, source in self.sources(part):
             if (part.layer, key) in self.rotations:
                 continue
@@ -1005,7 +1054,8 @@ def _same_values(x: Tensor, shown: Tensor) -> bool:
 
 
 def _replace_indices(out: Any, forced: Tensor, scores: Tensor | None) -> Any:
-    """A topk result with other indices. -1 repeats the row's first pick, which a scatter or a mask does not notice."""
+    """A topk result with other indices. -1 repeats the row's first pick, which a scatter or a mask
+    does not notice."""
     own = out[1]
     wanted = forced.to(own.device).to(own.dtype).reshape(-1, forced.shape[-1])
     if scores is not None:
@@ -1026,7 +1076,8 @@ def _replace_indices(out: Any, forced: Tensor, scores: Tensor | None) -> Any:
 def fused_attention_maps(
     query: Tensor, key: Tensor, given: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    """Logits and probabilities of a fused attention call, from its own arguments, in float32 or better."""
+    """Logits and probabilities of a fused attention call, from its own arguments, in float32 or
+    better."""
     exact = torch.promote_types(query.dtype, torch.float32)
     scale = given.get("scale")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -1123,7 +1174,7 @@ def watch_modules(recorder: Recorder) -> Iterator[None]:
             handle.remove()
 
 
-# --- from raw material to taps --------------------------------------------------------------------------------------
+# --- from raw material to taps --------------------------------------------------------------------
 
 
 class Taps:
@@ -1191,7 +1242,8 @@ class Taps:
         self.token(at + "attn.out", layer, "attention", sizes.hidden)
 
     def rope(self, layer: int, projection: str, state: str, heads: int) -> Tensor | None:
-        """Rotated lanes [B,S,heads,rope]: from the rotary function, else from the states that attention was given."""
+        """Rotated lanes [B,S,heads,rope]: from the rotary function, else from the states that
+        attention was given."""
         rotated = self.r.rotations.get((layer, projection))
         if rotated is not None:
             return rotated.value
@@ -1264,7 +1316,8 @@ class Taps:
     def visible_picks(
         self, picked: Tensor | None, scores: Tensor | None, width: int
     ) -> Tensor | None:
-        """Ascending, -1 at the end. A pick of a masked key is filling and becomes -1; one of a key that should have been
+        """Ascending, -1 at the end. A pick of a masked key is filling and becomes -1; one of a key
+        that should have been
         masked but was not is kept: it is an error of the model that the judge must see."""
         if picked is None or picked.dim() != 3 or picked.shape[:2] != self.visible.shape[:2]:
             return picked
@@ -1336,7 +1389,8 @@ def expected_taps(layers: int, moe_layers: set[int], dense: bool) -> list[str]:
 
 
 def join_chunks(name: str, pieces: list[Tensor], T: int) -> Tensor:
-    """The concatenation over the chunks, keys padded to the final length: -inf in scores and logits, 0 in probabilities."""
+    """The concatenation over the chunks, keys padded to the final length: -inf in scores and
+    logits, 0 in probabilities."""
     tap = name.partition(".")[2].partition(".")[2] if name.startswith("layers.") else name
     if tap in ("ix.scores", "attn.logits", "attn.probs"):
         fill = 0.0 if tap == "attn.probs" else -math.inf
@@ -1344,7 +1398,7 @@ def join_chunks(name: str, pieces: list[Tensor], T: int) -> Tensor:
     return torch.cat(pieces, dim=2 if tap in ("attn.logits", "attn.probs") else 1)
 
 
-# --- running a model ------------------------------------------------------------------------------------------------
+# --- running a model ------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
@@ -1383,14 +1437,19 @@ def capture(
     taps: tuple[str, ...] = ("*",),
     training_outputs: bool = True,
 ) -> Capture:
-    """Runs `model` on the case's batch (or `batch`) and returns its taps, and its gradients with `backward`.
+    """Runs `model` on the case's batch (or `batch`) and returns its taps, and its gradients with
+    `backward`.
 
-    attn_implementation, experts_implementation: set on the model where it has such a switch; None leaves it as it is.
+    attn_implementation, experts_implementation: set on the model where it has such a switch; None
+    leaves it as it is.
     mask: "given" or "none" (no attention mask is passed at all); default: what the case says.
-    chunks: lengths of a chunked prefill and decode through the model's own cache; default: the case's.
-    forced: taps `layers.N.topk` and `layers.N.router.experts` that replace the model's own decisions.
+    chunks: lengths of a chunked prefill and decode through the model's own cache; default: the
+    case's.
+    forced: taps `layers.N.topk` and `layers.N.router.experts` that replace the model's own
+    decisions.
     taps: patterns of the taps to keep, with or without `layers.N.`.
-    Throws ModelCrash when the model raises, DumpError when the request makes no sense for this case or model.
+    Throws ModelCrash when the model raises, DumpError when the request makes no sense for this
+    case or model.
     """
     case = check_case(case, "case")
     options = Options(
@@ -1430,13 +1489,14 @@ class _Run:
         }
         self.out = Capture()
         self.phase = "forward"
+        self.error: Exception | None = None
         self.check()
 
     def check(self) -> None:
         if self.options.mask not in ("given", "none"):
             raise DumpError(2, "capture", "mask", "given or none", self.options.mask)
         if self.options.mask == "none" and (self.batch["attention_mask"] == 0).any():
-            hint = "without a mask a padded token is visible: use a case with pad 0, such as tiny-nopad"
+            hint = "without a mask padding is visible: use a case with pad 0 (tiny-nopad)"
             raise DumpError(
                 4,
                 "capture",
@@ -1470,6 +1530,7 @@ class _Run:
                 stack.enter_context(watch_modules(recorder))
                 loss = self.passes(recorder)
                 self.gradients(loss)
+                self.training_outputs()
             except DumpError:
                 raise
             except Exception as error:  # the model's own code may raise anything
@@ -1478,7 +1539,7 @@ class _Run:
                 recorder.recording = False
                 self.finish(recorder)
         if self.out.failure:
-            raise ModelCrash(self.out)
+            raise ModelCrash(self.out) from self.error
         return self.out
 
     def settings(self, stack: contextlib.ExitStack) -> None:
@@ -1510,9 +1571,10 @@ class _Run:
             whole = len(parts) == len(lengths)
             if whole:
                 self.out.taps[name] = join_chunks(name, parts, T) if len(parts) > 1 else parts[0]
-        loss = getattr(out, "loss", None)
-        self.loss(loss if isinstance(loss, Tensor) else None)
-        self.public_outputs(out)
+        loss = getattr(out, "lm_loss", None)  # a fork whose `loss` may have more terms
+        loss = getattr(out, "loss", None) if loss is None else loss
+        loss = loss if isinstance(loss, Tensor) else None
+        self.loss(loss)
         return loss
 
     def one_pass(
@@ -1553,7 +1615,7 @@ class _Run:
         taps.put("logits", None if value is None else keep(value), r.B, r.S, self.sizes.vocab)
 
     def arguments(self, start: int, end: int, cache: Any) -> dict[str, Any]:
-        device = self.model.get_input_embeddings().weight.device
+        device = next(self.model.parameters()).device
         tensors = {name: torch.from_numpy(value).to(device) for name, value in self.batch.items()}
         out: dict[str, Any] = {
             name: tensors[name][:, start:end] for name in ("input_ids", "position_ids")
@@ -1567,18 +1629,50 @@ class _Run:
             out["use_cache"] = use_cache
         if "labels" in _parameters(self.model.forward):
             out["labels"] = tensors["labels"]
-        return {**out, **dict.fromkeys(self.training_switches(), True)}
+        return out
 
     def training_switches(self) -> list[str]:
         """Public training outputs that this implementation offers by name."""
-        if not self.options.training_outputs:
-            return []
         offered = _parameters(self.model.forward)
-        return [
-            name
-            for name in ("output_indexer_scores", "output_indexer_kl_target")
-            if name in offered
-        ]
+        for module in (self.model, getattr(self.model, "base_model", None)):
+            offered |= {
+                f"output_{name}" for name in getattr(module, "_can_record_outputs", None) or ()
+            }
+        return [f"output_{name}" for name in TRAINING_OUTPUTS if f"output_{name}" in offered]
+
+    def training_outputs(self) -> None:
+        """ix.scores (where no hook saw them), kl.target and loss.kl as the implementation hands
+        them out.
+
+        A pass of its own: these switches may add terms to the loss."""
+        switches = self.training_switches() if self.options.training_outputs else []
+        if not switches or self.options.chunks:
+            return
+        self.phase = "training outputs"
+        with torch.no_grad():
+            arguments = self.arguments(0, self.case["S"], None)
+            out = self.model(**arguments, **dict.fromkeys(switches, True))
+        self.per_layer(getattr(out, "indexer_scores", None), "ix.scores")
+        targets = getattr(out, "indexer_kl_targets", None) or getattr(out, "indexer_targets", None)
+        self.per_layer(targets, "kl.target")
+        loss = next((v for v in (getattr(out, n, None) for n in KL_FIELDS) if v is not None), None)
+        helper = getattr(sys.modules[type(self.model).__module__], "compute_indexer_kl_loss", None)
+        if loss is None and helper is not None and targets:
+            loss = helper(out.indexer_scores, targets)
+        if isinstance(loss, Tensor) and loss.numel() == 1:
+            self.out.taps["loss.kl"] = keep(loss).reshape(())
+        self.out.metadata["training_outputs"] = canonical_json(switches)
+
+    def per_layer(self, values: Any, tap: str) -> None:
+        shape = (self.case["B"], self.case["S"], self.case["S"])
+        for layer, value in enumerate(values if isinstance(values, (tuple, list)) else ()):
+            name = f"layers.{layer}.{tap}"
+            if (
+                isinstance(value, Tensor)
+                and tuple(value.shape) == shape
+                and self.options.wanted(name)
+            ):
+                self.out.taps.setdefault(name, keep(value))
 
     def loss(self, loss: Tensor | None) -> None:
         if not self.options.wanted("loss.lm"):
@@ -1592,25 +1686,6 @@ class _Run:
             rows = logits[:, :-1].reshape(-1, logits.shape[-1])
             self.out.taps["loss.lm"] = nn.functional.cross_entropy(rows, labels, ignore_index=-100)
             self.out.derived.append("loss.lm")
-
-    def public_outputs(self, out: Any) -> None:
-        """ix.scores, kl.target and loss.kl where the implementation hands them out."""
-        for field, tap in (("indexer_scores", "ix.scores"), ("indexer_kl_target", "kl.target")):
-            values = getattr(out, field, None) or getattr(out, field + "s", None) or ()
-            for layer, value in enumerate(values if isinstance(values, (tuple, list)) else ()):
-                name = f"layers.{layer}.{tap}"
-                shape = (self.case["B"], self.case["S"], self.case["S"])
-                if (
-                    isinstance(value, Tensor)
-                    and tuple(value.shape) == shape
-                    and self.options.wanted(name)
-                ):
-                    self.out.taps.setdefault(name, keep(value))
-        for field in ("indexer_kl_loss", "kl_loss", "indexer_loss"):
-            value = getattr(out, field, None)
-            if isinstance(value, Tensor) and value.numel() == 1:
-                self.out.taps["loss.kl"] = keep(value).reshape(())
-                return
 
     def gradients(self, loss: Tensor | None) -> None:
         if not self.options.backward:
@@ -1642,7 +1717,7 @@ class _Run:
         self.model.zero_grad(set_to_none=True)
 
     def idle_experts(self, none: list[str], filled: dict[str, Tensor]) -> None:
-        """Experts as single modules: without a token there is no gradient tensor, which means zero."""
+        """Experts as single modules: no token, no gradient tensor, which means zero."""
         trained = {name.split(".experts.")[0] for name in filled if ".experts." in name}
         loaded = loaded_tensors(self.model, self.sizes.hidden)
         for name in [
@@ -1651,6 +1726,7 @@ class _Run:
             self.out.taps[f"grad.{name}"] = torch.zeros_like(loaded[name], device="cpu")
 
     def crash(self, recorder: Recorder, error: Exception) -> None:
+        self.error = error
         frame = recorder.stack[-1] if recorder.stack and self.phase == "forward" else None
         self.out.failure = {
             "phase": self.phase,
@@ -1708,7 +1784,8 @@ def _parameters(function: Callable[..., Any]) -> set[str]:
 def _set_implementation(
     model: nn.Module, kind: str, value: str, stack: contextlib.ExitStack
 ) -> None:
-    """Sets `_attn_implementation` or `_experts_implementation` for this run, where the model knows such a switch."""
+    """Sets `_attn_implementation` or `_experts_implementation` for this run, where the model knows
+    such a switch."""
     attribute = f"_{kind}_implementation"
     setter = getattr(model, f"set_{kind}_implementation", None)
     old = getattr(model.config, attribute, None)
@@ -1733,24 +1810,30 @@ def _widen_selection(model: nn.Module, S: int, stack: contextlib.ExitStack) -> N
 
 
 def _raised_at(error: BaseException) -> str:
-    """File and line of the innermost frame, as a reader of the fork needs it."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
+    """File and line where the implementation raised: the innermost frame outside torch and this
+    file."""
+    place, trace = "", error.__traceback__
+    own = (str(Path(__file__).resolve()), str(Path(torch.__file__).resolve().parent))
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if not file.startswith(own) or not place:
+            place = f"{file}:{trace.tb_lineno}"
         trace = trace.tb_next
-    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else ""
+    return place
 
 
-# --- provenance -----------------------------------------------------------------------------------------------------
+# --- provenance -----------------------------------------------------------------------------------
 
 HADAMARD = "fast_hadamard_transform"
 _stand_ins: list[str] = []
 
 
 def environment(model: nn.Module) -> dict[str, Any]:
-    """Library versions, where transformers really came from, and the hash of the model's source file."""
+    """Library versions, where transformers really came from, and the hash of the model's source
+    file."""
     parts = find_parts(model)
     attention = next((n for n, p in parts.items() if p.role == "attention"), "")
-    file = Path(inspect.getfile(type(model.get_submodule(attention))))
+    file = source_file(type(model.get_submodule(attention)))
     source = file.read_bytes() if file.is_file() else b""
     out: dict[str, Any] = {
         "tool": "golden/dump.py",
@@ -1764,6 +1847,7 @@ def environment(model: nn.Module) -> dict[str, Any]:
         "device": _device(model),
         "threads": torch.get_num_threads(),
         "hadamard": _hadamard(source),
+        "config_adjusted": getattr(model, "dsv32_config_adjusted", {}),
     }
     transformers = sys.modules.get("transformers")
     if transformers is not None and getattr(transformers, "__file__", None):
@@ -1774,6 +1858,13 @@ def environment(model: nn.Module) -> dict[str, Any]:
     return out
 
 
+def source_file(cls: type) -> Path:
+    try:
+        return Path(inspect.getfile(cls))
+    except (OSError, TypeError):  # a class made in a notebook or a console
+        return Path("unknown")
+
+
 def _device(model: nn.Module) -> str:
     devices = sorted({str(p.device) for p in model.parameters()})
     names = [torch.cuda.get_device_name(d) for d in devices if d.startswith("cuda")]
@@ -1781,7 +1872,8 @@ def _device(model: nn.Module) -> str:
 
 
 def _hadamard(source: bytes) -> str:
-    """Which Hadamard transform ran: the package, our stand-in for it, code of the fork's own, or none."""
+    """Which Hadamard transform ran: the package, our stand-in for it, code of the fork's own, or
+    none."""
     if HADAMARD in _stand_ins:
         return "stand-in"
     if HADAMARD in sys.modules:
@@ -1819,7 +1911,8 @@ def _resolve_head(git: Path) -> str | None:
 
 
 def hadamard_transform(x: Tensor, scale: float = 1.0) -> Tensor:
-    """Sylvester-Hadamard transform of the last axis in plain torch; a length that is no power of two is padded."""
+    """Sylvester-Hadamard transform of the last axis in plain torch; a length that is no power of
+    two is padded."""
     width = x.shape[-1]
     size = 1 << max(0, width - 1).bit_length()
     out = torch.nn.functional.pad(
@@ -1844,7 +1937,8 @@ def install_stand_in() -> None:
     sys.modules[HADAMARD] = module
     _stand_ins.append(HADAMARD)
     say(
-        f"{HADAMARD} is not installed and the implementation has no fallback: a plain torch stand-in takes its place"
+        f"{HADAMARD} is not installed and the model has no fallback: "
+        "a plain torch stand-in takes its place"
     )
 
 
@@ -1858,7 +1952,8 @@ def lacks_hadamard(error: BaseException | None) -> bool:
 
 
 def with_stand_in(step: Callable[[], Any]) -> Any:
-    """Runs a step as it is; once more with the stand-in when it failed for want of the CUDA-only package."""
+    """Runs a step as it is; once more with the stand-in when it failed for want of the CUDA-only
+    package."""
     try:
         return step()
     except Exception as error:  # a lazy import wraps its cause in any type
@@ -1868,11 +1963,35 @@ def with_stand_in(step: Callable[[], Any]) -> Any:
     return step()
 
 
+def missing_package(error: BaseException | None) -> str | None:
+    """The absent package that an import failed for: the environment's fault, not the model's."""
+    while error is not None:
+        absent = isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0]
+        if absent and absent != "transformers":
+            return absent
+        if isinstance(error, importlib.metadata.PackageNotFoundError):
+            return str(error).partition(" distribution")[0]
+        asked = re.search(r"pip install ['\"`]?([\w-]+)", str(error))
+        if isinstance(error, ImportError) and asked:
+            return asked.group(1)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def refuse_missing_package(error: BaseException) -> None:
+    package = missing_package(error)
+    if package is not None:
+        where = "the implementation's environment"
+        raise DumpError(
+            6, where, "packages", package, "none", "install it and run again"
+        ) from error
+
+
 def say(text: str) -> None:
     print(f"dump: {text}", file=sys.stderr, flush=True)
 
 
-# --- writing --------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
 def write_trace(out: Path, taps: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -1900,22 +2019,28 @@ def dump(
 ) -> Capture:
     """Captures a live model and writes its trace file. `options` are those of `capture`.
 
-    checkpoint: the directory that the model was loaded from; its weights are compared with it bit for bit.
-    weights: what the metadata says of the weights when there is no checkpoint (`synthetic:SEED` or a digest).
+    checkpoint: the directory that the model was loaded from; its weights are compared with it bit
+    for bit.
+    weights: what the metadata says of the weights; default: `synthetic:SEED` when they are, else a
+    digest.
     A crash of the model is written as a trace with `failure` and then returned, not raised.
     """
-    identity = {"weights": weights or "unknown"}
+    case = check_case(case, "case")
     if checkpoint is not None:
         files = Checkpoint(Path(checkpoint))
         loaded = compare_weights(model, files)
         identity = {
-            "weights": weights_identity(files, check_case(case, "case")),
+            "weights": weights or weights_identity(files.tensors, case),
             "weights_loaded": canonical_json(loaded),
         }
         report_weights(loaded)
+    else:
+        own = loaded_tensors(model, Sizes.of(model.config).hidden)
+        identity = {"weights": weights or weights_identity(lambda: iter(own.items()), case)}
     try:
-        run = with_stand_in(lambda: _raise_missing_package(capture, model, case, options))
+        run = with_stand_in(lambda: capture(model, case, **options))
     except ModelCrash as crash:
+        refuse_missing_package(crash)
         run = crash.capture
     run.metadata |= identity | (extra or {})
     if run.failure:
@@ -1924,47 +2049,31 @@ def dump(
     return run
 
 
-def _raise_missing_package(
-    function: Callable[..., Capture], model: nn.Module, case: dict, options: dict
-) -> Capture:
-    """capture, but a crash for want of the Hadamard package surfaces as that ImportError."""
-    try:
-        return function(model, case, **options)
-    except ModelCrash as crash:
-        cause = crash.__context__
-        if lacks_hadamard(cause) and cause is not None:
-            raise cause from None
-        raise
-
-
 def report_weights(loaded: dict[str, Any]) -> None:
     for kind in ("different", "missing", "unexpected"):
         names = loaded[kind]
         if names:
-            say(
-                f"weights {kind}: {len(names)}: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
-            )
+            shown = ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
+            say(f"weights {kind}: {len(names)}: {shown}")
 
 
 def report_run(run: Capture, out: Path) -> None:
-    for name in run.missing:
+    for name in run.missing if not run.failure else ():
         say(f"tap {name}: {run.reasons.get(name, 'not found')}")
     if run.failure:
         failure = run.failure
-        say(
-            f"the implementation crashed: {failure['where']}: {failure['phase']}: {failure['message']}"
-        )
+        say(f"the model crashed: {failure['where']}: {failure['phase']}: {failure['message']}")
         say(f"inputs of that module: {failure['shapes']}; raised at {failure['raised_at']}")
-    say(
-        f"{out}: {len(run.taps)} taps, {len(run.missing)} missing, {run.metadata.get('attn_implementation')} attention"
-    )
+    backend = run.metadata["attn_implementation"]
+    say(f"{out}: {len(run.taps)} taps, {len(run.missing)} missing, {backend} attention")
 
 
-# --- command --------------------------------------------------------------------------------------------------------
+# --- command --------------------------------------------------------------------------------------
 
 
 def import_transformers(path: Path | None) -> types.ModuleType:
-    """transformers from the environment, or from the source tree or package folder `path` and nowhere else."""
+    """transformers from the environment, or from the source tree or package folder `path` and
+    nowhere else."""
     if path is None:
         try:
             return importlib.import_module("transformers")
@@ -1999,7 +2108,9 @@ def import_transformers(path: Path | None) -> types.ModuleType:
     module = importlib.import_module("transformers")
     got = Path(str(module.__file__)).resolve()
     if root not in got.parents:
-        hint = "another transformers was imported first; start Python without it (-P, or an environment of its own)"
+        hint = (
+            "another one was imported first: use an environment without it, or without PYTHONPATH"
+        )
         raise DumpError(
             4, "--transformers", "imported package", f"one under {root}", str(got.parent), hint
         )
@@ -2030,13 +2141,41 @@ def load_model(transformers: types.ModuleType, arguments: argparse.Namespace) ->
     if arguments.trust_remote_code:
         options["trust_remote_code"] = True
     cls = find_class(transformers, arguments.cls)
-    return cls.from_pretrained(str(arguments.checkpoint), **options)
+    config, adjusted = expert_count(transformers, arguments)
+    model = cls.from_pretrained(
+        str(arguments.checkpoint), **options, **({"config": config} if adjusted else {})
+    )
+    model.dsv32_config_adjusted = adjusted
+    return model
+
+
+def expert_count(
+    transformers: types.ModuleType, arguments: argparse.Namespace
+) -> tuple[Any, dict[str, int]]:
+    """transformers 5.12 sizes its experts by `num_experts`, which a released config.json does not
+    have: its default of 256
+    contradicts a smaller `n_routed_experts`. Such a field follows the checkpoint here, and the
+    trace says so."""
+    remote = {"trust_remote_code": True} if arguments.trust_remote_code else {}
+    config = transformers.AutoConfig.from_pretrained(str(arguments.checkpoint), **remote)
+    adjusted = {}
+    for field in ("num_experts", "num_local_experts"):
+        value, want = getattr(config, field, None), getattr(config, "n_routed_experts", None)
+        if isinstance(value, int) and isinstance(want, int) and value != want:
+            setattr(config, field, want)
+            adjusted[field] = want
+    if adjusted:
+        say(
+            f"config: {canonical_json(adjusted)} set from n_routed_experts: "
+            "this release's own default differs"
+        )
+    return config, adjusted
 
 
 def parse_arguments(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="dump.py",
-        description="Runs a DeepSeek-V3.2 implementation and writes its trace file for dsv32-verify.",
+        description="Runs a DeepSeek-V3.2 implementation and writes its trace for dsv32-verify.",
     )
     add = parser.add_argument
     add(
@@ -2124,7 +2263,7 @@ def failed_before_run(
         "missing_taps": "[]",
         "derived_taps": "[]",
         "producer": canonical_json(producer),
-        "weights": weights_identity(Checkpoint(arguments.checkpoint), case),
+        "weights": weights_identity(Checkpoint(arguments.checkpoint).tensors, case),
         "failure": canonical_json(run.failure),
     }
     return run
@@ -2173,6 +2312,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     except DumpError:
         raise
     except Exception as error:  # whatever the fork raises is its verdict
+        refuse_missing_package(error)
         run = failed_before_run(arguments, case, phase, error)
         write_trace(arguments.out, {}, run.metadata)
     else:
@@ -2209,6 +2349,8 @@ def check_overrides(case: dict[str, Any], config: dict[str, Any], checkpoint: Pa
 
 def main(words: list[str] | None = None) -> int:
     arguments = parse_arguments(words)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         return run_command(arguments)
     except DumpError as error:
