@@ -19,7 +19,6 @@ namespace dsv32::io {
 namespace fs = std::filesystem;
 
 class InputFile;
-class Sha256;
 
 /// The project's own files (configs/, golden/data/): $DSV32_HOME, else the source tree of the build.
 fs::path home();
@@ -41,10 +40,10 @@ const Case& find_case(const std::string& name);
 std::vector<std::string> config_names();
 /// The cases of `--config X`: the listed ones of that config, or one default case for a path.
 std::vector<Case> cases_of_config(const std::string& name_or_path);
-/// The case of a trace's metadata: a name, or JSON with the keys of case_json and, if wanted, `name` and `mask`.
+/// The case of a trace's metadata: a name, or JSON with the keys of case_json and, if wanted, `name`, `mask` (given or none).
 /// A case of the same numbers as a listed one is that listed case.
 Case case_from_metadata(const std::string& text);
-/// The whole case as RFC 8785 JSON (keys config, overrides, seed, B, S, pad, bias_offset, chunks).
+/// The whole case as RFC 8785 JSON (keys config, overrides, seed, B, S, pad, bias_offset, chunks; batch with own data).
 std::string case_json(const Case& c);
 /// What a trace of this case says in its metadata: the name of a listed case that was not changed, else case_json.
 std::string case_metadata(const Case& c);
@@ -73,8 +72,6 @@ class SafetensorsFile {
   HostTensor read(const std::string& name) const;
   /// Part of a tensor: `shape` elements from element `first` on (one expert of a fused tensor).
   HostTensor read_range(const std::string& name, int64_t first, const Shape& shape) const;
-  /// Adds what names this file's content to a digest: see identity() of open_checkpoint.
-  void fingerprint(Sha256& sha) const;
   const fs::path& path() const { return path_; }
   uint64_t size() const;
 
@@ -139,8 +136,10 @@ Batch read_batch(const fs::path& path, const ModelConfig& config);
 /// A checkpoint directory (sharded or single safetensors). Names, shapes and dtypes are checked against the config in
 /// the constructor: all missing, unexpected and wrong-shaped names in one Error. Fused and unfused experts are read.
 /// Stored float64 is returned as float64, everything else as float32 (exact).
-/// identity(): "sha256:" of, for each file in name order: the name, its size (8 bytes, little-endian), the 8 + N header
-/// bytes and the first 64 bytes of every tensor in offset order. It names a checkpoint without reading all of it.
+/// identity(): `synthetic:SEED` when every tensor starts as the synthetic one of dsv32_case.json does (seed 1 without that
+/// file), else "sha256:" of the whole model as in FORMATS section 1: in sorted name order, each unfused name and the 32
+/// bytes of the sha256 of its little-endian float32 values. The digest is made when it is first asked for: it reads
+/// everything once.
 std::unique_ptr<WeightSource> open_checkpoint(const fs::path& dir, const ModelConfig& config);
 
 struct MakeCheckpointOptions {

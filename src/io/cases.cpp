@@ -1,0 +1,249 @@
+#include "src/io/cases.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <set>
+
+#include "src/io/checkpoint.h"
+#include "src/io/config.h"
+#include "src/io/fields.h"
+#include "src/io/io.h"
+#include "src/io/text.h"
+
+namespace dsv32::io {
+namespace {
+
+constexpr uint64_t kCaseLimit = uint64_t{1} << 20;    // bytes of one case or of the list
+constexpr int64_t kMaxTokens = int64_t{1} << 20;      // B * S: a case is only a claim, and an oracle is built from it
+constexpr size_t kNameDigits = 8;                     // hex digits in the name of an unlisted case
+
+const std::set<std::string> kCaseKeys = {"config", "overrides", "seed", "B", "S", "pad", "bias_offset", "chunks"};
+const std::set<std::string> kOptionalKeys = {"name", "mask", "batch"};  // the first two: dsv32_case.json
+const std::set<std::string> kListKeys = {"name", "mask_given", "sparse", "training", "golden", "purpose"};
+
+void check_keys(const Json& object, const std::set<std::string>& more, const std::string& where) {
+  if (!object.is_object()) refuse({.where = where, .what = "case", .expected = "an object", .got = kind_of(object)});
+  for (const std::string& key : kCaseKeys)
+    if (!object.contains(key))
+      refuse({.where = where, .what = "case." + key, .expected = "a value", .got = "a missing key"});
+  for (const auto& [key, value] : object.items())
+    if (!kCaseKeys.contains(key) && !more.contains(key))
+      refuse({.where = where, .what = "case", .expected = "known keys only", .got = printable(key)});
+}
+
+/// The config that a case starts from: a shipped name or a whole object.
+Json base_config(const Json& config, const std::string& where) {
+  if (config.is_object()) return config;
+  if (!config.is_string() || !is_config_name(config.get<std::string>()))
+    refuse({.where = where,
+            .what = "case.config",
+            .expected = "tiny, small, medium, full or a whole config",
+            .got = kind_of(config)});
+  const fs::path path = config_path(config.get<std::string>());
+  return parse_json(read_file(path, kCaseLimit), path.string());
+}
+
+void read_model(const Json& object, Case& c, const std::string& where) {
+  Json config = base_config(object["config"], where);
+  const Json& overrides = object["overrides"];
+  if (!overrides.is_object())
+    refuse({.where = where, .what = "case.overrides", .expected = "an object", .got = kind_of(overrides)});
+  for (const auto& [field, value] : overrides.items()) {
+    if (!is_config_field(field))
+      refuse({.where = where, .what = "case.overrides", .expected = "config fields", .got = printable(field)});
+    config[field] = value;
+  }
+  c.config_name = object["config"].is_string() ? object["config"].get<std::string>() : "";
+  c.config = config_from_json(config, where);
+  c.config.name = c.config_name.empty() ? where : c.config_name;
+  c.overrides_json = canonical_json(overrides);
+}
+
+void read_chunks(const Fields& fields, const Json& chunks, Case& c) {
+  if (!chunks.is_array()) fields.wrong("chunks", "a list of lengths", chunks);
+  for (const Json& length : chunks) {
+    const bool good = length.is_number_unsigned() && length.get<uint64_t>() >= 1 && length.get<uint64_t>() <= uint64_t(c.S);
+    if (!good) fields.wrong("chunks", "lengths from 1 to S", length);
+    c.chunks.push_back(length.get<int64_t>());
+  }
+  const int64_t sum = std::accumulate(c.chunks.begin(), c.chunks.end(), int64_t{0});
+  if (!chunks.empty() && sum != c.S) fields.wrong("chunks", "lengths that sum to S, " + std::to_string(c.S), sum);
+}
+
+void read_shape(const Json& object, Case& c, const std::string& where) {
+  const Fields fields(object, where, "case.");
+  if (!object["seed"].is_number_unsigned()) fields.wrong("seed", "an integer from 0 to 2^64 - 1", object["seed"]);
+  c.seed = object["seed"].get<uint64_t>();
+  c.B = fields.integer("B");
+  c.S = fields.integer("S");
+  c.pad = fields.integer("pad");
+  c.bias_offset = fields.number("bias_offset");
+  if (c.B < 1 || c.B > kMaxTokens) fields.wrong("B", "1.." + std::to_string(kMaxTokens), c.B);
+  if (c.S < 1 || c.S > kMaxTokens / c.B)
+    fields.wrong("S", "B * S from 1 to " + std::to_string(kMaxTokens) + " tokens", c.S);
+  if (c.pad < 0 || c.pad >= c.S) fields.wrong("pad", "0.." + std::to_string(c.S - 1) + ", less than S", c.pad);
+  read_chunks(fields, object["chunks"], c);
+}
+
+Case read_listed(const Json& entry, const std::string& list) {
+  const std::string where = list + ": " + entry.value("name", "a case without a name");
+  check_keys(entry, kListKeys, where);
+  const Fields fields(entry, where, "case.");
+  Case c;
+  c.name = fields.text("name");
+  read_model(entry, c, where);
+  read_shape(entry, c, where);
+  c.mask_given = fields.boolean_or("mask_given", true);
+  c.sparse = fields.boolean_or("sparse", true);
+  c.training = fields.boolean_or("training", false);
+  c.golden = fields.text("golden");
+  c.purpose = fields.text("purpose");
+  return c;
+}
+
+std::vector<Case> read_cases() {
+  const fs::path path = home() / "configs" / "cases.json";
+  const Json list = parse_json(read_file(path, kCaseLimit), path.string());
+  if (!list.is_object() || list.value("version", 0) != 1 || !list.contains("cases") || !list["cases"].is_array())
+    refuse({.where = path.string(), .what = "list", .expected = "version 1 and a list of cases", .got = "neither"});
+  std::vector<Case> out;
+  for (const Json& entry : list["cases"]) out.push_back(read_listed(entry, path.string()));
+  return out;
+}
+
+const Case* listed_case(const std::string& name) {
+  const auto& all = cases();
+  const auto it = std::find_if(all.begin(), all.end(), [&name](const Case& c) { return c.name == name; });
+  return it == all.end() ? nullptr : &*it;
+}
+
+std::vector<std::string> case_names() {
+  std::vector<std::string> names;
+  for (const Case& c : cases()) names.push_back(c.name);
+  return names;
+}
+
+std::string did_you_mean(const std::string& near) { return near.empty() ? "" : "did you mean " + near + "?"; }
+
+/// sha256 of a user's batch file, in lower-case hex.
+void read_batch_digest(const Json& object, Case& c, const std::string& where) {
+  if (!object.contains("batch")) return;
+  constexpr size_t kHexDigits = 64;
+  const Fields fields(object, where, "case.");
+  c.batch = fields.text("batch");
+  if (c.batch.size() != kHexDigits || c.batch.find_first_not_of("0123456789abcdef") != std::string::npos)
+    fields.wrong("batch", "64 hex digits", object["batch"]);
+}
+
+/// `mask` and `name` of dsv32_case.json; without them a listed case of the same numbers gives both.
+void read_identity(const Json& object, Case& c, const std::string& where) {
+  if (object.contains("mask")) {
+    const Json& mask = object["mask"];
+    if (mask != "given" && mask != "none") Fields(object, where, "case.").wrong("mask", "given or none", mask);
+    c.mask_given = mask == "given";
+  }
+  const std::string canonical = case_json(c);
+  for (const Case& listed : cases()) {
+    if (case_json(listed) != canonical) continue;
+    if (object.contains("mask") && listed.mask_given != c.mask_given) continue;
+    c = listed;
+    return;
+  }
+  c.name = "case-" + sha256_hex(canonical.data(), canonical.size()).substr(0, kNameDigits);
+}
+
+Case default_case(const std::string& path) {
+  constexpr int64_t kRows = 2, kPad = 5, kShortest = 33, kBeyond = 32;
+  Case c;
+  c.config = read_config(path);
+  c.config_name = path;
+  const fs::path file = fs::weakly_canonical(config_path(path));
+  c.name = (file.stem() == "config" ? file.parent_path().filename() : file.stem()).string() + "-default";
+  c.overrides_json = "{}";
+  c.B = kRows;
+  const int64_t wanted = std::max(kShortest, 2 * c.config.index_topk + kBeyond);
+  c.S = std::min({wanted, c.config.max_position_embeddings, kMaxTokens / kRows});
+  c.pad = std::min(kPad, c.S - 1);
+  c.sparse = exercises_selection(c);
+  c.golden = "none";
+  c.purpose = "default case of a config by path";
+  return c;
+}
+
+}  // namespace
+
+const std::vector<Case>& cases() {
+  static const std::vector<Case> all = read_cases();
+  return all;
+}
+
+const Case& find_case(const std::string& name) {
+  if (const Case* c = listed_case(name)) return *c;
+  throw Error(ExitCode::usage, {.where = "--case",
+                                .what = "case",
+                                .expected = "a case of configs/cases.json",
+                                .got = printable(name),
+                                .hint = did_you_mean(nearest(name, case_names()))});
+}
+
+std::vector<Case> cases_of_config(const std::string& name_or_path) {
+  if (!is_config_name(name_or_path)) return {default_case(name_or_path)};
+  std::vector<Case> out;
+  for (const Case& c : cases())
+    if (c.config_name == name_or_path && !c.training) out.push_back(c);
+  return out;
+}
+
+Case case_from_text(const std::string& text, const std::string& where) {
+  if (!text.starts_with('{')) {
+    if (const Case* c = listed_case(text)) return *c;
+    refuse({.where = where,
+            .what = "case",
+            .expected = "a case of configs/cases.json, or a whole case as JSON",
+            .got = printable(text),
+            .hint = did_you_mean(nearest(text.substr(0, 100), case_names()))});
+  }
+  const Json object = parse_json(text, where);
+  check_keys(object, kOptionalKeys, where);
+  Case c;
+  read_model(object, c, where);
+  read_shape(object, c, where);
+  read_batch_digest(object, c, where);
+  c.sparse = exercises_selection(c);
+  c.golden = "none";
+  c.purpose = "a case of its own";
+  read_identity(object, c, where);
+  return c;
+}
+
+std::optional<Case> case_of_checkpoint(const fs::path& dir) {
+  const fs::path path = dir / kCaseFile;
+  std::error_code error;
+  if (!fs::exists(path, error)) return std::nullopt;
+  return case_from_text(read_file(path, kCaseLimit), path.string());
+}
+
+Case case_from_metadata(const std::string& text) { return case_from_text(text, "case"); }
+
+std::string case_json(const Case& c) {
+  const bool shipped = is_config_name(c.config_name);
+  Json out = {{"config", shipped ? Json(c.config_name) : config_to_json(c.config, "float32")},
+              {"overrides", shipped ? parse_json(c.overrides_json, "overrides") : Json::object()},
+              {"seed", c.seed},
+              {"B", c.B},
+              {"S", c.S},
+              {"pad", c.pad},
+              {"bias_offset", c.bias_offset},
+              {"chunks", c.chunks}};
+  if (!c.batch.empty()) out["batch"] = c.batch;
+  return canonical_json(out);
+}
+
+std::string case_metadata(const Case& c) {
+  const Case* listed = listed_case(c.name);
+  const bool same = listed && case_json(*listed) == case_json(c) && listed->mask_given == c.mask_given;
+  return same ? c.name : case_json(c);
+}
+
+}  // namespace dsv32::io

@@ -1,0 +1,165 @@
+#include "src/io/file.h"
+
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "src/io/io.h"
+#include "src/io/text.h"
+
+namespace dsv32::io {
+namespace {
+
+std::string reason() { return std::strerror(errno); }
+
+[[noreturn]] void lack(Complaint complaint) {
+  throw Error(ExitCode::environment, std::move(complaint));
+}
+
+fs::path directory_of(const fs::path& path) {
+  return path.has_parent_path() ? path.parent_path() : fs::path(".");
+}
+
+void sync_directory(const fs::path& directory) {
+  const int fd = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return;  // a directory that can be written but not read: the rename itself has been done
+  ::fsync(fd);
+  ::close(fd);
+}
+
+}  // namespace
+
+fs::path home() {
+  const char* set = std::getenv("DSV32_HOME");
+  return set && *set ? fs::path(set) : fs::path(DSV32_SOURCE_DIR);
+}
+
+InputFile::InputFile(const fs::path& path) : path_(path) {
+  // O_NONBLOCK: opening a pipe must not wait for its writer.
+  fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  const int error = errno;
+  if (fd_ < 0 && (error == EMFILE || error == ENFILE))
+    lack({.where = path.string(), .what = "open", .expected = "a free file descriptor", .got = reason()});
+  if (fd_ < 0)
+    refuse({.where = path.string(), .what = "file", .expected = "a readable file", .got = std::strerror(error)});
+  if (::fstat(fd_, &opened_) != 0 || !S_ISREG(opened_.st_mode)) {
+    ::close(fd_);
+    refuse({.where = path.string(),
+            .what = "file",
+            .expected = "a regular file",
+            .got = S_ISDIR(opened_.st_mode) ? "a directory" : "something else"});
+  }
+}
+
+InputFile::~InputFile() { ::close(fd_); }
+
+void InputFile::read(uint64_t offset, void* out, size_t size) const {
+  auto* at = static_cast<char*>(out);
+  while (size > 0) {
+    const ssize_t n = ::pread(fd_, at, size, static_cast<off_t>(offset));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) lack({.where = path_.string(), .what = "read", .expected = "data", .got = reason()});
+    if (n == 0) break;
+    at += n, offset += static_cast<uint64_t>(n), size -= static_cast<size_t>(n);
+  }
+  if (size > 0)
+    refuse({.where = path_.string(),
+            .what = "length",
+            .expected = std::to_string(this->size()) + " bytes",
+            .got = "a file cut at byte " + std::to_string(offset) + " while it was read"});
+  check_unchanged();
+}
+
+void InputFile::check_unchanged() const {
+  struct stat now = {};
+  const bool same = ::fstat(fd_, &now) == 0 && now.st_size == opened_.st_size &&
+                    now.st_mtim.tv_sec == opened_.st_mtim.tv_sec &&
+                    now.st_mtim.tv_nsec == opened_.st_mtim.tv_nsec;
+  if (!same)
+    refuse({.where = path_.string(),
+            .what = "file",
+            .expected = "a file that stays as it is while it is read",
+            .got = "a change of size or modification time"});
+}
+
+AtomicFile::AtomicFile(const fs::path& path) : path_(path) {
+  temporary_ = directory_of(path) / std::string(".").append(path.filename().string() + ".tmp." + std::to_string(::getpid()));
+  fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (fd_ < 0) fail("create");
+}
+
+AtomicFile::~AtomicFile() {
+  if (fd_ >= 0) ::close(fd_);
+  if (!temporary_.empty()) ::unlink(temporary_.c_str());
+}
+
+void AtomicFile::fail(const std::string& action) const {
+  lack({.where = path_.string(),
+        .what = action,
+        .expected = "a writable place with room",
+        .got = reason(),
+        .hint = "an older file of that name was left as it was"});
+}
+
+void AtomicFile::write(uint64_t offset, const void* data, size_t size) {
+  const auto* at = static_cast<const char*>(data);
+  while (size > 0) {
+    const ssize_t n = ::pwrite(fd_, at, size, static_cast<off_t>(offset));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) fail("write");
+    at += n, offset += static_cast<uint64_t>(n), size -= static_cast<size_t>(n);
+  }
+}
+
+void AtomicFile::commit() {
+  if (::fsync(fd_) != 0) fail("fsync");
+  const int closed = ::close(fd_);
+  fd_ = -1;
+  if (closed != 0) fail("close");
+  if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail("rename");
+  temporary_.clear();
+  sync_directory(directory_of(path_));
+}
+
+void require_space(const fs::path& directory, uint64_t bytes) {
+  std::error_code error;
+  const auto space = fs::space(directory, error);
+  if (!error && space.available < bytes)
+    lack({.where = directory.string(),
+          .what = "disk",
+          .expected = std::to_string(bytes) + " free bytes",
+          .got = std::to_string(space.available)});
+}
+
+void make_directory(const fs::path& directory) {
+  std::error_code error;
+  fs::create_directories(directory, error);
+  if (error || !fs::is_directory(directory))
+    lack({.where = directory.string(),
+          .what = "directory",
+          .expected = "a directory that can be made",
+          .got = error ? error.message() : "a file of that name"});
+}
+
+void write_file(const fs::path& path, const std::string& content) {
+  AtomicFile file(path);
+  file.write(0, content.data(), content.size());
+  file.commit();
+}
+
+std::string read_file(const fs::path& path, uint64_t limit) {
+  const InputFile file(path);
+  if (file.size() > limit)
+    refuse({.where = path.string(),
+            .what = "size",
+            .expected = "at most " + std::to_string(limit) + " bytes",
+            .got = std::to_string(file.size())});
+  std::string content(file.size(), '\0');
+  file.read(0, content.data(), content.size());
+  return content;
+}
+
+}  // namespace dsv32::io

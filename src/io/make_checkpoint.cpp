@@ -1,0 +1,108 @@
+#include <cstdio>
+
+#include "src/io/checkpoint.h"
+#include "src/io/config.h"
+#include "src/io/file.h"
+#include "src/io/json.h"
+#include "src/io/text.h"
+
+namespace dsv32::io {
+namespace {
+
+struct Shard {
+  std::string name;
+  std::vector<WeightSpec> specs;
+};
+
+/// The released checkpoints keep the correction bias in float32.
+DType stored_dtype(const WeightSpec& spec, DType dtype) { return is_buffer(spec.name) ? DType::float32 : dtype; }
+
+int64_t stored_bytes(const WeightSpec& spec, DType dtype) {
+  return numel(spec.shape) * item_size(stored_dtype(spec, dtype));
+}
+
+std::string shard_name(size_t index, size_t count) {
+  char name[64];
+  std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", index + 1, count);
+  return name;
+}
+
+/// Fills shards in the model's order; a tensor larger than a shard gets one of its own.
+std::vector<Shard> split(const ModelConfig& config, const MakeCheckpointOptions& options) {
+  std::vector<Shard> shards(1);
+  int64_t filled = 0;
+  for (const WeightSpec& spec : weight_specs(config)) {
+    const int64_t bytes = stored_bytes(spec, options.dtype);
+    if (!shards.back().specs.empty() && filled + bytes > options.shard_bytes) {
+      shards.emplace_back();
+      filled = 0;
+    }
+    shards.back().specs.push_back(spec);
+    filled += bytes;
+  }
+  for (size_t i = 0; i < shards.size(); ++i) shards[i].name = shard_name(i, shards.size());
+  return shards;
+}
+
+bool is_model_file(const fs::path& path) {
+  const std::string name = path.filename().string();
+  return name.starts_with("model") && (name.ends_with(".safetensors") || name == kIndexFile);
+}
+
+/// Removes what an earlier `weights make` left, so that no mixture can be opened; never another checkpoint.
+void clear(const fs::path& dir) {
+  std::vector<fs::path> old;
+  for (const auto& entry : fs::directory_iterator(dir))
+    if (is_model_file(entry.path())) old.push_back(entry.path());
+  if (old.empty()) return;
+  if (!fs::exists(dir / kCaseFile))
+    throw Error(ExitCode::usage, {.where = dir.string(),
+                                  .what = "output folder",
+                                  .expected = "an empty folder, or one that weights make wrote",
+                                  .got = "a checkpoint of other origin (" + printable(old.front().filename().string()) + ")"});
+  for (const fs::path& path : old) fs::remove(path);
+}
+
+void write_shard(const Shard& shard, const fs::path& dir, const WeightSource& weights, DType dtype) {
+  std::vector<std::pair<std::string, TensorEntry>> specs;
+  for (const WeightSpec& spec : shard.specs)
+    specs.push_back({spec.name, {.dtype = stored_dtype(spec, dtype), .shape = spec.shape}});
+  // transformers before 5 refuses a file that does not say this.
+  SafetensorsWriter writer(dir / shard.name, {{"format", "pt"}}, specs);
+  for (const WeightSpec& spec : shard.specs) writer.append(weights.load(spec).cast(stored_dtype(spec, dtype)));
+  writer.finish();
+}
+
+std::string index_text(const std::vector<Shard>& shards, int64_t total) {
+  Json map = Json::object();
+  for (const Shard& shard : shards)
+    for (const WeightSpec& spec : shard.specs) map[spec.name] = shard.name;
+  return Json{{"metadata", {{"total_size", total}}}, {"weight_map", map}}.dump(2) + "\n";
+}
+
+std::string case_text(const Case& c) {
+  Json json = parse_json(case_json(c), "case");
+  json["name"] = c.name;
+  json["mask"] = c.mask_given ? "given" : "none";
+  return canonical_json(json) + "\n";
+}
+
+}  // namespace
+
+void make_checkpoint(const Case& c, const fs::path& dir, const MakeCheckpointOptions& options) {
+  const std::vector<Shard> shards = split(c.config, options);
+  int64_t total = 0;
+  for (const Shard& shard : shards)
+    for (const WeightSpec& spec : shard.specs) total += stored_bytes(spec, options.dtype);
+  make_directory(dir);
+  require_space(dir, static_cast<uint64_t>(total));
+  clear(dir);
+  const SyntheticWeights weights(c.seed, c.bias_offset);
+  // First the mark of our own folders, last the index: without it nobody takes half a checkpoint for a whole one.
+  write_file(dir / kCaseFile, case_text(c));
+  write_file(dir / "config.json", config_to_json(c.config, std::string(to_string(options.dtype))).dump(2) + "\n");
+  for (const Shard& shard : shards) write_shard(shard, dir, weights, options.dtype);
+  write_file(dir / kIndexFile, index_text(shards, total));
+}
+
+}  // namespace dsv32::io
