@@ -309,8 +309,9 @@ class Configs(CliTest):
         rows: list[tuple[str, object]] = [
             ("hidden_size", "64"), ("hidden_size", 64.5), ("hidden_size", -64),
             ("hidden_size", None), ("hidden_size", 1 << 62), ("num_experts_per_tok", 5),
-            ("n_group", 3), ("topk_group", 3), ("qk_rope_head_dim", 15), ("index_topk", 0), ("rms_norm_eps", -1),
-            ("rope_scaling", "yarn"), ("rope_scaling", {"type": "linear", "factor": 2}),
+            ("n_group", 3), ("topk_group", 3), ("qk_rope_head_dim", 15), ("index_topk", 0),
+            ("rms_norm_eps", -1), ("rope_scaling", "yarn"),
+            ("rope_scaling", {"type": "linear", "factor": 2}),
         ]
         for field, value in rows:
             with self.subTest(field=field, value=value):
