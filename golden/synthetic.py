@@ -1,21 +1,20 @@
 """Synthetic weights, batches and cases: the numpy twin of src/model/ (FORMATS sections 1 to 3).
 
-Used by generate.py and the tests. dump.py carries its own copy of the batches: it is a single file.
+Used by generate.py and the tests. Batches and JSON are those of dump.py, which has to be one file.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import dump
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-CASE_KEYS = ("config", "overrides", "seed", "B", "S", "pad", "bias_offset", "chunks")
 SHARD_BYTES = 256 << 20
 
 # First suffix that matches: (kind, g). FORMATS section 1.
@@ -40,35 +39,6 @@ RULES: tuple[tuple[str, str, int], ...] = (
 )
 
 
-def canonical_json(value: object) -> str:
-    """RFC 8785 for the values that occur here: no float outside 1e-6 .. 1e21, no key outside ASCII."""
-    return json.dumps(_whole_numbers(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-class _PlainFloat(float):
-    """A float that prints as ECMAScript prints it (1e-6 as 0.000001)."""
-
-    def __repr__(self) -> str:
-        text = float.__repr__(self)
-        if "e-" not in text:
-            return text
-        if float(self) < 1e-6:
-            mantissa, exponent = text.split("e-")
-            return f"{mantissa}e-{int(exponent)}"
-        digits = text.split("e-")[0].replace(".", "")
-        return "0." + "0" * (int(text.split("e-")[1]) - 1) + digits
-
-
-def _whole_numbers(value: object) -> object:
-    if isinstance(value, dict):
-        return {k: _whole_numbers(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_whole_numbers(v) for v in value]
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else _PlainFloat(value)
-    return value
-
-
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One line of configs/cases.json with its config.json, overrides applied."""
@@ -90,12 +60,16 @@ class Case:
     def sparse_attention(self) -> bool:
         return self.config.get("use_sparse_attention", True)
 
+    def fields(self) -> dict:
+        """The case as dump.py takes it: an entry of cases.json."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        fields["config"] = fields.pop("config_name")
+        return fields | {"chunks": list(self.chunks)}
+
     @property
     def json(self) -> str:
-        fields = {"config": self.config_name, "overrides": self.overrides, "seed": self.seed}
-        fields |= {"B": self.B, "S": self.S, "pad": self.pad}
-        fields |= {"bias_offset": self.bias_offset, "chunks": list(self.chunks)}
-        return canonical_json(fields)
+        fields = self.fields()
+        return dump.canonical_json({key: fields[key] for key in dump.CASE_KEYS})
 
 
 def load_config(name: str) -> dict:
@@ -109,7 +83,7 @@ def load_cases() -> dict[str, Case]:
 
 def _case(entry: dict) -> Case:
     config = load_config(entry["config"])
-    config.update(copy.deepcopy(entry["overrides"]))
+    config.update(entry["overrides"])
     return Case(
         name=entry["name"],
         config_name=entry["config"],
@@ -122,23 +96,15 @@ def _case(entry: dict) -> Case:
     )
 
 
-def fnv1a64(text: str) -> int:
-    value = 0xCBF29CE484222325
-    for byte in text.encode():
-        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
-    return value
-
-
-def philox_words(seed: int, name: str, count: int, first_block: int = 1) -> np.ndarray:
-    """Whole blocks that cover `count` words, little-endian uint64, from block `first_block` (1 is the first)."""
-    # numpy increments the counter before it makes a block.
-    key = np.array([seed, fnv1a64(name)], dtype=np.uint64)
-    stream = np.random.Philox(key=key, counter=first_block - 1)
+def philox_words(seed: int, name: str, count: int) -> np.ndarray:
+    """Whole blocks that cover `count` words, little-endian uint64. FORMATS section 1."""
+    # numpy increments the counter before it makes a block, so this starts at block 1.
+    stream = np.random.Philox(key=np.array([seed, dump.fnv1a64(name)], dtype=np.uint64))
     return stream.random_raw(-(-count // 4) * 4).astype("<u8", copy=False)
 
 
 def bell(seed: int, name: str, count: int) -> np.ndarray:
-    """`count` integers in [-30, 30], int16: the four nibbles of each 16-bit lane summed, minus 30."""
+    """`count` integers in [-30, 30], int16: the four nibbles of each lane summed, minus 30."""
     lanes = philox_words(seed, name, -(-count // 4)).view("<u2")[:count]
     pairs = (lanes & 0x0F0F) + ((lanes >> 4) & 0x0F0F)
     return ((pairs & 0xFF) + (pairs >> 8)).astype(np.int16) - 30
@@ -171,7 +137,9 @@ def weight_specs(config: dict) -> dict[str, tuple[int, ...]]:
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}."
         specs |= {prefix + name: shape for name, shape in _layer_specs(config, layer)}
-    return specs | {"model.norm.weight": (hidden,), "lm_head.weight": (config["vocab_size"], hidden)}
+    specs["model.norm.weight"] = (hidden,)
+    specs["lm_head.weight"] = (config["vocab_size"], hidden)
+    return specs
 
 
 def _layer_specs(config: dict, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -231,31 +199,13 @@ def model_digest(config: dict, seed: int, bias_offset: float = 0) -> str:
 
 def make_batch(case: Case, index: int = 0) -> dict[str, np.ndarray]:
     """input_ids, attention_mask, position_ids, labels: [B, S] int64. FORMATS section 2."""
-    B, S = case.B, case.S
-    lanes = philox_words(case.seed, f"batch.{index}.input_ids", -(-B * S // 2)).view("<u4")
-    lanes = lanes[: B * S].astype(np.uint64)
-    ids = ((lanes * np.uint64(case.config["vocab_size"])) >> np.uint64(32)).astype(np.int64)
-    ids = ids.reshape(B, S)
-    mask = np.ones((B, S), dtype=np.int64)
-    mask[B - 1, : case.pad] = 0
-    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
-    first = (np.cumsum(mask, axis=1) == 1) & (mask == 1) & (np.arange(S) > 0)
-    labels = np.where((mask == 0) | first | (np.arange(S) < S // 4), -100, ids)
-    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "labels": labels}
-
-
-def hugging_face_config(case: Case) -> dict:
-    """The case's config.json for upstream code, which has no dense switch: there every key is selected."""
-    config = copy.deepcopy(case.config)
-    if not case.sparse_attention:
-        config["index_topk"] = max(config["index_topk"], case.S)
-    return config
+    return dump.make_batch(case.fields(), case.config["vocab_size"], index)
 
 
 def write_checkpoint(case: Case, directory: Path) -> None:
     """The synthetic checkpoint in the released layout: config.json, sharded safetensors, index."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(hugging_face_config(case), indent=2) + "\n")
+    (directory / "config.json").write_text(json.dumps(case.config, indent=2) + "\n")
     shards = _shards(weight_specs(case.config))
     index: dict[str, str] = {}
     for number, specs in enumerate(shards, start=1):
