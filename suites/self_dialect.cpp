@@ -95,9 +95,15 @@ TEST(SelfKnownBugs, CasesHaveWhatTheirBugNeeds) {
     if (planted.attention != AttentionVariant{} || planted.rope.yarn_ignored) {
       EXPECT_TRUE(c.config.yarn.has_value()) << bug.name;
     }
-    if (planted.rope.positions_of_row0) EXPECT_GT(c.pad, 0) << bug.name;
-    if (planted.rope.angles_along_heads) EXPECT_EQ(c.S, c.config.index_n_heads) << bug.name;
-    if (planted.router.group_fill_zero) EXPECT_LT(c.bias_offset, 0) << bug.name;
+    if (planted.rope.positions_of_row0) {
+      EXPECT_GT(c.pad, 0) << bug.name;
+    }
+    if (planted.rope.angles_along_heads) {
+      EXPECT_EQ(c.S, c.config.index_n_heads) << bug.name;
+    }
+    if (planted.router.group_fill_zero) {
+      EXPECT_LT(c.bias_offset, 0) << bug.name;
+    }
     EXPECT_LT(planted.moe.dropped_gradient_expert, c.config.n_routed_experts) << bug.name;
   }
 }

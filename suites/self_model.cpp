@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 
 #include "src/io/io.h"
 #include "src/model/batch.h"
@@ -176,14 +175,35 @@ TEST(SelfWeights, BiasOffsetMovesTheCorrectionBiasOnly) {
   EXPECT_TRUE(moved.load(gate).identical(plain.load(gate)));
 }
 
-TEST(SelfWeights, LoraStreamsHaveTheirOwnRules) {
+// Sum of the nibbles of a lane, less 30, one element at a time.
+int bell(const std::string& name, int64_t i) {
+  const int lane = PhiloxStream(1, name).lane16(static_cast<uint64_t>(i));
+  return (lane & 15) + (lane >> 4 & 15) + (lane >> 8 & 15) + (lane >> 12) - 30;
+}
+
+struct ScaleRow {
+  WeightSpec spec;
+  double scale;
+};
+
+// fan: 2^(g - k) with 4^k >= 85 * last dimension; abs: 2^g.
+const std::vector<ScaleRow> kScales = {
+    {{"model.layers.0.self_attn.q_b_proj.lora_A.weight", {8, 32}}, 0x1p-6},    // fan, g 0, k 6
+    {{"model.layers.0.self_attn.q_b_proj.lora_B.weight", {128, 8}}, 0x1p-10},  // abs
+    {{"model.layers.0.self_attn.q_b_proj.weight", {128, 32}}, 0x1p-4},         // fan, g 2, k 6
+    {{"model.layers.0.self_attn.indexer.weights_proj.weight", {1, 771}}, 0x1p-8},
+    {{"model.layers.0.self_attn.indexer.weights_proj.weight", {1, 772}}, 0x1p-9},
+    {{"lm_head.weight", {4, 64}}, 0x1p-6},
+};
+
+TEST(SelfWeights, ValuesAreScaledBells) {
   const SyntheticWeights weights(1);
-  const std::string module = "model.layers.0.self_attn.q_b_proj.";
-  const HostTensor a = weights.load({module + "lora_A.weight", {8, 32}});
-  const HostTensor b = weights.load({module + "lora_B.weight", {128, 8}});
-  // fan of 32: k = 6; abs with g = -10.
-  for (const float value : a.data<float>()) EXPECT_EQ(value * 64, std::round(value * 64));
-  for (const float value : b.data<float>()) EXPECT_EQ(value * 1024, std::round(value * 1024));
+  for (const ScaleRow& row : kScales) {
+    const HostTensor tensor = weights.load(row.spec);
+    for (int64_t i = 0; i < tensor.numel(); ++i) {
+      ASSERT_EQ(tensor.at(i), bell(row.spec.name, i) * row.scale) << row.spec.name << i;
+    }
+  }
 }
 
 TEST(SelfWeights, IdentityNamesTheSeed) {
@@ -197,6 +217,32 @@ TEST(SelfWeights, ShapeByNameAgreesWithTheList) {
       EXPECT_EQ(weight_shape(config, spec.name), spec.shape) << spec.name;
     }
   }
+}
+
+// Sizes of the released model: no two dimensions alike.
+TEST(SelfWeights, ShapesAreOutByIn) {
+  ModelConfig config = io::read_config("full");
+  config.n_shared_experts = 3;
+  const auto shape = [&](const std::string& name) {
+    return *weight_shape(config, "model.layers.3." + name);
+  };
+  EXPECT_EQ(shape("self_attn.q_a_proj.weight"), (Shape{1536, 7168}));
+  EXPECT_EQ(shape("self_attn.q_b_proj.weight"), (Shape{24576, 1536}));
+  EXPECT_EQ(shape("self_attn.kv_a_proj_with_mqa.weight"), (Shape{576, 7168}));
+  EXPECT_EQ(shape("self_attn.kv_a_layernorm.weight"), Shape{512});
+  EXPECT_EQ(shape("self_attn.kv_b_proj.weight"), (Shape{32768, 512}));
+  EXPECT_EQ(shape("self_attn.o_proj.weight"), (Shape{7168, 16384}));
+  EXPECT_EQ(shape("self_attn.indexer.wq_b.weight"), (Shape{8192, 1536}));
+  EXPECT_EQ(shape("self_attn.indexer.wk.weight"), (Shape{128, 7168}));
+  EXPECT_EQ(shape("self_attn.indexer.weights_proj.weight"), (Shape{64, 7168}));
+  EXPECT_EQ(shape("mlp.gate.weight"), (Shape{256, 7168}));
+  EXPECT_EQ(shape("mlp.gate.e_score_correction_bias"), Shape{256});
+  EXPECT_EQ(shape("mlp.experts.255.up_proj.weight"), (Shape{2048, 7168}));
+  EXPECT_EQ(shape("mlp.experts.255.down_proj.weight"), (Shape{7168, 2048}));
+  EXPECT_EQ(shape("mlp.shared_experts.gate_proj.weight"), (Shape{6144, 7168}));
+  EXPECT_EQ(shape("mlp.shared_experts.down_proj.weight"), (Shape{7168, 6144}));
+  EXPECT_EQ(weight_shape(config, "model.layers.2.mlp.down_proj.weight"), (Shape{7168, 18432}));
+  EXPECT_EQ(weight_shape(config, "lm_head.weight"), (Shape{129280, 7168}));
 }
 
 TEST(SelfWeights, UnknownNamesHaveNoShape) {

@@ -131,6 +131,52 @@ TEST(SelfTaps, InputsComeBeforeTheirTap) {
   }
 }
 
+TEST(SelfTaps, OnlyTheseTapsAreNotRowsOfTokens) {
+  std::vector<std::pair<std::string, TapKind>> special;
+  for (const TapInfo& info : tap_vocabulary()) {
+    if (info.kind != TapKind::token) special.emplace_back(info.name, info.kind);
+  }
+  using enum TapKind;
+  EXPECT_EQ(special, (std::vector<std::pair<std::string, TapKind>>{{"ix.k", key},
+                                                                   {"ix.scores", scores},
+                                                                   {"topk", topk},
+                                                                   {"attn.logits", attention},
+                                                                   {"attn.probs", attention},
+                                                                   {"router.experts", experts},
+                                                                   {"loss.lm", scalar},
+                                                                   {"loss.kl", scalar},
+                                                                   {"loss.kl", scalar},
+                                                                   {"train.loss", series},
+                                                                   {"train.grad_norm", series},
+                                                                   {"train.kl", series}}));
+}
+
+TEST(SelfTaps, StagesReadWhatTheirFormulaReads) {
+  const ModelConfig tiny = io::read_config("tiny");
+  const auto stems = [&](const std::string& name) {
+    Names names;
+    for (const std::string& input : inputs(layer_tap(1, name), tiny))
+      names.push_back(tap_stem(input));
+    return names;
+  };
+  for (const char* name : {"q_latent", "kv_latent", "k_rope", "ix.k", "ix.weights"}) {
+    EXPECT_EQ(stems(name), Names{"attn_norm"}) << name;
+  }
+  for (const char* name : {"q_nope", "q_rope", "ix.q"}) {
+    EXPECT_EQ(stems(name), Names{"q_latent"}) << name;
+  }
+  EXPECT_EQ(stems("ix.scores"), (Names{"ix.q", "ix.k", "ix.weights"}));
+  EXPECT_EQ(stems("topk"), Names{"ix.scores"});
+  EXPECT_EQ(stems("attn.logits"), (Names{"q_nope", "q_rope", "kv_latent", "k_rope"}));
+  EXPECT_EQ(stems("attn.probs"), (Names{"attn.logits", "topk"}));
+  EXPECT_EQ(stems("attn.ctx"), (Names{"attn.probs", "kv_latent"}));
+  EXPECT_EQ(stems("attn.out"), Names{"attn.ctx"});
+  EXPECT_EQ(stems("ffn_norm"), (Names{"hidden", "attn.out"}));
+  EXPECT_EQ(stems("router.weights"), (Names{"router.logits", "router.experts"}));
+  EXPECT_EQ(stems("moe.routed"), (Names{"ffn_norm", "router.experts", "router.weights"}));
+  EXPECT_EQ(stems("moe.shared"), Names{"ffn_norm"});
+}
+
 TEST(SelfTaps, ResidualInputsAreThoseOfTheLayerBefore) {
   const ModelConfig tiny = io::read_config("tiny");
   EXPECT_EQ(inputs("layers.0.attn_norm", tiny), Names{"embed"});

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -88,6 +89,15 @@ TEST(SelfTensor, OverflowBecomesInfinity) {
   EXPECT_EQ(float_to_float16(-1e30F), 0xfc00);
   EXPECT_EQ(float_to_bfloat16(std::numeric_limits<float>::max()), 0x7f80);
   EXPECT_EQ(float_to_bfloat16(-INFINITY), 0xff80);
+}
+
+TEST(SelfTensor, NanWithALowPayloadStaysNan) {
+  for (const uint32_t bits : {0x7f800001U, 0xff800001U, 0x7fbfffffU}) {
+    const auto nan = std::bit_cast<float>(bits);
+    for (const Format& format : kFormats) {
+      EXPECT_TRUE(std::isnan(format.decode(format.encode(nan)))) << bits;
+    }
+  }
 }
 
 TEST(SelfTensor, DoublesAreRoundedOnce) {
