@@ -20,10 +20,12 @@ inline constexpr double kProbePerturbation = 1.0 / 4096;
 
 /// The two traces (and one probe) that a judged tap is measured against.
 struct Yardstick {
-  const Trace* oracle = nullptr;     // float64
-  const Trace* reference = nullptr;  // same dtype as the judged side; nullptr: the cap alone decides
-  /// A float32 run whose inputs and weights were perturbed by relative kProbePerturbation; nullptr: no cap. One probe
-  /// serves every dtype: for a dtype of epsilon e the sensitivity of a row is ||P-O|| * (e / 2) / kProbePerturbation.
+  const Trace* oracle = nullptr;  // float64
+  const Trace* reference =
+      nullptr;  // same dtype as the judged side; nullptr: the cap alone decides
+  /// A float32 run whose inputs and weights were perturbed by relative kProbePerturbation; nullptr:
+  /// no cap. One probe serves every dtype: for a dtype of epsilon e the sensitivity of a row is
+  /// ||P-O|| * (e / 2) / kProbePerturbation.
   const Trace* probe = nullptr;
 };
 
@@ -35,10 +37,11 @@ struct Comparison {
   const Batch* batch = nullptr;
   TapName tap;
   Mode mode = Mode::staged;
-  DType dtype = DType::float32;          // the judged side's dtype
-  const HostTensor* judged = nullptr;    // nullptr for a sketch
+  DType dtype = DType::float32;        // the judged side's dtype
+  const HostTensor* judged = nullptr;  // nullptr for a sketch
   Yardstick yardstick;
-  /// Attention taps: attended keys [B,S,T] as 0/1 from the decisions in force (nullptr: all visible keys).
+  /// Attention taps: attended keys [B,S,T] as 0/1 from the decisions in force (nullptr: all visible
+  /// keys).
   const std::vector<uint8_t>* support = nullptr;
   /// Name of the config when the judged side is a golden: its relative distance is judged as well.
   std::string golden_config = {};
@@ -51,8 +54,8 @@ Verdict unmeasured(const Comparison& c, Trust trust, std::string note);
 /// Fails the verdict when one of its measures is not within its limit.
 void settle(Verdict& verdict);
 
-/// Rows, elements and tails of a continuous tap or a gradient (DESIGN 3). NaN fails. A tap whose oracle is all zero
-/// demands exact zero; an all-zero gradient of a used weight is vacuous.
+/// Rows, elements and tails of a continuous tap or a gradient (DESIGN 3). NaN fails. A tap whose
+/// oracle is all zero demands exact zero; an all-zero gradient of a used weight is vacuous.
 Verdict compare_values(const Comparison& c);
 
 /// The same for a sketched golden: chosen rows in full, row norms and projections of all rows.
@@ -63,7 +66,8 @@ Verdict compare_sketch(const Comparison& c, const golden::SketchedTap& judged);
 double element_noise(const Comparison& c, int64_t element);
 
 /// Attended keys [B,S,T] that follow from a topk tap (sparse) or from visibility (dense mode).
-std::vector<uint8_t> attended_keys(const ModelConfig& config, const Batch& batch, const HostTensor* topk);
+std::vector<uint8_t> attended_keys(const ModelConfig& config, const Batch& batch,
+                                   const HostTensor* topk);
 /// Key t visible to query s of batch row b.
 bool visible(const Batch& batch, int64_t b, int64_t s, int64_t t);
 /// Visible keys [B,S,T] as 0/1.

@@ -39,7 +39,8 @@ const char* const kStagedBasis =
 const char* const kForcedBasis =
     "starting value: rounding of all ops before, decisions replayed; 0 of 40 clean runs alarmed";
 const char* const kGradientBasis =
-    "starting value: with 4 / 2 and no floor 25 of 40 clean runs alarmed, with floor and 8 / 2 none";
+    "starting value: with 4 / 2 and no floor 25 of 40 clean runs alarmed, with floor and 8 / 2 "
+    "none";
 const char* const kFreeBasis =
     "the forced limits: met when no decision flipped, else the free relative limit decides";
 
@@ -106,9 +107,9 @@ std::string line(const Entry& entry) {
   char text[320];
   std::snprintf(text, sizeof text, "%-7s %-16s %-8s %5g %6g %4g %5g %8g %5g %5g  %s\n",
                 std::string(to_string(entry.mode)).c_str(),
-                std::string(family_name(entry.family)).c_str(), entry.narrow ? "bf16,f16" : "f64,f32",
-                l.row_ratio, l.tensor_ratio, l.cap, l.tail, l.tail_fraction, l.tail_count, l.max_tail,
-                l.basis.c_str());
+                std::string(family_name(entry.family)).c_str(),
+                entry.narrow ? "bf16,f16" : "f64,f32", l.row_ratio, l.tensor_ratio, l.cap, l.tail,
+                l.tail_fraction, l.tail_count, l.max_tail, l.basis.c_str());
   return text;
 }
 
@@ -127,8 +128,10 @@ constexpr GoldenLimit kGoldenLimits[] = {
 
 const Limits& limits_for(const TapName& tap, Mode mode, DType dtype) {
   const Family family = family_of(tap.info.kind);
-  // A staged gradient does not exist (gradients have no inputs of their own): it is judged as forced.
-  const bool as_forced = mode == Mode::exact || (mode == Mode::staged && family == Family::gradient);
+  // A staged gradient does not exist (gradients have no inputs of their own): it is judged as
+  // forced.
+  const bool as_forced =
+      mode == Mode::exact || (mode == Mode::staged && family == Family::gradient);
   const Mode listed = as_forced ? Mode::forced : mode;
   for (const Entry& entry : table())
     if (entry.mode == listed && entry.family == family && entry.narrow == is_narrow(dtype))
@@ -153,7 +156,9 @@ double small_tensor_factor(int64_t elements) {
   return std::exp(kRowQuantile * spread);
 }
 
-double sketch_factor(double degrees) { return norm_quantile(std::max(degrees, 1.0), kSketchQuantile); }
+double sketch_factor(double degrees) {
+  return norm_quantile(std::max(degrees, 1.0), kSketchQuantile);
+}
 
 Measure golden_relative_limit(const std::string& config_name, double measured) {
   for (const GoldenLimit& known : kGoldenLimits)
@@ -167,12 +172,14 @@ Measure free_relative_limit(double measured) {
 }
 
 Measure pairwise_limit(DType dtype, double measured) {
-  // In units of one rounding: float32 runs under equal decisions differ by up to 130 of them on small.
+  // In units of one rounding: float32 runs under equal decisions differ by up to 130 of them on
+  // small.
   constexpr double kRoundings = 400;
   // A 16-bit run is rounded at every tap but sums in float32: 2e-2 was seen, 12 roundings.
   constexpr double kNarrowRoundings = 40;
   const double roundings = is_narrow(dtype) ? kNarrowRoundings : kRoundings;
-  return {"relative", measured, roundings * rounding_floor(dtype), "two correct runs under equal decisions"};
+  return {"relative", measured, roundings * rounding_floor(dtype),
+          "two correct runs under equal decisions"};
 }
 
 Measure slope_limit(double measured) {
@@ -180,8 +187,8 @@ Measure slope_limit(double measured) {
 }
 
 double decision_band(Mode mode) {
-  // staged, forced and free: the tail limit of the scores themselves. exact: the sigmoids of two correct
-  // libraries differ by up to two units in the last place.
+  // staged, forced and free: the tail limit of the scores themselves. exact: the sigmoids of two
+  // correct libraries differ by up to two units in the last place.
   return mode == Mode::exact ? 4 : kTail;
 }
 
@@ -205,12 +212,13 @@ std::string limits_table() {
   }
   const Measure free = free_relative_limit(0);
   char rest[400];
-  std::snprintf(rest, sizeof rest,
-                "free relative   %g  %s\n"
-                "decision band   staged %g, forced %g (element noises of the scores), own scores %g "
-                "(roundings)\n",
-                free.limit, free.basis.c_str(), decision_band(Mode::staged),
-                decision_band(Mode::forced), decision_band(Mode::exact));
+  std::snprintf(
+      rest, sizeof rest,
+      "free relative   %g  %s\n"
+      "decision band   staged %g, forced %g (element noises of the scores), own scores %g "
+      "(roundings)\n",
+      free.limit, free.basis.c_str(), decision_band(Mode::staged), decision_band(Mode::forced),
+      decision_band(Mode::exact));
   return text + rest;
 }
 

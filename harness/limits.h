@@ -11,14 +11,15 @@ namespace dsv32::harness {
 
 /// Every tolerance of the project. No literal stands anywhere else.
 struct Limits {
-  double row_ratio;      // max over rows of e_K / denominator, for rows of kLongRow elements or more
-  double tensor_ratio;   // of whole tensors of kLargeTensor elements or more
-  double cap;            // times the oracle's own sensitivity to one rounding of its inputs, plus one rounding
-  double tail;           // element error in units of element noise that only `tail_fraction` may exceed
+  double row_ratio;     // max over rows of e_K / denominator, for rows of kLongRow elements or more
+  double tensor_ratio;  // of whole tensors of kLargeTensor elements or more
+  double
+      cap;  // times the oracle's own sensitivity to one rounding of its inputs, plus one rounding
+  double tail;  // element error in units of element noise that only `tail_fraction` may exceed
   double tail_fraction;
-  double tail_count;     // so many may exceed `tail` however small the tensor is
-  double max_tail;       // none may exceed this
-  std::string basis;     // how these were found
+  double tail_count;  // so many may exceed `tail` however small the tensor is
+  double max_tail;    // none may exceed this
+  std::string basis;  // how these were found
 };
 
 /// Limits of one tap in one mode for a subject of this dtype.
@@ -32,9 +33,11 @@ double small_tensor_factor(int64_t elements);
 /// A norm estimated from `degrees` squared projections may exceed the true one by this factor.
 double sketch_factor(double degrees);
 
-/// Relative distance golden - oracle under replay that a float32 golden may have ("tiny", "small", ...).
+/// Relative distance golden - oracle under replay that a float32 golden may have ("tiny", "small",
+/// ...).
 Measure golden_relative_limit(const std::string& config_name, double measured);
-/// Relative distance of a tap whose decisions are not known: a legitimate flip alone moves it this far.
+/// Relative distance of a tap whose decisions are not known: a legitimate flip alone moves it this
+/// far.
 Measure free_relative_limit(double measured);
 
 /// Relative distance of two traces of one case, of the coarser of their dtypes (`compare A B`).
@@ -43,14 +46,16 @@ Measure pairwise_limit(DType dtype, double measured);
 /// Relative distance of the slope of the float64 loss and the gradients' own word about it.
 Measure slope_limit(double measured);
 
-/// Decision band: an exclusive element may lie within 2 * band * (element noise of the scores) of the cut.
-/// Mode::exact: the judged side's own stored scores, in roundings of them.
+/// Decision band: an exclusive element may lie within 2 * band * (element noise of the scores) of
+/// the cut. Mode::exact: the judged side's own stored scores, in roundings of them.
 double decision_band(Mode mode);
-/// Share of one group (head, expert, tail rows) of the squared error from which the structure names it.
+/// Share of one group (head, expert, tail rows) of the squared error from which the structure names
+/// it.
 double structure_share();
 /// Standard errors from which a gain or a shift is named.
 double structure_certainty();
-/// A case marked sparse may have at most this share of judged rows that see no more than index_topk keys.
+/// A case marked sparse may have at most this share of judged rows that see no more than index_topk
+/// keys.
 double unselective_share();
 
 /// The whole table as text for `list limits` and the docs.
