@@ -34,7 +34,8 @@ struct Golden {
 
 struct ManifestEntry {
   std::string case_name;
-  std::string file;      // relative to the manifest
+  std::string file;      // plain name next to the manifest
+  std::string kind;      // "full" or "sketch"
   std::string sha256;
   uint64_t size = 0;
 };

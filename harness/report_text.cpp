@@ -105,7 +105,8 @@ std::string markdown_text(std::string_view text, size_t max_bytes) {
 }
 
 std::string markdown_code(std::string_view text, size_t max_bytes) {
-  std::string inner = escaped(clean(text, max_bytes), [](std::string& out, char c) {
+  std::string code(1, '`');
+  code += escaped(clean(text, max_bytes), [](std::string& out, char c) {
     if (c == '`') {
       out += '\'';
     } else if (c == '|') {
@@ -114,8 +115,8 @@ std::string markdown_code(std::string_view text, size_t max_bytes) {
       out += c;
     }
   });
-  if (inner.empty()) inner = " ";
-  return "`" + inner + "`";
+  if (code.size() == 1) code += ' ';
+  return code + '`';
 }
 
 std::string xml_text(std::string_view text, size_t max_bytes) {
@@ -136,13 +137,15 @@ std::string shell_word(std::string_view text) {
   bool safe = !word.empty();
   for (char c : word) safe = safe && is_shell_safe(c);
   if (safe) return word;
-  return "'" + escaped(word, [](std::string& out, char c) {
-           if (c == '\'') {
-             out += "'\\''";
-           } else {
-             out += c;
-           }
-         }) + "'";
+  std::string quoted(1, '\'');
+  quoted += escaped(word, [](std::string& out, char c) {
+    if (c == '\'') {
+      out += "'\\''";
+    } else {
+      out += c;
+    }
+  });
+  return quoted + '\'';
 }
 
 std::string number(double value) {

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -21,7 +23,11 @@ namespace fs = std::filesystem;
 constexpr size_t kMarkdownBytes = 65536;
 
 Verdict passing(const std::string& tap, Mode mode, double measured) {
-  Verdict v{.case_name = "tiny", .subject = "golden", .tap = tap, .mode = mode};
+  Verdict v;
+  v.case_name = "tiny";
+  v.subject = "golden";
+  v.tap = tap;
+  v.mode = mode;
   v.trust = Trust::pass;
   v.measures = {{"row ratio", measured, 3, "calibrated"}};
   v.checked = 59;
@@ -123,7 +129,7 @@ TEST(SelfReportExit, FailureStandsAboveVacuousAndMissing) {
 
 TEST(SelfReportExit, NamedFaultIsAFailure) {
   Report report = passing_report();
-  report.findings = {{.case_name = "tiny", .subject = "candidate x", .fault = Fault::configuration}};
+  report.findings = {{"tiny", "candidate x", Fault::configuration, "", "", {}}};
   EXPECT_EQ(report.exit_code(), ExitCode::parity);
 }
 
@@ -410,19 +416,31 @@ TEST(SelfReportJunit, CountsAndMessages) {
 
 // --- files --------------------------------------------------------------------------------------
 
-/// $DSV32_REPORT_DIR (set by suites/report_schema.py, which reads the files), else a temporary directory.
-fs::path report_directory() {
-  const char* set = std::getenv("DSV32_REPORT_DIR");
-  return set ? fs::path(set) : fs::path(testing::TempDir()) / "dsv32_self_report";
-}
+/// $DSV32_REPORT_DIR (set by suites/report_schema_test.py, which reads the files), else a directory that goes with the
+/// test.
+class SelfReportFiles : public testing::Test {
+ protected:
+  void SetUp() override {
+    const char* set = std::getenv("DSV32_REPORT_DIR");
+    keep_ = set != nullptr;
+    const std::string own = "dsv32_self_report_" + std::to_string(::getpid());
+    directory_ = keep_ ? fs::path(set) : fs::path(testing::TempDir()) / own;
+    fs::create_directories(directory_);
+  }
+  void TearDown() override {
+    if (!keep_) fs::remove_all(directory_);
+  }
+  fs::path directory_;
+  bool keep_ = false;
+};
 
-TEST(SelfReportFiles, WritesEveryFile) {
+TEST_F(SelfReportFiles, WritesEveryFile) {
   for (const auto& [name, report] : std::map<std::string, Report>{{"pass", passing_report()},
                                                                   {"fail", failing_report()},
                                                                   {"odd", odd_report()},
                                                                   {"hostile", hostile_report()},
                                                                   {"empty", Report{}}}) {
-    const fs::path directory = report_directory() / name;
+    const fs::path directory = directory_ / name;
     write_report(report, directory);
     EXPECT_EQ(io::read_file(directory / "report.json"), to_json(report));
     EXPECT_EQ(io::read_file(directory / "report.md"), to_markdown(report));
@@ -430,8 +448,8 @@ TEST(SelfReportFiles, WritesEveryFile) {
   }
 }
 
-TEST(SelfReportFiles, UnwritableDirectoryIsAnEnvironmentError) {
-  const fs::path file = fs::path(testing::TempDir()) / "dsv32_a_file";
+TEST_F(SelfReportFiles, UnwritableDirectoryIsAnEnvironmentError) {
+  const fs::path file = directory_ / "a_file";
   io::write_file(file, "x");
   try {
     write_report(passing_report(), file / "below");
