@@ -1,6 +1,7 @@
 #include "harness/case_run.h"
 
 #include <algorithm>
+#include <thread>
 
 #include "src/model/errors.h"
 #include "src/reference/reference.h"
@@ -32,6 +33,14 @@ bool has_gradients(const Subject& subject) {
                        [](const auto& entry) { return entry.first.rfind("grad.", 0) == 0; });
   }
   return any_name(*subject.trace, [](const TapName& tap) { return tap.info.kind == TapKind::gradient; });
+}
+
+/// Below this many multiplications a layer, threads only wait for each other.
+constexpr int64_t kWorthThreads = int64_t{1} << 27;
+
+int threads_for(const Case& c) {
+  const int64_t work = c.B * c.S * c.config.hidden_size * (c.config.intermediate_size + c.config.hidden_size);
+  return work < kWorthThreads ? 1 : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 }
 
 RunOptions probe_options(RunOptions options) {
@@ -77,6 +86,7 @@ CaseRun::CaseRun(const Case& c, bool backward, RunSettings settings)
 
 Trace CaseRun::run(RunOptions options, const std::string& what) const {
   options.device = settings_.device;
+  reference::set_threads(settings_.threads > 0 ? settings_.threads : threads_for(case_));
   options.progress = [&](const std::string& where) {
     if (settings_.interrupted && settings_.interrupted()) {
       throw Error(ExitCode::interrupted, {.where = case_.name, .what = "run", .expected = "to finish", .got = "a stop"});
@@ -190,6 +200,7 @@ bool CaseRun::explains(const Subject& subject, const Dialect& dialect, const Ver
   }
   Evidence evidence = evidence_of(subject);
   evidence.judged = &one;
+  evidence.fed = subject.trace;
   (staged ? evidence.staged : evidence.forced) = {.oracle = &oracle, .reference = &reference, .probe = &probe};
   const std::vector<Verdict> verdicts = judge(evidence);
   const auto same = std::find_if(verdicts.begin(), verdicts.end(), [&](const Verdict& v) {

@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <memory>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,7 @@ namespace dsv32::harness {
 /// How a run goes about its work, not what it computes.
 struct RunSettings {
   std::string device = "cpu";
+  int threads = 0;  // 0: one for a tiny case (more only wait for each other), else every core
   std::function<void(const std::string&)> progress = {};
   std::function<bool()> interrupted = {};  // polled between layers
 };

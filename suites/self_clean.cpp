@@ -107,7 +107,6 @@ int asked_runs() {
 }
 
 TEST(Clean, NoFalseAlarmOnCorrectVariants) {
-  constexpr int kThreads = 2;
   const std::vector<Variant> all = variants();
   const std::vector<std::string> cases = {"tiny-wide", "tiny-yarn", "tiny", "tiny-bias", "tiny-square"};
   int alarms = 0;
@@ -116,13 +115,11 @@ TEST(Clean, NoFalseAlarmOnCorrectVariants) {
     Case c = io::find_case(cases[i % cases.size()]);
     c.seed = 1 + static_cast<uint64_t>(i);
     const Variant& variant = all[i % all.size()];
-    reference::set_threads(variant.threads > 0 ? variant.threads : kThreads);
-    const std::string alarm = false_alarm(CaseRun(c), variant);
+    const std::string alarm = false_alarm(CaseRun(c, true, {.threads = variant.threads}), variant);
     if (alarm.empty()) continue;
     ++alarms;
     ADD_FAILURE() << c.name << " seed " << c.seed << " " << variant.name << ": " << alarm;
   }
-  reference::set_threads(kThreads);
   std::printf("%d clean runs, %d false alarms\n", runs, alarms);
 }
 

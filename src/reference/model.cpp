@@ -1,3 +1,4 @@
+#include <malloc.h>
 #include <torch/torch.h>
 
 #include "src/model/errors.h"
@@ -239,7 +240,15 @@ class Reference : public Implementation {
 
 }  // namespace
 
+/// Large tensors come and go all the time: keep freed memory instead of asking the kernel for zeroed pages anew.
+static void keep_freed_memory() {
+  constexpr int kNever = 1 << 30;
+  mallopt(M_MMAP_THRESHOLD, kNever);
+  mallopt(M_TRIM_THRESHOLD, kNever);
+}
+
 std::unique_ptr<Implementation> make_reference(const ModelConfig& config, const WeightSource& weights) {
+  keep_freed_memory();
   return std::make_unique<Reference>(config, weights);
 }
 

@@ -26,13 +26,6 @@ double interpolation_factor(const Context& ctx) {
          static_cast<double>(yarn.original_max_position_embeddings);
 }
 
-double interpolation_factor(const Context& ctx) {
-  const ModelConfig& config = ctx.config;
-  if (!ctx.dialect.rope.yarn_factor_is_ratio) return config.yarn->factor;
-  return static_cast<double>(config.max_position_embeddings) /
-         static_cast<double>(config.yarn->original_max_position_embeddings);
-}
-
 /// f_i, [d/2].
 Tensor frequencies(const Context& ctx) {
   const ModelConfig& config = ctx.config;
