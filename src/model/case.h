@@ -21,7 +21,7 @@ struct Case {
   int64_t pad = 0;              // masked positions at the left of row B-1
   double bias_offset = 0;       // added to every e_score_correction_bias
   std::vector<int64_t> chunks;  // lengths that sum to S; empty: one pass
-  std::string batch;           // sha256 of a user's batch file; empty: synthetic batches
+  std::string batch;            // sha256 of a user's batch file; empty: synthetic batches
   bool mask_given = true;       // false: no attention mask is passed at all (tiny-nopad)
   bool sparse = true;           // selection must be exercised: else the check is vacuous
   bool training = false;        // for the training suites only
