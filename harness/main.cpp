@@ -30,7 +30,7 @@ void say(const std::string& message) {
 
 void ask_for_report(const std::string& what, const std::vector<std::string>& arguments) {
   std::string command = "dsv32-verify";
-  for (const std::string& word : arguments) command += " " + harness::shell_word(word);
+  for (const std::string& word : arguments) command.append(" ").append(harness::shell_word(word));
   say("internal error: this is a bug of dsv32-verify, not of your files");
   say("please report it with these lines:");
   say("  version: " DSV32_VERSION);

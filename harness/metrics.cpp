@@ -62,7 +62,7 @@ double ulp_at(double value, DType dtype) {
 }
 
 double TapError::noise_relative() const {
-  const double noise = has_reference ? reference : probe;
+  const double noise = has_reference ? reference : probe_noise() * probe;
   return norm > 0 ? std::max(noise / norm, floor) : floor;
 }
 

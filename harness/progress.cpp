@@ -62,7 +62,8 @@ void Progress::keep_time() {
 void Progress::show() {
   const auto elapsed = std::chrono::steady_clock::now() - start_;
   const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(elapsed).count();
-  std::string line = "[" + clock_text(seconds) + "] " + text_;
+  std::string line = "[";
+  line.append(clock_text(seconds)).append("] ").append(text_);
   if (style_ == Style::lines) {
     std::fprintf(stderr, "%s\n", line.c_str());
     return;

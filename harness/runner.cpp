@@ -90,14 +90,15 @@ class CaseJob {
   void run_golden_and_references() {
     const Case& c = run_.the_case();
     std::optional<golden::Golden> golden = load_golden();
-    const Dialect spec = {};
+    // The golden's decisions serve everybody unless its dialect is another function in this case.
+    const bool common = golden && same_function(c.config, DType::float64, find_dialect(golden->dialect), {});
     Trace own_decisions;
-    if (!golden) {
+    if (!common) {
       own_decisions = run_.run({.dtype = DType::float32, .wanted = is_decision_name}, "reference float32");
     }
-    const Trace& decisions = golden ? golden->trace : own_decisions;
-    const ForcedTraces shared = run_.forced_traces(spec, &decisions);
-    if (golden) judge_golden(*golden, shared);
+    const Trace& decisions = common ? golden->trace : own_decisions;
+    const ForcedTraces shared = run_.forced_traces({}, &decisions);
+    if (golden) judge_golden(*golden, common ? &shared : nullptr);
     for (const DType dtype : job_.dtypes) judge_reference(dtype, decisions, shared);
     if (!golden && c.golden == "none") report_.not_tested.push_back(c.name + ": there is no golden of this case");
     settle_faults();
@@ -169,10 +170,10 @@ class CaseJob {
     return golden;
   }
 
-  void judge_golden(const golden::Golden& golden, const ForcedTraces& shared) {
+  void judge_golden(const golden::Golden& golden, const ForcedTraces* shared) {
     const Subject subject{.name = "golden", .dtype = golden.dtype, .dialect = find_dialect(golden.dialect),
                           .trace = &golden.trace, .golden = &golden};
-    add(subject.name, run_.judge_subject(subject, &shared), {});
+    add(subject.name, run_.judge_subject(subject, shared), {});
   }
 
   /// Staged on a free run with its own decisions; end to end under the decisions that all subjects share.
