@@ -915,6 +915,8 @@ class Recorder(TorchFunctionMode):
         indices = out if name == "argsort" else out[1]
         self.put(part.layer, "scores", scores.reshape(self.B, self.S, self.T))
         picked = indices if name == "topk" else indices[..., : self.sizes.topk]
+        if forced is not None:
+            picked = forced  # as asked for: with -1, and without the repetition that stands for it
         self.put(part.layer, "selected", picked.reshape(self.B, self.S, -1))
         return out
 
@@ -1416,9 +1418,8 @@ class Options:
     training_outputs: bool = True
 
     def wanted(self, name: str) -> bool:
-        return any(
-            fnmatch.fnmatch(name, p) or fnmatch.fnmatch(name, f"layers.*.{p}") for p in self.taps
-        )
+        short = re.sub(r"^layers\.\d+\.", "", name)
+        return any(fnmatch.fnmatchcase(n, p) for n in (name, short) for p in self.taps)
 
 
 def capture(
@@ -1552,8 +1553,9 @@ class _Run:
             _widen_selection(model, self.case["S"], stack)
         model.train(options.backward)
         if options.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
-            stack.callback(model.gradient_checkpointing_disable)
+            verb = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+            getattr(model, f"{verb}_checkpointing_enable")()
+            stack.callback(getattr(model, f"{verb}_checkpointing_disable"))
 
     def passes(self, recorder: Recorder) -> Tensor | None:
         """All chunks (or the one pass); returns the loss that the model computed."""
@@ -1972,7 +1974,7 @@ def missing_package(error: BaseException | None) -> str | None:
         if isinstance(error, importlib.metadata.PackageNotFoundError):
             return str(error).partition(" distribution")[0]
         asked = re.search(r"pip install ['\"`]?([\w-]+)", str(error))
-        if isinstance(error, ImportError) and asked:
+        if asked:
             return asked.group(1)
         error = error.__cause__ or error.__context__
     return None
@@ -1999,7 +2001,10 @@ def write_trace(out: Path, taps: dict[str, Tensor], metadata: dict[str, str]) ->
     part = out.with_name(out.name + ".part")
     taps = {name: value.detach().cpu().contiguous().clone() for name, value in taps.items()}
     try:
+        part.touch()
+        mode = part.stat().st_mode  # save_file makes a private file of its own
         save_file(taps, str(part), metadata=metadata)
+        part.chmod(mode)
         os.replace(part, out)
     except (OSError, safetensors.SafetensorError) as error:
         raise DumpError(6, str(out), "output", "a writable file", str(error)) from error
