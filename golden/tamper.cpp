@@ -127,15 +127,26 @@ void soft_link(hid_t file) {
   checked(H5Lcreate_soft("/inputs/labels", file, kTap, H5P_DEFAULT, H5P_DEFAULT));
 }
 
-void external_link(hid_t file) {
-  remove(file, kTap);
-  checked(H5Lcreate_external("other.h5", "/x", file, kTap, H5P_DEFAULT, H5P_DEFAULT));
+hid_t never_followed(const char*, hid_t, const void*, size_t, hid_t, hid_t) { return -1; }
+
+/// The reader takes the class of external links out of the library, for the whole process; to make such a link a class
+/// of the same number stands in for a moment. Its value: one byte of flags, file, object.
+void link_outside(hid_t file, const char* path) {
+  constexpr char kValue[] = "\0other.h5\0/x";
+  H5L_class_t stand_in{};
+  stand_in.version = H5L_LINK_CLASS_T_VERS;
+  stand_in.id = H5L_TYPE_EXTERNAL;
+  stand_in.comment = "external";
+  stand_in.trav_func = never_followed;
+  remove(file, path);
+  checked(H5Lregister(&stand_in));
+  checked(H5Lcreate_ud(file, path, H5L_TYPE_EXTERNAL, kValue, sizeof kValue, H5P_DEFAULT, H5P_DEFAULT));
+  checked(H5Lunregister(H5L_TYPE_EXTERNAL));
 }
 
-void external_group_link(hid_t file) {
-  remove(file, "/inputs");
-  checked(H5Lcreate_external("other.h5", "/x", file, "/inputs", H5P_DEFAULT, H5P_DEFAULT));
-}
+void external_link(hid_t file) { link_outside(file, kTap); }
+
+void external_group_link(hid_t file) { link_outside(file, "/inputs"); }
 
 void extra_tap(hid_t file) {
   checked(H5Lcreate_hard(file, kTap, file, "/taps/layers.9.hidden", H5P_DEFAULT, H5P_DEFAULT));

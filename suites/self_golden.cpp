@@ -1,7 +1,7 @@
-// The golden reader: a file is opened only after its hash matched, and then only what golden/README.md allows is read.
+// The golden reader: a file is opened only after its hash matched, and then only what
+// golden/README.md allows is read.
 
 #include <gtest/gtest.h>
-
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -9,6 +9,7 @@
 #include <csignal>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <iostream>
 #include <map>
 #include <random>
@@ -27,12 +28,20 @@ namespace fs = std::filesystem;
 constexpr const char* kCase = "tiny-short7";
 constexpr const char* kFile = "tiny-short7.h5";
 
-bool holds(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+/// Without the care of io::write_file: hundreds of them must be quick.
+void overwrite(const fs::path& path, const std::string& bytes) {
+  std::ofstream(path, std::ios::binary | std::ios::trunc) << bytes;
+}
+
+bool holds(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
 
 std::string manifest_text(const fs::path& directory, const std::string& file = kFile) {
   const std::string bytes = io::read_file(directory / kFile);
   return R"({"files":[{"case":"tiny-short7","file":")" + file + R"(","kind":"full","sha256":")" +
-         io::sha256_hex(bytes.data(), bytes.size()) + R"(","size":)" + std::to_string(bytes.size()) +
+         io::sha256_hex(bytes.data(), bytes.size()) + R"(","size":)" +
+         std::to_string(bytes.size()) +
          R"(}],"format":"dsv32-verify.golden-manifest","version":1})";
 }
 
@@ -49,11 +58,11 @@ class SelfGolden : public testing::Test {
   void TearDown() override { fs::remove_all(directory_); }
 
   void restore() {
-    io::write_file(file(), original_);
+    overwrite(file(), original_);
     pin();
   }
   /// A manifest that fits the file as it is now: what a forger of both would write.
-  void pin() { io::write_file(directory_ / "manifest.json", manifest_text(directory_)); }
+  void pin() { overwrite(directory_ / "manifest.json", manifest_text(directory_)); }
   fs::path file() const { return directory_ / kFile; }
 
   void expect_refused(const std::string& part, ExitCode code = ExitCode::artefact) const {
@@ -85,12 +94,12 @@ TEST_F(SelfGolden, LoadsAWholeFile) {
 
 TEST_F(SelfGolden, WrongHashIsRefusedBeforeAnythingIsOpened) {
   // Not HDF5 at all, of the right size: only a reader that hashes first complains about the hash.
-  io::write_file(file(), std::string(original_.size(), 'x'));
+  overwrite(file(), std::string(original_.size(), 'x'));
   expect_refused("sha256");
 }
 
 TEST_F(SelfGolden, TruncatedFileIsRefused) {
-  io::write_file(file(), original_.substr(0, original_.size() / 2));
+  overwrite(file(), original_.substr(0, original_.size() / 2));
   expect_refused("size");
   pin();
   expect_refused("something that HDF5 cannot open");
@@ -101,7 +110,7 @@ TEST_F(SelfGolden, EverySingleChangedByteIsRefusedByItsHash) {
   for (int i = 0; i < 200; ++i) {
     std::string bytes = original_;
     bytes[random() % bytes.size()] ^= static_cast<char>(1 + random() % 255);
-    io::write_file(file(), bytes);
+    overwrite(file(), bytes);
     expect_refused("sha256");
   }
 }
@@ -124,8 +133,9 @@ TEST_F(SelfGolden, UnknownCaseNamesTheNearest) {
 // --- manifest -----------------------------------------------------------------------------------
 
 TEST_F(SelfGolden, ManifestNamesPlainFilesOnly) {
-  for (const char* name : {"../tiny.h5", "/etc/passwd", ".h5", "a/b.h5", "x.txt", "a\\u0000.h5", ""}) {
-    io::write_file(directory_ / "manifest.json", manifest_text(directory_, name));
+  for (const char* name :
+       {"../tiny.h5", "/etc/passwd", ".h5", "a/b.h5", "x.txt", "a\\u0000.h5", ""}) {
+    overwrite(directory_ / "manifest.json", manifest_text(directory_, name));
     expect_refused("plain file name");
   }
 }
@@ -145,7 +155,7 @@ TEST_F(SelfGolden, DamagedManifestIsRefused) {
       {with("\"size\":", "\"size\":-"), "size"},
       {with("\"files\":[", "\"files\":[3,"), "an object"}};
   for (const auto& [manifest, part] : broken) {
-    io::write_file(directory_ / "manifest.json", manifest);
+    overwrite(directory_ / "manifest.json", manifest);
     expect_refused(part);
   }
 }
@@ -155,8 +165,8 @@ TEST_F(SelfGolden, DamagedManifestIsRefused) {
 TEST_F(SelfGolden, EveryKindOfDamageIsNamedEvenWithAMatchingHash) {
   for (const Damage& damage : damages()) {
     SCOPED_TRACE(damage.name);
-    io::write_file(file(), original_);
-    damage.apply(file());
+    overwrite(file(), original_);
+    ASSERT_NO_THROW(damage.apply(file()));
     pin();
     expect_refused(damage.complaint);
   }
@@ -192,9 +202,11 @@ TEST_F(SelfGolden, DamagedBytesWithAForgedManifestNeverEscape) {
   for (int i = 0; i < 300; ++i) {
     std::string bytes = original_;
     const size_t flips = 1 + random() % 8;
-    const size_t span = i % 2 == 0 ? std::min<size_t>(bytes.size(), 8192) : bytes.size();  // metadata, all
-    for (size_t k = 0; k < flips; ++k) bytes[random() % span] ^= static_cast<char>(1 + random() % 255);
-    io::write_file(file(), bytes);
+    const size_t span =
+        i % 2 == 0 ? std::min<size_t>(bytes.size(), 8192) : bytes.size();  // metadata, all
+    for (size_t k = 0; k < flips; ++k)
+      bytes[random() % span] ^= static_cast<char>(1 + random() % 255);
+    overwrite(file(), bytes);
     pin();
     ++outcomes[load_in_child(directory_)];
   }
@@ -220,28 +232,29 @@ Printed run(Command&& command) {
 }
 
 TEST_F(SelfGolden, VerifyReportsBadUnlistedAndAbsentFiles) {
-  io::write_file(directory_ / "stray.h5", "x");
+  overwrite(directory_ / "stray.h5", "x");
   const Printed stray = run([&] { return verify_command(directory_); });
   EXPECT_EQ(stray.code, 4);
   EXPECT_TRUE(holds(stray.text, "ok   ")) << stray.text;
   EXPECT_TRUE(holds(stray.text, "UNLISTED  stray.h5")) << stray.text;
   EXPECT_TRUE(holds(stray.text, "ABSENT    small has no golden")) << stray.text;
-  io::write_file(file(), std::string(original_.size(), 'x'));
+  overwrite(file(), std::string(original_.size(), 'x'));
   const Printed bad = run([&] { return verify_command(directory_); });
   EXPECT_EQ(bad.code, 4);
   EXPECT_TRUE(holds(bad.text, "BAD ")) << bad.text;
 }
 
 TEST_F(SelfGolden, VerifyOfAnEmptyManifestIsNotGreen) {
-  io::write_file(directory_ / "manifest.json",
-                 R"({"files":[],"format":"dsv32-verify.golden-manifest","version":1})");
+  overwrite(directory_ / "manifest.json",
+            R"({"files":[],"format":"dsv32-verify.golden-manifest","version":1})");
   EXPECT_EQ(run([&] { return verify_command(directory_); }).code, 5);
 }
 
 TEST_F(SelfGolden, ShowTellsProvenanceAndTaps) {
   const Printed shown = run([&] { return show_command(kCase, directory_); });
   EXPECT_EQ(shown.code, 0);
-  for (const char* part : {"transformers", "config_sha256", "input_ids", "layers.0.ix.scores", "[2,7,64]"}) {
+  for (const char* part :
+       {"transformers", "config_sha256", "input_ids", "layers.0.ix.scores", "[2,7,64]"}) {
     EXPECT_TRUE(holds(shown.text, part)) << part;
   }
 }
