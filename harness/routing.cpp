@@ -53,7 +53,6 @@ std::vector<double> group_scores(const ModelConfig& config, const Token& token) 
 
 // How far below the best excluded score the worst kept one lies; 0 when the choice is a top-k.
 double shortfall(double lowest_kept, double highest_left) {
-  if (std::isnan(lowest_kept) || std::isnan(highest_left)) return kInfinity;
   return std::max(highest_left - lowest_kept, 0.0);
 }
 
@@ -106,6 +105,8 @@ double nearest_choice(const ModelConfig& config, const Token& token,
 // Distance of a choice of experts from the nearest legitimate one: 0 for a legitimate choice.
 double choice_distance(const ModelConfig& config, const Token& token,
                        const std::set<int64_t>& chosen) {
+  for (const double score : token.scores)
+    if (std::isnan(score)) return kInfinity;
   std::set<int64_t> used;
   for (const int64_t e : chosen) used.insert(e / group_size(config));
   const int64_t open = config.topk_group - std::ssize(used);
