@@ -46,6 +46,12 @@ void check_config(const std::string& config) {
   expect_one_of("--config", "config", config, known);
 }
 
+void check_dialect(const std::string& dialect) {
+  std::vector<std::string> known;
+  for (const Dialect& preset : dialect_presets()) known.push_back(preset.name);
+  expect_one_of("--dialect", "dialect", dialect, known);
+}
+
 void check_suites(const std::vector<std::string>& asked) {
   std::vector<std::string> known;
   for (const SuiteInfo& suite : suites()) known.push_back(suite.name);
@@ -159,7 +165,7 @@ void check_names(const Options& options) {
   if (options.config) check_config(*options.config);
   if (options.case_name) io::find_case(*options.case_name);
   check_case_against_config(options);
-  if (options.dialect) find_dialect(*options.dialect);
+  if (options.dialect) check_dialect(*options.dialect);
   check_suites(options.suites);
   check_impl(options);
   expect_one_of("--device", "device", options.device, kDevices);

@@ -151,8 +151,8 @@ void add_golden(Parser& parser) {
   add_verb(parser, golden, Command::golden_verify, "verify",
            "check hash, layout and provenance of every golden");
   CLI::App& diff =
-      *add_verb(parser, golden, Command::golden_diff, "diff", "compare two golden files");
-  add_words(diff, parser.raw, "files", "A B")->expected(2);
+      *add_verb(parser, golden, Command::golden_diff, "diff", "compare two folders of goldens");
+  add_words(diff, parser.raw, "folders", "A B")->expected(2);
   CLI::App& show = *add_verb(parser, golden, Command::golden_show, "show",
                              "show what one golden holds and where it comes from");
   add_words(show, parser.raw, "case", "CASE")->expected(1);

@@ -7,6 +7,8 @@
 #include <cstdio>
 #include <string>
 
+#include "src/model/log.h"
+
 namespace dsv32::harness {
 namespace {
 
@@ -84,7 +86,7 @@ void Stop::watch() {
     if (disarmed_ || Clock::now() - *asked_at < kGrace) continue;
     const Error error = reason();
     before_exit_();
-    std::fprintf(stderr, "%s\n", error.what());
+    log_error(error.what());
     _exit(static_cast<int>(error.code()));
   }
 }

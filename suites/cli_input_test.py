@@ -162,7 +162,8 @@ class Candidates(CliTest):
     def test_contradictions_with_the_command_line(self) -> None:
         for option, value in (("--case", "tiny-wide"), ("--config", "small"), ("--seed", "2")):
             with self.subTest(option):
-                self.refused(run("--candidate", good, option, value), ARTEFACT, option, "tiny")
+                done = run("--candidate", good, option, value)
+                self.refused(done, ARTEFACT, option, "contradicts")
 
     def test_agreement_with_the_command_line(self) -> None:
         self.ended(run("--candidate", good, "--case", "tiny", "--config", "tiny", "--seed", 1), OK)
@@ -233,8 +234,9 @@ class Goldens(CliTest):
         self.assertIn(self.file.name, done.stdout + done.stderr)
 
     def test_diff(self) -> None:
-        shipped = ROOT / "golden" / "data" / self.file.name
+        shipped, copy = ROOT / "golden" / "data", self.home / "golden" / "data"
         self.ended(run("golden", "diff", shipped, shipped), OK)
+        self.refused(run("golden", "diff", shipped, copy), ARTEFACT, self.file.name)
 
     def test_no_manifest(self) -> None:
         bare = scratch / "bare"
