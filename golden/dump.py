@@ -411,6 +411,7 @@ def find_parts(model: nn.Module) -> dict[str, Part]:
     modules = dict(model.named_modules())
     parts: dict[str, Part] = {}
     attention = [n for n, m in modules.items() if has_children(m, "o_proj") and _has_latents(m)]
+    attention = attention[: getattr(model.config, "num_hidden_layers", None)]  # beyond: MTP
     for layer, name in enumerate(attention):
         _add_attention(parts, modules, name, layer)
         parent = name.rpartition(".")[0]

@@ -176,6 +176,17 @@ class Agreement(unittest.TestCase):
         self.assertEqual(topk[0, 0].tolist(), [0] + [-1] * 7)
         self.assertTrue((topk[1, 0] == -1).all())  # a padded query sees no key
 
+    def test_index_scores_follow_from_the_taps_they_are_made_of(self) -> None:
+        """The scales of the weights are put in by dump.py: only the scores can tell that they fit."""
+        taps, plain = real_run("tiny-wide").taps, plain_run("tiny-wide")
+        for layer in ("layers.0.", "layers.1."):
+            q, k, weights = (taps[layer + n].double() for n in ("ix.q", "ix.k", "ix.weights"))
+            match = torch.einsum("bshd,btd->bsht", q, k).relu()
+            want = torch.einsum("bsh,bsht->bst", weights, match)
+            name, case = layer + "ix.scores", load_cases()["tiny-wide"]
+            got, want = (judged(name, v, plain, case) for v in (taps[name], want))
+            self.assertLessEqual(distance(got, want), AGREEMENT)
+
     def test_default_backend_agrees_with_eager(self) -> None:
         case, eager = load_cases()["tiny-wide"], real_run("tiny-wide")
         other = real_run("tiny-wide", None)
@@ -545,6 +556,22 @@ class Unseen(unittest.TestCase):
         self.assertEqual(json.loads(run.metadata["missing_taps"]), run.missing)
         self.assertIn("layers.1.topk", run.taps)  # the indexer's own output
 
+    def test_keys_that_a_model_forgets_to_mask_are_shown(self) -> None:
+        model = plain_model("tiny-wide")
+        for block in model.model.layers:
+            picker = block.self_attn.indexer
+            picker.forward = functools.partial(_blind, picker.forward)
+        taps = dump.capture(model, fields(load_cases()["tiny-wide"])).taps
+        self.assertTrue(taps["layers.0.ix.scores"].isfinite().all())
+        future = taps["layers.0.topk"] > torch.arange(33)[None, :, None]
+        self.assertTrue(future[:, 5].any())
+
+    def test_layers_beyond_the_config_are_not_layers(self) -> None:
+        model = plain_model("tiny-wide")
+        model.model.layers.append(copy.deepcopy(model.model.layers[1]))  # as an MTP block
+        parts = dump.find_parts(model)
+        self.assertEqual(max(part.layer for part in parts.values()), 1)
+
     def test_public_training_outputs(self) -> None:
         class Trainable(PlainModel):
             def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -569,6 +596,11 @@ class Unseen(unittest.TestCase):
         own = dump.capture(plain_model("tiny-wide"), fields(load_cases()["tiny-wide"])).taps
         self.assertTrue(torch.equal(run.taps["loss.lm"], own["loss.lm"]))
         self.assertTrue(torch.equal(run.taps["layers.0.ix.scores"], own["layers.0.ix.scores"]))
+
+
+def _blind(forward: Any, x: Tensor, latent: Tensor, turn: Any, seen: Tensor) -> Tensor:
+    """An indexer that sees the future and the padding."""
+    return forward(x, latent, turn, torch.ones_like(seen))
 
 
 def _sorted_topk(scores: Tensor, k: int, dim: int = -1) -> Any:
