@@ -4,7 +4,8 @@
     .venv-golden/bin/python golden/generate.py --check [--case NAME ...] [--transformers 5.17]
 
 Every case is computed twice, from the checkpoint on; a file is kept only when both are the same
-bytes. --check writes nothing: it compares a new run with the files in DIR (compare.py says how).
+bytes. --check writes nothing: it compares a new run with the files in DIR (compare.py says how);
+exit 1 when they differ.
 --transformers takes a release that has an environment (.venv-golden-RELEASE) or the path of a
 source tree. The files are committed in golden/data/.
 """
@@ -40,7 +41,17 @@ DATA = ROOT / "golden" / "data"
 MANIFEST_FORMAT = "dsv32-verify.golden-manifest"
 PINNED = "5.23.0"
 THREADS = 2  # sums depend on it, so it is part of the golden
-SOURCES = ("generate.py", "dump.py", "synthetic.py", "sketch.py", "h5file.py")
+
+
+def sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+# Taken at import, like the code itself: an edit during the run is not what made the golden.
+SOURCES = {
+    name: sha256(ROOT / "golden" / name)
+    for name in ("generate.py", "dump.py", "synthetic.py", "sketch.py", "h5file.py")
+}
 
 
 class GoldenError(Exception):
@@ -122,14 +133,10 @@ def producer(case: Case, environment: dict) -> str:
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "h5py": h5py.__version__,
         "hdf5": h5py.version.hdf5_version,
-        "sources": {name: sha256(ROOT / "golden" / name) for name in SOURCES},
+        "sources": SOURCES,
         "tool": "golden/generate.py",
     }
     return dump.canonical_json({key: environment[key] for key in kept} | own)
-
-
-def sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def generate(case: Case, folder: Path, transformers_path: Path | None) -> Path:
@@ -141,7 +148,8 @@ def generate(case: Case, folder: Path, transformers_path: Path | None) -> Path:
         del run
         gc.collect()
     if sha256(files[0]) != sha256(files[1]):
-        raise GoldenError(f"{case.name}: two runs gave different bytes")
+        found = differences(*(h5file.read(file) for file in files))
+        raise GoldenError(f"{case.name}: two runs gave different bytes: {found or 'rounding'}")
     files[1].unlink()
     return files[0]
 
@@ -160,6 +168,8 @@ def update_manifest(folder: Path, cases: dict[str, Case]) -> None:
 
 def check(case: Case, committed: Path, transformers_path: Path | None) -> list[str]:
     """What a new run does differently; nothing when the bytes are the same."""
+    if not committed.is_file():
+        raise GoldenError(f"{case.name}: there is no {committed.name} to compare with")
     with tempfile.TemporaryDirectory() as folder:
         fresh = Path(folder) / committed.name
         run = run_case(case, transformers_path)
@@ -209,7 +219,10 @@ def main(words: list[str] | None = None) -> int:
             update_manifest(arguments.out, cases)
     except (GoldenError, dump.DumpError, dump.ModelCrash) as error:
         say(str(error))
-        return 4
+        return getattr(error, "code", 4)
+    except OSError as error:
+        say(f"{error.filename}: {error.strerror}")
+        return 6
     for line in found:
         print(line)
     return 1 if found else 0
