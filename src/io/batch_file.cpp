@@ -7,9 +7,13 @@ namespace {
 constexpr int64_t kMaxTokens = int64_t{1} << 20;  // B * S
 
 /// input_ids gives [B,S]; every other tensor must have the same shape.
-void check_entry(const std::string& name, const TensorEntry& entry, const Shape* shape, const std::string& where) {
+void check_entry(const std::string& name, const TensorEntry& entry, const Shape* shape,
+                 const std::string& where) {
   if (!entry.readable || entry.dtype != DType::int64)
-    refuse({.where = where, .what = name + ": dtype", .expected = "I64", .got = std::string(entry.stored)});
+    refuse({.where = where,
+            .what = name + ": dtype",
+            .expected = "I64",
+            .got = std::string(entry.stored)});
   const bool good = shape ? entry.shape == *shape : entry.shape.size() == 2;
   if (!good)
     refuse({.where = where,
@@ -27,7 +31,10 @@ void check_names(const SafetensorsFile& file, const std::string& where) {
               .got = printable(name),
               .hint = "position ids follow from the mask"});
   if (!file.tensors().contains("input_ids"))
-    refuse({.where = where, .what = "tensor", .expected = "input_ids", .got = "no tensor of that name"});
+    refuse({.where = where,
+            .what = "tensor",
+            .expected = "input_ids",
+            .got = "no tensor of that name"});
 }
 
 std::vector<int64_t> values(const SafetensorsFile& file, const std::string& name) {
@@ -53,7 +60,8 @@ Batch read_batch(const fs::path& path, const ModelConfig& config) {
   Batch batch{.B = ids.shape[0], .S = ids.shape[1]};
   batch.input_ids = values(file, "input_ids");
   batch.mask_given = file.tensors().contains("attention_mask");
-  batch.attention_mask = batch.mask_given ? values(file, "attention_mask") : std::vector<int64_t>(batch.input_ids.size(), 1);
+  batch.attention_mask = batch.mask_given ? values(file, "attention_mask")
+                                          : std::vector<int64_t>(batch.input_ids.size(), 1);
   const bool labelled = file.tensors().contains("labels");
   batch.labels = labelled ? values(file, "labels") : batch.input_ids;
   // Ids and mask are checked before anything is computed from them.

@@ -5,7 +5,8 @@
 namespace dsv32::io {
 namespace {
 
-[[noreturn]] void refuse_note(const std::string& where, const std::string& key, const std::string& got) {
+[[noreturn]] void refuse_note(const std::string& where, const std::string& key,
+                              const std::string& got) {
   refuse({.where = where,
           .what = "metadata." + key,
           .expected = "JSON as FORMATS 4 says",
@@ -13,7 +14,8 @@ namespace {
           .hint = "make the file with golden/dump.py"});
 }
 
-std::optional<Json> parsed(const Trace& trace, const std::string& key, Json::value_t type, const std::string& where) {
+std::optional<Json> parsed(const Trace& trace, const std::string& key, Json::value_t type,
+                           const std::string& where) {
   const auto found = trace.metadata.find(key);
   if (found == trace.metadata.end()) return std::nullopt;
   Json value = parse_json(found->second, where + ": metadata." + key);
@@ -32,7 +34,9 @@ std::vector<std::string> names(const Json& list, const std::string& where, const
   return out;
 }
 
-Json member(const Json& object, const char* key) { return object.contains(key) ? object.at(key) : Json(); }
+Json member(const Json& object, const char* key) {
+  return object.contains(key) ? object.at(key) : Json();
+}
 
 std::string text(const Json& value) {
   if (value.is_null()) return "";

@@ -14,22 +14,29 @@
 namespace dsv32::io {
 namespace {
 
-constexpr uint64_t kCaseLimit = uint64_t{1} << 20;    // bytes of one case or of the list
-constexpr int64_t kMaxTokens = int64_t{1} << 20;      // B * S: a case is only a claim, and an oracle is built from it
-constexpr size_t kNameDigits = 8;                     // hex digits in the name of an unlisted case
+constexpr uint64_t kCaseLimit = uint64_t{1} << 20;  // bytes of one case or of the list
+constexpr int64_t kMaxTokens =
+    int64_t{1} << 20;              // B * S: a case is only a claim, and an oracle is built from it
+constexpr size_t kNameDigits = 8;  // hex digits in the name of an unlisted case
 
-const std::set<std::string> kCaseKeys = {"config", "overrides", "seed", "B", "S", "pad", "bias_offset", "chunks"};
-const std::set<std::string> kOptionalKeys = {"name", "mask", "batch"};  // the first two: dsv32_case.json
-const std::set<std::string> kListKeys = {"name", "mask_given", "sparse", "training", "golden", "purpose"};
+const std::set<std::string> kCaseKeys = {"config", "overrides", "seed",        "B",
+                                         "S",      "pad",       "bias_offset", "chunks"};
+const std::set<std::string> kOptionalKeys = {"name", "mask",
+                                             "batch"};  // the first two: dsv32_case.json
+const std::set<std::string> kListKeys = {"name",     "mask_given", "sparse",
+                                         "training", "golden",     "purpose"};
 
 void check_keys(const Json& object, const std::set<std::string>& more, const std::string& where) {
-  if (!object.is_object()) refuse({.where = where, .what = "case", .expected = "an object", .got = kind_of(object)});
+  if (!object.is_object())
+    refuse({.where = where, .what = "case", .expected = "an object", .got = kind_of(object)});
   for (const std::string& key : kCaseKeys)
     if (!object.contains(key))
-      refuse({.where = where, .what = "case." + key, .expected = "a value", .got = "a missing key"});
+      refuse(
+          {.where = where, .what = "case." + key, .expected = "a value", .got = "a missing key"});
   for (const auto& [key, value] : object.items())
     if (!kCaseKeys.contains(key) && !more.contains(key))
-      refuse({.where = where, .what = "case", .expected = "known keys only", .got = printable(key)});
+      refuse(
+          {.where = where, .what = "case", .expected = "known keys only", .got = printable(key)});
 }
 
 /// The config that a case starts from: a shipped name or a whole object.
@@ -48,10 +55,16 @@ void read_model(const Json& object, Case& c, const std::string& where) {
   Json config = base_config(object["config"], where);
   const Json& overrides = object["overrides"];
   if (!overrides.is_object())
-    refuse({.where = where, .what = "case.overrides", .expected = "an object", .got = kind_of(overrides)});
+    refuse({.where = where,
+            .what = "case.overrides",
+            .expected = "an object",
+            .got = kind_of(overrides)});
   for (const auto& [field, value] : overrides.items()) {
     if (!is_config_field(field))
-      refuse({.where = where, .what = "case.overrides", .expected = "config fields", .got = printable(field)});
+      refuse({.where = where,
+              .what = "case.overrides",
+              .expected = "config fields",
+              .got = printable(field)});
     config[field] = value;
   }
   c.config_name = object["config"].is_string() ? object["config"].get<std::string>() : "";
@@ -63,17 +76,20 @@ void read_model(const Json& object, Case& c, const std::string& where) {
 void read_chunks(const Fields& fields, const Json& chunks, Case& c) {
   if (!chunks.is_array()) fields.wrong("chunks", "a list of lengths", chunks);
   for (const Json& length : chunks) {
-    const bool good = length.is_number_unsigned() && length.get<uint64_t>() >= 1 && length.get<uint64_t>() <= uint64_t(c.S);
+    const bool good = length.is_number_unsigned() && length.get<uint64_t>() >= 1 &&
+                      length.get<uint64_t>() <= uint64_t(c.S);
     if (!good) fields.wrong("chunks", "lengths from 1 to S", length);
     c.chunks.push_back(length.get<int64_t>());
   }
   const int64_t sum = std::accumulate(c.chunks.begin(), c.chunks.end(), int64_t{0});
-  if (!chunks.empty() && sum != c.S) fields.wrong("chunks", "lengths that sum to S, " + std::to_string(c.S), sum);
+  if (!chunks.empty() && sum != c.S)
+    fields.wrong("chunks", "lengths that sum to S, " + std::to_string(c.S), sum);
 }
 
 void read_shape(const Json& object, Case& c, const std::string& where) {
   const Fields fields(object, where, "case.");
-  if (!object["seed"].is_number_unsigned()) fields.wrong("seed", "an integer from 0 to 2^64 - 1", object["seed"]);
+  if (!object["seed"].is_number_unsigned())
+    fields.wrong("seed", "an integer from 0 to 2^64 - 1", object["seed"]);
   c.seed = object["seed"].get<uint64_t>();
   c.B = fields.integer("B");
   c.S = fields.integer("S");
@@ -82,7 +98,8 @@ void read_shape(const Json& object, Case& c, const std::string& where) {
   if (c.B < 1 || c.B > kMaxTokens) fields.wrong("B", "1.." + std::to_string(kMaxTokens), c.B);
   if (c.S < 1 || c.S > kMaxTokens / c.B)
     fields.wrong("S", "B * S from 1 to " + std::to_string(kMaxTokens) + " tokens", c.S);
-  if (c.pad < 0 || c.pad >= c.S) fields.wrong("pad", "0.." + std::to_string(c.S - 1) + ", less than S", c.pad);
+  if (c.pad < 0 || c.pad >= c.S)
+    fields.wrong("pad", "0.." + std::to_string(c.S - 1) + ", less than S", c.pad);
   read_chunks(fields, object["chunks"], c);
 }
 
@@ -105,8 +122,12 @@ Case read_listed(const Json& entry, const std::string& list) {
 std::vector<Case> read_cases() {
   const fs::path path = home() / "configs" / "cases.json";
   const Json list = parse_json(read_file(path, kCaseLimit), path.string());
-  if (!list.is_object() || list.value("version", 0) != 1 || !list.contains("cases") || !list["cases"].is_array())
-    refuse({.where = path.string(), .what = "list", .expected = "version 1 and a list of cases", .got = "neither"});
+  if (!list.is_object() || list.value("version", 0) != 1 || !list.contains("cases") ||
+      !list["cases"].is_array())
+    refuse({.where = path.string(),
+            .what = "list",
+            .expected = "version 1 and a list of cases",
+            .got = "neither"});
   std::vector<Case> out;
   for (const Json& entry : list["cases"]) out.push_back(read_listed(entry, path.string()));
   return out;
@@ -114,7 +135,8 @@ std::vector<Case> read_cases() {
 
 const Case* listed_case(const std::string& name) {
   const auto& all = cases();
-  const auto it = std::find_if(all.begin(), all.end(), [&name](const Case& c) { return c.name == name; });
+  const auto it =
+      std::find_if(all.begin(), all.end(), [&name](const Case& c) { return c.name == name; });
   return it == all.end() ? nullptr : &*it;
 }
 
@@ -124,7 +146,9 @@ std::vector<std::string> case_names() {
   return names;
 }
 
-std::string did_you_mean(const std::string& near) { return near.empty() ? "" : "did you mean " + near + "?"; }
+std::string did_you_mean(const std::string& near) {
+  return near.empty() ? "" : "did you mean " + near + "?";
+}
 
 /// sha256 of a user's batch file, in lower-case hex.
 void read_batch_digest(const Json& object, Case& c, const std::string& where) {
@@ -132,7 +156,8 @@ void read_batch_digest(const Json& object, Case& c, const std::string& where) {
   constexpr size_t kHexDigits = 64;
   const Fields fields(object, where, "case.");
   c.batch = fields.text("batch");
-  if (c.batch.size() != kHexDigits || c.batch.find_first_not_of("0123456789abcdef") != std::string::npos)
+  if (c.batch.size() != kHexDigits ||
+      c.batch.find_first_not_of("0123456789abcdef") != std::string::npos)
     fields.wrong("batch", "64 hex digits", object["batch"]);
 }
 
@@ -140,7 +165,8 @@ void read_batch_digest(const Json& object, Case& c, const std::string& where) {
 void read_identity(const Json& object, Case& c, const std::string& where) {
   if (object.contains("mask")) {
     const Json& mask = object["mask"];
-    if (mask != "given" && mask != "none") Fields(object, where, "case.").wrong("mask", "given or none", mask);
+    if (mask != "given" && mask != "none")
+      Fields(object, where, "case.").wrong("mask", "given or none", mask);
     c.mask_given = mask == "given";
   }
   const std::string canonical = case_json(c);
@@ -159,7 +185,8 @@ Case default_case(const std::string& path) {
   c.config = read_config(path);
   c.config_name = path;
   const fs::path file = fs::weakly_canonical(config_path(path));
-  c.name = (file.stem() == "config" ? file.parent_path().filename() : file.stem()).string() + "-default";
+  c.name =
+      (file.stem() == "config" ? file.parent_path().filename() : file.stem()).string() + "-default";
   c.overrides_json = "{}";
   c.B = kRows;
   const int64_t wanted = std::max(kShortest, 2 * c.config.index_topk + kBeyond);
@@ -242,7 +269,8 @@ std::string case_json(const Case& c) {
 
 std::string case_metadata(const Case& c) {
   const Case* listed = listed_case(c.name);
-  const bool same = listed && case_json(*listed) == case_json(c) && listed->mask_given == c.mask_given;
+  const bool same =
+      listed && case_json(*listed) == case_json(c) && listed->mask_given == c.mask_given;
   return same ? c.name : case_json(c);
 }
 

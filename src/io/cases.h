@@ -12,7 +12,6 @@ namespace dsv32::io {
 /// case_from_metadata with a name for errors.
 Case case_from_text(const std::string& text, const std::string& where);
 
-
 /// The case of DIR/dsv32_case.json; nullopt when there is no such file.
 std::optional<Case> case_of_checkpoint(const std::filesystem::path& dir);
 

@@ -31,26 +31,32 @@ std::optional<int64_t> first_difference(const HostTensor& stored, const HostTens
   return std::nullopt;
 }
 
-void check_tensor(const WeightSpec& spec, const WeightSource& source, const WeightSource* synthetic, Tally& tally) {
+void check_tensor(const WeightSpec& spec, const WeightSource& source, const WeightSource* synthetic,
+                  Tally& tally) {
   const HostTensor stored = source.load(spec);
   ++tally.tensors;
   tally.values += stored.numel();
-  if (const auto i = first_not_finite(stored)) tally.not_finite.push_back(element(spec.name, *i, stored.at(*i)));
+  if (const auto i = first_not_finite(stored))
+    tally.not_finite.push_back(element(spec.name, *i, stored.at(*i)));
   if (!synthetic) return;
   const HostTensor wanted = synthetic->load(spec);
   if (stored.identical(wanted)) return;
   if (const auto i = first_difference(stored, wanted))
-    tally.different.push_back(element(spec.name, *i, stored.at(*i)) + " instead of " + std::to_string(wanted.at(*i)));
+    tally.different.push_back(element(spec.name, *i, stored.at(*i)) + " instead of " +
+                              std::to_string(wanted.at(*i)));
 }
 
 std::string report_text(const Tally& tally, const std::optional<Case>& c) {
   std::string out = std::to_string(tally.tensors) + " tensors, " + std::to_string(tally.values) +
                     " values: names, shapes and dtypes are right\n";
-  out += tally.not_finite.empty() ? "every value is finite\n" : "not finite: " + listed(tally.not_finite) + "\n";
+  out += tally.not_finite.empty() ? "every value is finite\n"
+                                  : "not finite: " + listed(tally.not_finite) + "\n";
   if (!c) return out + "no " + kCaseFile + ": not compared with synthetic weights\n";
-  const std::string weights = "synthetic weights of case " + printable(c->name) + ", seed " + std::to_string(c->seed);
-  return out + (tally.different.empty() ? "equal to the " + weights + "\n"
-                                        : "different from the " + weights + ": " + listed(tally.different) + "\n");
+  const std::string weights =
+      "synthetic weights of case " + printable(c->name) + ", seed " + std::to_string(c->seed);
+  return out + (tally.different.empty()
+                    ? "equal to the " + weights + "\n"
+                    : "different from the " + weights + ": " + listed(tally.different) + "\n");
 }
 
 }  // namespace
@@ -64,7 +70,8 @@ CheckpointReport check_checkpoint(const fs::path& dir) {
   Tally tally;
   for (const WeightSpec& spec : weight_specs(config))
     check_tensor(spec, *source, synthetic ? &*synthetic : nullptr, tally);
-  return {.good = tally.not_finite.empty() && tally.different.empty(), .text = report_text(tally, c)};
+  return {.good = tally.not_finite.empty() && tally.different.empty(),
+          .text = report_text(tally, c)};
 }
 
 }  // namespace dsv32::io

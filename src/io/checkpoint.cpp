@@ -32,19 +32,21 @@ struct Stored {
 };
 
 bool is_quantized(const std::string& name, const TensorEntry& entry) {
-  return entry.stored.starts_with("F8_") || name.ends_with("_scale_inv") || name.ends_with(".scale");
+  return entry.stored.starts_with("F8_") || name.ends_with("_scale_inv") ||
+         name.ends_with(".scale");
 }
 
 /// Names of the inference demo's own checkpoints.
 bool is_demo(const std::string& name) {
-  return name.starts_with("layers.") || name == "embed.weight" || name == "head.weight" || name == "norm.weight";
+  return name.starts_with("layers.") || name == "embed.weight" || name == "head.weight" ||
+         name == "norm.weight";
 }
 
 /// "model.layers.3.mlp.experts.5.gate_proj.weight" in its three parts.
 struct ExpertName {
   std::string experts;  // "model.layers.3.mlp.experts."
   int64_t expert;
-  std::string part;     // "gate_proj"
+  std::string part;  // "gate_proj"
 };
 
 std::optional<ExpertName> parse_expert(const std::string& name) {
@@ -63,7 +65,8 @@ class Matcher {
     const std::string ignored = "model.layers." + std::to_string(config.num_hidden_layers) + ".";
     for (const SafetensorsFile& file : files)
       for (const auto& [name, entry] : file.tensors())
-        if (!name.starts_with(ignored)) stored_.emplace(name, Stored{&file, &entry});  // SPEC 1.11: the MTP layer
+        if (!name.starts_with(ignored))
+          stored_.emplace(name, Stored{&file, &entry});  // SPEC 1.11: the MTP layer
   }
 
   std::unordered_map<std::string, Source> match() {
@@ -83,7 +86,8 @@ class Matcher {
   void match_one(const WeightSpec& spec) {
     if (take(spec.name, spec.shape)) {
       sources_.emplace(spec.name, Source{stored_.at(spec.name).file, spec.name});
-    } else if (const auto expert = parse_expert(spec.name); !expert || !match_fused(spec, *expert)) {
+    } else if (const auto expert = parse_expert(spec.name);
+               !expert || !match_fused(spec, *expert)) {
       findings_.missing.push_back(spec.name);
     }
   }
@@ -92,11 +96,13 @@ class Matcher {
   bool match_fused(const WeightSpec& spec, const ExpertName& name) {
     const bool down = name.part == "down_proj";
     const std::string fused = name.experts + (down ? "down_proj" : "gate_up_proj");
-    const int64_t E = config_.n_routed_experts, I = config_.moe_intermediate_size, hidden = config_.hidden_size;
+    const int64_t E = config_.n_routed_experts, I = config_.moe_intermediate_size,
+                  hidden = config_.hidden_size;
     if (!take(fused, down ? Shape{E, hidden, I} : Shape{E, 2 * I, hidden})) return false;
     const int64_t per_expert = (down ? 1 : 2) * I * hidden;
     const int64_t offset = name.part == "up_proj" ? I * hidden : 0;
-    sources_.emplace(spec.name, Source{stored_.at(fused).file, fused, name.expert * per_expert + offset});
+    sources_.emplace(spec.name,
+                     Source{stored_.at(fused).file, fused, name.expert * per_expert + offset});
     return true;
   }
 
@@ -107,7 +113,8 @@ class Matcher {
     Stored& stored = it->second;
     const TensorEntry& entry = *stored.entry;
     if (!stored.used && entry.shape != shape)
-      findings_.misshapen.push_back(name + " " + to_string(entry.shape) + " instead of " + to_string(shape));
+      findings_.misshapen.push_back(name + " " + to_string(entry.shape) + " instead of " +
+                                    to_string(shape));
     const bool readable = entry.readable && is_floating(entry.dtype);
     if (!stored.used && !readable && !is_quantized(name, entry))
       findings_.wrong_type.push_back(name + " " + std::string(entry.stored));
@@ -137,8 +144,10 @@ std::string complaints(const Findings& f) {
 }
 
 std::string hint(const Findings& f) {
-  if (!f.quantized.empty()) return "FP8 checkpoints are read from a later version on: convert to bfloat16";
-  if (!f.demo.empty()) return "convert to the Hugging Face names (model.layers.N.self_attn.q_a_proj.weight, ...)";
+  if (!f.quantized.empty())
+    return "FP8 checkpoints are read from a later version on: convert to bfloat16";
+  if (!f.demo.empty())
+    return "convert to the Hugging Face names (model.layers.N.self_attn.q_a_proj.weight, ...)";
   return "is this the checkpoint of that config?";
 }
 
@@ -147,7 +156,8 @@ void require_clean(const Findings& findings, const fs::path& dir, const ModelCon
   if (got.empty()) return;
   refuse({.where = dir.string(),
           .what = "tensors",
-          .expected = "names and shapes of config " + printable(config.name) + ", in F64, F32, BF16 or F16",
+          .expected =
+              "names and shapes of config " + printable(config.name) + ", in F64, F32, BF16 or F16",
           .got = got,
           .hint = hint(findings)});
 }
@@ -166,7 +176,10 @@ class Checkpoint : public WeightSource {
   HostTensor load(const WeightSpec& spec) const override {
     const auto it = sources_.find(spec.name);
     if (it == sources_.end())
-      refuse({.where = dir_.string(), .what = "tensor", .expected = spec.name, .got = "no tensor of that name"});
+      refuse({.where = dir_.string(),
+              .what = "tensor",
+              .expected = spec.name,
+              .got = "no tensor of that name"});
     const Source& source = it->second;
     const HostTensor stored = source.file->read_range(source.stored_name, source.first, spec.shape);
     const bool wide = stored.dtype() == DType::float64 || stored.dtype() == DType::float32;
@@ -181,7 +194,8 @@ class Checkpoint : public WeightSource {
   }
 
  private:
-  /// Looks at the first row of every tensor: a synthetic value depends on its index and the width of a row only.
+  /// Looks at the first row of every tensor: a synthetic value depends on its index and the width
+  /// of a row only.
   bool starts_synthetic() const {
     const SyntheticWeights synthetic(seed_, bias_offset_);
     return std::all_of(specs_.begin(), specs_.end(), [&](const WeightSpec& spec) {

@@ -9,7 +9,8 @@
 
 namespace dsv32::io {
 
-/// Opens model.safetensors, or the shards of model.safetensors.index.json with every rule of the index checked.
+/// Opens model.safetensors, or the shards of model.safetensors.index.json with every rule of the
+/// index checked.
 std::vector<SafetensorsFile> open_checkpoint_files(const std::filesystem::path& dir);
 
 inline constexpr const char* kSingleFile = "model.safetensors";

@@ -13,10 +13,14 @@ struct Index {
 };
 
 void check_base_name(const std::string& shard, const std::string& where) {
-  const bool plain = !shard.empty() && shard != "." && shard != ".." && shard.find('/') == std::string::npos &&
-                     shard.find('\\') == std::string::npos;
+  using namespace std::string_view_literals;
+  const bool plain = !shard.empty() && shard != "." && shard != ".." &&
+                     shard.find_first_of("/\\\0"sv) == std::string::npos;
   if (!plain)
-    refuse({.where = where, .what = "weight_map", .expected = "file names without a folder", .got = printable(shard)});
+    refuse({.where = where,
+            .what = "weight_map",
+            .expected = "file names without a folder",
+            .got = printable(shard)});
 }
 
 Index read_index(const fs::path& path) {
@@ -27,7 +31,10 @@ Index read_index(const fs::path& path) {
   Index index;
   for (const auto& [name, shard] : json["weight_map"].items()) {
     if (!shard.is_string())
-      refuse({.where = where, .what = "weight_map." + printable(name), .expected = "a file name", .got = kind_of(shard)});
+      refuse({.where = where,
+              .what = "weight_map." + printable(name),
+              .expected = "a file name",
+              .got = kind_of(shard)});
     check_base_name(shard.get_ref<const std::string&>(), where);
     index.shards[shard.get<std::string>()][name] = true;
   }
@@ -37,7 +44,8 @@ Index read_index(const fs::path& path) {
 }
 
 /// A shard holds exactly the tensors that the index places there.
-void check_shard(const SafetensorsFile& file, const std::map<std::string, bool>& wanted, const std::string& index) {
+void check_shard(const SafetensorsFile& file, const std::map<std::string, bool>& wanted,
+                 const std::string& index) {
   std::vector<std::string> missing, unlisted;
   for (const auto& [name, listed] : wanted)
     if (!file.tensors().contains(name)) missing.push_back(name);
@@ -50,7 +58,8 @@ void check_shard(const SafetensorsFile& file, const std::map<std::string, bool>&
           .got = "missing " + listed(missing) + "; not listed " + listed(unlisted)});
 }
 
-void check_total_size(const Index& index, const std::vector<SafetensorsFile>& files, const std::string& where) {
+void check_total_size(const Index& index, const std::vector<SafetensorsFile>& files,
+                      const std::string& where) {
   if (index.total_size.is_null()) return;
   uint64_t total = 0;
   for (const SafetensorsFile& file : files)
@@ -85,11 +94,12 @@ std::vector<SafetensorsFile> open_checkpoint_files(const fs::path& dir) {
     return files;
   }
   if (fs::exists(dir / kIndexFile, error)) return open_shards(dir);
-  refuse({.where = dir.string(),
-          .what = "checkpoint",
-          .expected = std::string(kSingleFile) + " or " + kIndexFile,
-          .got = fs::is_directory(dir, error) ? "a folder without either" : "no folder of that name",
-          .hint = "dsv32-verify weights make writes a synthetic checkpoint"});
+  refuse(
+      {.where = dir.string(),
+       .what = "checkpoint",
+       .expected = std::string(kSingleFile) + " or " + kIndexFile,
+       .got = fs::is_directory(dir, error) ? "a folder without either" : "no folder of that name",
+       .hint = "dsv32-verify weights make writes a synthetic checkpoint"});
 }
 
 }  // namespace dsv32::io

@@ -12,7 +12,7 @@ namespace dsv32::io {
 namespace {
 
 constexpr uint64_t kConfigLimit = uint64_t{1} << 20;  // bytes; released configs have 2 KiB
-constexpr int64_t kMaxExperts = int64_t{1} << 18;     // layers x experts; the released model has 15616
+constexpr int64_t kMaxExperts = int64_t{1} << 18;  // layers x experts; the released model has 15616
 
 struct IntegerField {
   const char* name;
@@ -43,45 +43,81 @@ constexpr std::array kIntegers = {
 /// Fields with one value in every DeepSeek-V3.2; another value is another model.
 const std::vector<std::pair<std::string, Json>>& fixed_fields() {
   static const std::vector<std::pair<std::string, Json>> fields = {
-      {"hidden_act", "silu"},      {"scoring_func", "sigmoid"}, {"topk_method", "noaux_tc"},
-      {"attention_bias", false},   {"attention_dropout", 0},    {"mlp_bias", false},
-      {"tie_word_embeddings", false}, {"moe_layer_freq", 1},    {"rope_interleave", true}};
+      {"hidden_act", "silu"},         {"scoring_func", "sigmoid"}, {"topk_method", "noaux_tc"},
+      {"attention_bias", false},      {"attention_dropout", 0},    {"mlp_bias", false},
+      {"tie_word_embeddings", false}, {"moe_layer_freq", 1},       {"rope_interleave", true}};
   return fields;
 }
 
 /// Read by their own functions below.
 const std::set<std::string> kRead = {
-    "num_key_value_heads", "routed_scaling_factor", "norm_topk_prob", "first_k_dense_replace",
-    "mlp_layer_types", "layer_types", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters",
-    "use_sparse_attention", "qk_head_dim", "model_type"};
+    "num_key_value_heads", "routed_scaling_factor", "norm_topk_prob",       "first_k_dense_replace",
+    "mlp_layer_types",     "layer_types",           "rms_norm_eps",         "rope_theta",
+    "rope_scaling",        "rope_parameters",       "use_sparse_attention", "qk_head_dim",
+    "model_type"};
 
-/// Known, and without effect on the numbers that are judged. quantization_config speaks of the stored weights: the
-/// checkpoint reader looks at the tensors themselves.
-const std::set<std::string> kIgnored = {
-    "_attn_implementation", "_name_or_path", "architectures", "auto_map", "aux_loss_alpha", "bos_token_id",
-    "chunk_size_feed_forward", "dtype", "eos_token_id", "ep_size", "head_dim", "id2label", "initializer_range",
-    "is_encoder_decoder", "label2id", "num_local_experts", "num_nextn_predict_layers", "output_attentions",
-    "output_hidden_states", "output_router_logits", "pad_token_id", "pretraining_tp", "problem_type",
-    "quantization_config", "return_dict", "router_aux_loss_coef", "seq_aux", "torch_dtype",
-    "transformers_version", "use_cache"};
+/// Known, and without effect on the numbers that are judged. quantization_config speaks of the
+/// stored weights: the checkpoint reader looks at the tensors themselves.
+const std::set<std::string> kIgnored = {"_attn_implementation",
+                                        "_name_or_path",
+                                        "architectures",
+                                        "auto_map",
+                                        "aux_loss_alpha",
+                                        "bos_token_id",
+                                        "chunk_size_feed_forward",
+                                        "dtype",
+                                        "eos_token_id",
+                                        "ep_size",
+                                        "head_dim",
+                                        "id2label",
+                                        "initializer_range",
+                                        "is_encoder_decoder",
+                                        "label2id",
+                                        "num_local_experts",
+                                        "num_nextn_predict_layers",
+                                        "output_attentions",
+                                        "output_hidden_states",
+                                        "output_router_logits",
+                                        "pad_token_id",
+                                        "pretraining_tp",
+                                        "problem_type",
+                                        "quantization_config",
+                                        "return_dict",
+                                        "router_aux_loss_coef",
+                                        "seq_aux",
+                                        "torch_dtype",
+                                        "transformers_version",
+                                        "use_cache"};
 
-const std::set<std::string> kRopeFields = {
-    "type", "rope_type", "rope_theta", "factor", "original_max_position_embeddings", "beta_fast", "beta_slow",
-    "mscale", "mscale_all_dim", "truncate", "attention_factor", "partial_rotary_factor"};
+const std::set<std::string> kRopeFields = {"type",
+                                           "rope_type",
+                                           "rope_theta",
+                                           "factor",
+                                           "original_max_position_embeddings",
+                                           "beta_fast",
+                                           "beta_slow",
+                                           "mscale",
+                                           "mscale_all_dim",
+                                           "truncate",
+                                           "attention_factor",
+                                           "partial_rotary_factor"};
 
 void check_fixed(const Fields& fields) {
   for (const auto& [name, value] : fixed_fields()) {
     const Json* got = fields.find(name);
-    if (got && *got != value) fields.wrong(name, kind_of(value) + ", as in every DeepSeek-V3.2", *got);
+    if (got && *got != value)
+      fields.wrong(name, kind_of(value) + ", as in every DeepSeek-V3.2", *got);
   }
 }
 
 void warn_unknown(const Json& object, ModelConfig& config) {
   for (const auto& [name, value] : object.items())
-    if (!is_config_field(name)) config.warnings.push_back("config: unknown field " + printable(name) + " ignored");
+    if (!is_config_field(name))
+      config.warnings.push_back("config: unknown field " + printable(name) + " ignored");
   const auto type = object.find("model_type");
   if (type != object.end() && *type != "deepseek_v32")
-    config.warnings.push_back("config: model_type is " + kind_of(*type) + ", expected \"deepseek_v32\"");
+    config.warnings.push_back("config: model_type is " + kind_of(*type) +
+                              ", expected \"deepseek_v32\"");
 }
 
 /// mlp_layer_types: "dense" for the first layers, "sparse" for the others (5.x style).
@@ -92,9 +128,11 @@ int64_t dense_prefix(const Fields& fields, const Json& types, int64_t layers) {
   int64_t dense = 0;
   for (size_t i = 0; i < types.size(); ++i) {
     const std::string entry = "mlp_layer_types[" + std::to_string(i) + "]";
-    if (types[i] != "dense" && types[i] != "sparse") fields.wrong(entry, "\"dense\" or \"sparse\"", types[i]);
+    if (types[i] != "dense" && types[i] != "sparse")
+      fields.wrong(entry, "\"dense\" or \"sparse\"", types[i]);
     if (types[i] == "sparse") continue;
-    if (dense != static_cast<int64_t>(i)) fields.wrong(entry, "dense layers before all sparse ones", types[i]);
+    if (dense != static_cast<int64_t>(i))
+      fields.wrong(entry, "dense layers before all sparse ones", types[i]);
     ++dense;
   }
   return dense;
@@ -110,7 +148,8 @@ void read_dense_layers(const Fields& fields, ModelConfig& config) {
   const Json* count = fields.find("first_k_dense_replace");
   if (count && *count != config.first_k_dense_replace)
     fields.wrong("first_k_dense_replace",
-                 std::to_string(config.first_k_dense_replace) + ", as mlp_layer_types says", *count);
+                 std::to_string(config.first_k_dense_replace) + ", as mlp_layer_types says",
+                 *count);
 }
 
 void check_layer_types(const Fields& fields) {
@@ -132,7 +171,8 @@ std::string rope_type(const Fields& rope) {
 std::optional<YarnConfig> read_yarn(const Fields& rope) {
   const std::string type = rope_type(rope);
   if (type == "default") {
-    if (const Json* factor = rope.find("factor")) rope.wrong("factor", "no scaling without a type", *factor);
+    if (const Json* factor = rope.find("factor"))
+      rope.wrong("factor", "no scaling without a type", *factor);
     return std::nullopt;
   }
   if (type != "yarn") rope.wrong("type", "\"yarn\" or \"default\"", type);
@@ -151,7 +191,8 @@ std::optional<YarnConfig> read_yarn(const Fields& rope) {
 
 bool same(const std::optional<YarnConfig>& a, const std::optional<YarnConfig>& b) {
   if (!a || !b) return a.has_value() == b.has_value();
-  return a->factor == b->factor && a->original_max_position_embeddings == b->original_max_position_embeddings &&
+  return a->factor == b->factor &&
+         a->original_max_position_embeddings == b->original_max_position_embeddings &&
          a->beta_fast == b->beta_fast && a->beta_slow == b->beta_slow && a->mscale == b->mscale &&
          a->mscale_all_dim == b->mscale_all_dim;
 }
@@ -174,9 +215,11 @@ void read_rope(const Fields& fields, ModelConfig& config) {
       rope.wrong("partial_rotary_factor", "1", *rope.find("partial_rotary_factor"));
     for (const auto& [field, value] : block->items())
       if (!kRopeFields.contains(field))
-        config.warnings.push_back("config: unknown field " + name + "." + printable(field) + " ignored");
+        config.warnings.push_back("config: unknown field " + name + "." + printable(field) +
+                                  " ignored");
     const auto yarn = read_yarn(rope);
-    if (found && !same(yarn, config.yarn)) fields.wrong(name, "the same settings as rope_parameters", *block);
+    if (found && !same(yarn, config.yarn))
+      fields.wrong(name, "the same settings as rope_parameters", *block);
     config.yarn = yarn;
     found = true;
   }
@@ -186,10 +229,12 @@ void read_rope(const Fields& fields, ModelConfig& config) {
 void check_derived(const Fields& fields, const ModelConfig& config) {
   const Json* head_dim = fields.find("qk_head_dim");
   if (head_dim && *head_dim != config.qk_head_dim())
-    fields.wrong("qk_head_dim", std::to_string(config.qk_head_dim()) + ", qk_nope_head_dim + qk_rope_head_dim",
+    fields.wrong("qk_head_dim",
+                 std::to_string(config.qk_head_dim()) + ", qk_nope_head_dim + qk_rope_head_dim",
                  *head_dim);
   if (config.n_routed_experts > kMaxExperts / config.num_hidden_layers)
-    fields.wrong("n_routed_experts", "at most " + std::to_string(kMaxExperts) + " experts in all layers together",
+    fields.wrong("n_routed_experts",
+                 "at most " + std::to_string(kMaxExperts) + " experts in all layers together",
                  config.n_routed_experts);
 }
 
@@ -275,11 +320,12 @@ fs::path config_path(const std::string& name_or_path) {
   if (fs::is_directory(path, error)) return path / "config.json";
   if (fs::exists(path, error) || path.has_parent_path() || path.extension() == ".json") return path;
   const std::string near = nearest(name_or_path, config_names());
-  throw Error(ExitCode::usage, {.where = "--config",
-                                .what = "config",
-                                .expected = "tiny, small, medium, full or the path of a config.json",
-                                .got = printable(name_or_path),
-                                .hint = near.empty() ? "" : "did you mean " + near + "?"});
+  throw Error(ExitCode::usage,
+              {.where = "--config",
+               .what = "config",
+               .expected = "tiny, small, medium, full or the path of a config.json",
+               .got = printable(name_or_path),
+               .hint = near.empty() ? "" : "did you mean " + near + "?"});
 }
 
 ModelConfig parse_config(const std::string& text, const std::string& where) {
@@ -293,6 +339,8 @@ ModelConfig read_config(const std::string& name_or_path) {
   return config;
 }
 
-std::string config_json(const ModelConfig& config) { return config_to_json(config, "float32").dump(2) + "\n"; }
+std::string config_json(const ModelConfig& config) {
+  return config_to_json(config, "float32").dump(2) + "\n";
+}
 
 }  // namespace dsv32::io

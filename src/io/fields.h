@@ -39,7 +39,8 @@ class Fields {
     if (!value.is_string()) wrong(name, "a string", value);
     return value.get<std::string>();
   }
-  [[noreturn]] void wrong(const std::string& name, const std::string& expected, const Json& got) const {
+  [[noreturn]] void wrong(const std::string& name, const std::string& expected,
+                          const Json& got) const {
     refuse({.where = where_, .what = prefix_ + name, .expected = expected, .got = kind_of(got)});
   }
   const std::string& where() const { return where_; }
@@ -47,7 +48,11 @@ class Fields {
  private:
   const Json& required(const std::string& name) const {
     const Json* value = find(name);
-    if (!value) refuse({.where = where_, .what = prefix_ + name, .expected = "a value", .got = "a missing field"});
+    if (!value)
+      refuse({.where = where_,
+              .what = prefix_ + name,
+              .expected = "a value",
+              .got = "a missing field"});
     return *value;
   }
   int64_t as_integer(const std::string& name, const Json& value) const {

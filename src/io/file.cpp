@@ -1,11 +1,11 @@
 #include "src/io/file.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
-
-#include <fcntl.h>
-#include <unistd.h>
 
 #include "src/io/io.h"
 #include "src/io/text.h"
@@ -25,7 +25,8 @@ fs::path directory_of(const fs::path& path) {
 
 void sync_directory(const fs::path& directory) {
   const int fd = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) return;  // a directory that can be written but not read: the rename itself has been done
+  if (fd < 0)
+    return;  // a directory that can be written but not read: the rename itself has been done
   ::fsync(fd);
   ::close(fd);
 }
@@ -42,9 +43,15 @@ InputFile::InputFile(const fs::path& path) : path_(path) {
   fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   const int error = errno;
   if (fd_ < 0 && (error == EMFILE || error == ENFILE))
-    lack({.where = path.string(), .what = "open", .expected = "a free file descriptor", .got = reason()});
+    lack({.where = path.string(),
+          .what = "open",
+          .expected = "a free file descriptor",
+          .got = reason()});
   if (fd_ < 0)
-    refuse({.where = path.string(), .what = "file", .expected = "a readable file", .got = std::strerror(error)});
+    refuse({.where = path.string(),
+            .what = "file",
+            .expected = "a readable file",
+            .got = std::strerror(error)});
   if (::fstat(fd_, &opened_) != 0 || !S_ISREG(opened_.st_mode)) {
     ::close(fd_);
     refuse({.where = path.string(),
@@ -86,7 +93,8 @@ void InputFile::check_unchanged() const {
 }
 
 AtomicFile::AtomicFile(const fs::path& path) : path_(path) {
-  temporary_ = directory_of(path) / std::string(".").append(path.filename().string() + ".tmp." + std::to_string(::getpid()));
+  temporary_ = directory_of(path) / std::string(".").append(path.filename().string() + ".tmp." +
+                                                            std::to_string(::getpid()));
   fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   if (fd_ < 0) fail("create");
 }

@@ -1,15 +1,16 @@
 #pragma once
 
+#include <sys/stat.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <string>
 
-#include <sys/stat.h>
-
 namespace dsv32::io {
 
-/// A regular file open for positioned reads. Every read notices a file that changed since it was opened.
+/// A regular file open for positioned reads. Every read notices a file that changed since it was
+/// opened.
 class InputFile {
  public:
   /// Throws Error (artefact) unless `path` is a readable regular file.
@@ -19,7 +20,8 @@ class InputFile {
   InputFile& operator=(const InputFile&) = delete;
 
   uint64_t size() const { return static_cast<uint64_t>(opened_.st_size); }
-  /// Exactly `size` bytes at `offset`; the caller stays within size(). Safe to call from several threads.
+  /// Exactly `size` bytes at `offset`; the caller stays within size(). Safe to call from several
+  /// threads.
   void read(uint64_t offset, void* out, size_t size) const;
 
  private:
@@ -30,8 +32,9 @@ class InputFile {
   struct stat opened_ = {};
 };
 
-/// A file that appears under its name only when complete: `.<name>.tmp.<pid>` beside it, every write checked, fsync,
-/// rename, fsync of the directory. Until then an older file of that name stays as it is. Errors are exit 6.
+/// A file that appears under its name only when complete: `.<name>.tmp.<pid>` beside it, every
+/// write checked, fsync, rename, fsync of the directory. Until then an older file of that name
+/// stays as it is. Errors are exit 6.
 class AtomicFile {
  public:
   explicit AtomicFile(const std::filesystem::path& path);

@@ -20,7 +20,8 @@ namespace fs = std::filesystem;
 
 class InputFile;
 
-/// The project's own files (configs/, golden/data/): $DSV32_HOME, else the source tree of the build.
+/// The project's own files (configs/, golden/data/): $DSV32_HOME, else the source tree of the
+/// build.
 fs::path home();
 
 // --- json ---------------------------------------------------------------------------------------
@@ -40,12 +41,14 @@ const Case& find_case(const std::string& name);
 std::vector<std::string> config_names();
 /// The cases of `--config X`: the listed ones of that config, or one default case for a path.
 std::vector<Case> cases_of_config(const std::string& name_or_path);
-/// The case of a trace's metadata: a name, or JSON with the keys of case_json and, if wanted, `name`, `mask` (given or none).
-/// A case of the same numbers as a listed one is that listed case.
+/// The case of a trace's metadata: a name, or JSON with the keys of case_json and, if wanted,
+/// `name`, `mask` (given or none). A case of the same numbers as a listed one is that listed case.
 Case case_from_metadata(const std::string& text);
-/// The whole case as RFC 8785 JSON (keys config, overrides, seed, B, S, pad, bias_offset, chunks; batch with own data).
+/// The whole case as RFC 8785 JSON (keys config, overrides, seed, B, S, pad, bias_offset, chunks;
+/// batch with own data).
 std::string case_json(const Case& c);
-/// What a trace of this case says in its metadata: the name of a listed case that was not changed, else case_json.
+/// What a trace of this case says in its metadata: the name of a listed case that was not changed,
+/// else case_json.
 std::string case_metadata(const Case& c);
 
 // --- safetensors --------------------------------------------------------------------------------
@@ -53,9 +56,10 @@ std::string case_metadata(const Case& c);
 struct TensorEntry {
   DType dtype;
   Shape shape;
-  uint64_t begin = 0, end = 0;     // bytes in the data section
-  std::string_view stored = {};    // spelling in the file: "BF16", "F8_E4M3"
-  bool readable = true;            // false: a valid type that this version does not read; dtype means nothing then
+  uint64_t begin = 0, end = 0;   // bytes in the data section
+  std::string_view stored = {};  // spelling in the file: "BF16", "F8_E4M3"
+  bool readable =
+      true;  // false: a valid type that this version does not read; dtype means nothing then
 };
 
 /// A safetensors file, header checked in full before anything else is read.
@@ -67,8 +71,8 @@ class SafetensorsFile {
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   const std::map<std::string, TensorEntry>& tensors() const { return tensors_; }
   std::vector<std::string> names_by_offset() const;
-  /// Throws Error (artefact) for an unknown name, an unreadable dtype, or a file that changed since it was opened.
-  /// Safe to call from several threads.
+  /// Throws Error (artefact) for an unknown name, an unreadable dtype, or a file that changed since
+  /// it was opened. Safe to call from several threads.
   HostTensor read(const std::string& name) const;
   /// Part of a tensor: `shape` elements from element `first` on (one expert of a fused tensor).
   HostTensor read_range(const std::string& name, int64_t first, const Shape& shape) const;
@@ -85,9 +89,10 @@ class SafetensorsFile {
   std::map<std::string, TensorEntry> tensors_;
 };
 
-/// Writes tensors one after the other into one file: first all specs, then the data in the order of the specs.
-/// (In the file, wide types come first, so that every tensor is aligned to its element: other readers map the file.)
-/// The file appears under its name only when complete (temporary file, fsync, rename).
+/// Writes tensors one after the other into one file: first all specs, then the data in the order of
+/// the specs. (In the file, wide types come first, so that every tensor is aligned to its element:
+/// other readers map the file.) The file appears under its name only when complete (temporary file,
+/// fsync, rename).
 class SafetensorsWriter {
  public:
   SafetensorsWriter(const fs::path& path, const std::map<std::string, std::string>& metadata,
@@ -103,10 +108,11 @@ class SafetensorsWriter {
 
 // --- traces and batches -------------------------------------------------------------------------
 
-/// Reads a trace file (FORMATS 4): metadata checked, names known, shapes and dtype classes right for its case,
-/// rope layout converted to interleaved. Throws Error (artefact).
-/// Tensors come in execution order. After a conversion the metadata say `rope_layout` = interleaved and keep the
-/// file's word as `rope_layout_stored`. int64 decisions become int32. Values may be NaN; there may be no tensor at all.
+/// Reads a trace file (FORMATS 4): metadata checked, names known, shapes and dtype classes right
+/// for its case, rope layout converted to interleaved. Throws Error (artefact). Tensors come in
+/// execution order. After a conversion the metadata say `rope_layout` = interleaved and keep the
+/// file's word as `rope_layout_stored`. int64 decisions become int32. Values may be NaN; there may
+/// be no tensor at all.
 Trace read_trace(const fs::path& path);
 /// The case of a trace that was read: its metadata's case, with mask_given as its metadata say.
 Case case_of_trace(const Trace& trace);
@@ -126,37 +132,41 @@ struct CandidateNotes {
   std::optional<Failure> failure;
   std::vector<std::string> missing_taps;
 };
-/// From the metadata `weights_loaded`, `failure` and `missing_taps`. Throws Error (artefact) when one is no such JSON.
+/// From the metadata `weights_loaded`, `failure` and `missing_taps`. Throws Error (artefact) when
+/// one is no such JSON.
 CandidateNotes candidate_notes(const Trace& trace, const std::string& where);
 /// `--batch FILE`: input_ids and optional attention_mask, labels. digest = sha256 of the file.
 Batch read_batch(const fs::path& path, const ModelConfig& config);
 
 // --- checkpoints --------------------------------------------------------------------------------
 
-/// A checkpoint directory (sharded or single safetensors). Names, shapes and dtypes are checked against the config in
-/// the constructor: all missing, unexpected and wrong-shaped names in one Error. Fused and unfused experts are read.
-/// Stored float64 is returned as float64, everything else as float32 (exact).
-/// identity(): `synthetic:SEED` when every tensor starts as the synthetic one of dsv32_case.json does (seed 1 without that
-/// file), else "sha256:" of the whole model as in FORMATS section 1: in sorted name order, each unfused name and the 32
-/// bytes of the sha256 of its little-endian float32 values. The digest is made when it is first asked for: it reads
-/// everything once.
+/// A checkpoint directory (sharded or single safetensors). Names, shapes and dtypes are checked
+/// against the config in the constructor: all missing, unexpected and wrong-shaped names in one
+/// Error. Fused and unfused experts are read. Stored float64 is returned as float64, everything
+/// else as float32 (exact). identity(): `synthetic:SEED` when every tensor starts as the synthetic
+/// one of dsv32_case.json does (seed 1 without that file), else "sha256:" of the whole model as in
+/// FORMATS section 1: in sorted name order, each unfused name and the 32 bytes of the sha256 of its
+/// little-endian float32 values. The digest is made when it is first asked for: it reads everything
+/// once.
 std::unique_ptr<WeightSource> open_checkpoint(const fs::path& dir, const ModelConfig& config);
 
 struct MakeCheckpointOptions {
   int64_t shard_bytes = int64_t{1} << 30;
   DType dtype = DType::bfloat16;
 };
-/// Synthetic checkpoint of a case in Hugging Face layout: config.json, model-0000i-of-0000n.safetensors, index; and
-/// dsv32_case.json: the keys of case_json plus `name` and `mask` (given or none). Memory: one tensor.
-/// e_score_correction_bias is float32, as released. A folder that holds another checkpoint is refused (usage).
+/// Synthetic checkpoint of a case in Hugging Face layout: config.json,
+/// model-0000i-of-0000n.safetensors, index; and dsv32_case.json: the keys of case_json plus `name`
+/// and `mask` (given or none). Memory: one tensor. e_score_correction_bias is float32, as released.
+/// A folder that holds another checkpoint is refused (usage).
 void make_checkpoint(const Case& c, const fs::path& dir, const MakeCheckpointOptions& options);
 
 struct CheckpointReport {
   bool good = false;
   std::string text;  // for people: counts, then every complaint on a line of its own
 };
-/// `weights check DIR`: names, shapes and dtypes against DIR/config.json (an Error when they are wrong), then every value:
-/// finite, and the synthetic bits if dsv32_case.json is there. Memory: one tensor.
+/// `weights check DIR`: names, shapes and dtypes against DIR/config.json (an Error when they are
+/// wrong), then every value: finite, and the synthetic bits if dsv32_case.json is there. Memory:
+/// one tensor.
 CheckpointReport check_checkpoint(const fs::path& dir);
 
 // --- whole files --------------------------------------------------------------------------------

@@ -21,7 +21,8 @@ class Guard {
   bool operator()(int depth, Json::parse_event_t event, Json& parsed) {
     using Event = Json::parse_event_t;
     if (depth > kMaxDepth) fail("depth", "at most " + std::to_string(kMaxDepth), "deeper nesting");
-    if (++values_ > kMaxValues) fail("size", "at most " + std::to_string(kMaxValues) + " values", "more");
+    if (++values_ > kMaxValues)
+      fail("size", "at most " + std::to_string(kMaxValues) + " values", "more");
     if (event == Event::object_start) keys_.emplace_back();
     if (event == Event::object_end) keys_.pop_back();
     if (event == Event::key) check_key(parsed.get_ref<const std::string&>());
@@ -41,10 +42,12 @@ class Guard {
   int64_t values_ = 0;
 };
 
-/// The digits of a positive finite number as ECMAScript prints them (7.1.12.1), from the shortest scientific form.
+/// The digits of a positive finite number as ECMAScript prints them (7.1.12.1), from the shortest
+/// scientific form.
 std::string ecmascript(double value) {
   char buffer[32];
-  const auto end = std::to_chars(buffer, buffer + sizeof buffer, value, std::chars_format::scientific);
+  const auto end =
+      std::to_chars(buffer, buffer + sizeof buffer, value, std::chars_format::scientific);
   const std::string text(buffer, end.ptr);
   const size_t e = text.find('e');
   std::string digits = text.substr(0, e);
@@ -68,7 +71,8 @@ std::string number(double value) {
 template <typename Range, typename Print>
 std::string joined(const Range& range, char open, char close, Print print) {
   std::string out(1, open);
-  for (auto it = range.begin(); it != range.end(); ++it) out += (it == range.begin() ? "" : ",") + print(it);
+  for (auto it = range.begin(); it != range.end(); ++it)
+    out += (it == range.begin() ? "" : ",") + print(it);
   return out + close;
 }
 
@@ -95,7 +99,8 @@ Json parse_json(const std::string& text, const std::string& where) {
 
 std::string canonical_json(const Json& value) {
   if (value.is_object())
-    return joined(value, '{', '}', [](auto it) { return Json(it.key()).dump() + ":" + canonical_json(*it); });
+    return joined(value, '{', '}',
+                  [](auto it) { return Json(it.key()).dump() + ":" + canonical_json(*it); });
   if (value.is_array()) return joined(value, '[', ']', [](auto it) { return canonical_json(*it); });
   if (value.is_number_float()) return number(value.get<double>());
   return value.dump();

@@ -15,7 +15,9 @@ struct Shard {
 };
 
 /// The released checkpoints keep the correction bias in float32.
-DType stored_dtype(const WeightSpec& spec, DType dtype) { return is_buffer(spec.name) ? DType::float32 : dtype; }
+DType stored_dtype(const WeightSpec& spec, DType dtype) {
+  return is_buffer(spec.name) ? DType::float32 : dtype;
+}
 
 int64_t stored_bytes(const WeightSpec& spec, DType dtype) {
   return numel(spec.shape) * item_size(stored_dtype(spec, dtype));
@@ -49,7 +51,8 @@ bool is_model_file(const fs::path& path) {
   return name.starts_with("model") && (name.ends_with(".safetensors") || name == kIndexFile);
 }
 
-/// Removes what an earlier `weights make` left, so that no mixture can be opened; never another checkpoint.
+/// Removes what an earlier `weights make` left, so that no mixture can be opened; never another
+/// checkpoint.
 void clear(const fs::path& dir) {
   std::vector<fs::path> old;
   for (const auto& entry : fs::directory_iterator(dir))
@@ -59,17 +62,20 @@ void clear(const fs::path& dir) {
     throw Error(ExitCode::usage, {.where = dir.string(),
                                   .what = "output folder",
                                   .expected = "an empty folder, or one that weights make wrote",
-                                  .got = "a checkpoint of other origin (" + printable(old.front().filename().string()) + ")"});
+                                  .got = "a checkpoint of other origin (" +
+                                         printable(old.front().filename().string()) + ")"});
   for (const fs::path& path : old) fs::remove(path);
 }
 
-void write_shard(const Shard& shard, const fs::path& dir, const WeightSource& weights, DType dtype) {
+void write_shard(const Shard& shard, const fs::path& dir, const WeightSource& weights,
+                 DType dtype) {
   std::vector<std::pair<std::string, TensorEntry>> specs;
   for (const WeightSpec& spec : shard.specs)
     specs.push_back({spec.name, {.dtype = stored_dtype(spec, dtype), .shape = spec.shape}});
   // transformers before 5 refuses a file that does not say this.
   SafetensorsWriter writer(dir / shard.name, {{"format", "pt"}}, specs);
-  for (const WeightSpec& spec : shard.specs) writer.append(weights.load(spec).cast(stored_dtype(spec, dtype)));
+  for (const WeightSpec& spec : shard.specs)
+    writer.append(weights.load(spec).cast(stored_dtype(spec, dtype)));
   writer.finish();
 }
 
@@ -98,9 +104,11 @@ void make_checkpoint(const Case& c, const fs::path& dir, const MakeCheckpointOpt
   require_space(dir, static_cast<uint64_t>(total));
   clear(dir);
   const SyntheticWeights weights(c.seed, c.bias_offset);
-  // First the mark of our own folders, last the index: without it nobody takes half a checkpoint for a whole one.
+  // First the mark of our own folders, last the index: without it nobody takes half a checkpoint
+  // for a whole one.
   write_file(dir / kCaseFile, case_text(c));
-  write_file(dir / "config.json", config_to_json(c.config, std::string(to_string(options.dtype))).dump(2) + "\n");
+  write_file(dir / "config.json",
+             config_to_json(c.config, std::string(to_string(options.dtype))).dump(2) + "\n");
   for (const Shard& shard : shards) write_shard(shard, dir, weights, options.dtype);
   write_file(dir / kIndexFile, index_text(shards, total));
 }

@@ -33,14 +33,16 @@ uint64_t header_length(const InputFile& file, const std::string& where) {
   if (length > file.size() - kLengthBytes)
     refuse({.where = where,
             .what = "header length",
-            .expected = "at most " + std::to_string(file.size() - kLengthBytes) + ", the rest of the file",
+            .expected =
+                "at most " + std::to_string(file.size() - kLengthBytes) + ", the rest of the file",
             .got = std::to_string(length) + ", a truncated file"});
   return length;
 }
 
 }  // namespace
 
-SafetensorsFile::SafetensorsFile(const fs::path& path) : path_(path), file_(std::make_unique<InputFile>(path)) {
+SafetensorsFile::SafetensorsFile(const fs::path& path)
+    : path_(path), file_(std::make_unique<InputFile>(path)) {
   const std::string where = path.string();
   std::string text(header_length(*file_, where), '\0');
   file_->read(kLengthBytes, text.data(), text.size());
@@ -68,7 +70,10 @@ std::vector<std::string> SafetensorsFile::names_by_offset() const {
 const TensorEntry& SafetensorsFile::entry(const std::string& name) const {
   const auto it = tensors_.find(name);
   if (it == tensors_.end())
-    refuse({.where = path_.string(), .what = "tensor", .expected = printable(name), .got = "no tensor of that name"});
+    refuse({.where = path_.string(),
+            .what = "tensor",
+            .expected = printable(name),
+            .got = "no tensor of that name"});
   if (!it->second.readable)
     refuse({.where = path_.string(),
             .what = "tensor " + printable(name) + ": dtype",
@@ -81,16 +86,18 @@ HostTensor SafetensorsFile::read(const std::string& name) const {
   return read_range(name, 0, entry(name).shape);
 }
 
-HostTensor SafetensorsFile::read_range(const std::string& name, int64_t first, const Shape& shape) const {
+HostTensor SafetensorsFile::read_range(const std::string& name, int64_t first,
+                                       const Shape& shape) const {
   const TensorEntry& stored = entry(name);
   const int64_t item = item_size(stored.dtype);
   const int64_t available = static_cast<int64_t>(stored.end - stored.begin) / item;
   const int64_t count = numel(shape);
   if (first < 0 || first > available || count > available - first)
-    throw Error(ExitCode::internal, {.where = path_.string(),
-                                     .what = "range of " + printable(name),
-                                     .expected = "within " + std::to_string(available) + " elements",
-                                     .got = std::to_string(first) + " + " + std::to_string(count)});
+    throw Error(ExitCode::internal,
+                {.where = path_.string(),
+                 .what = "range of " + printable(name),
+                 .expected = "within " + std::to_string(available) + " elements",
+                 .got = std::to_string(first) + " + " + std::to_string(count)});
   HostTensor out(stored.dtype, shape);
   file_->read(data_start_ + stored.begin + static_cast<uint64_t>(first * item), out.raw(),
               static_cast<size_t>(out.bytes()));

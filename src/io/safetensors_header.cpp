@@ -10,7 +10,7 @@
 namespace dsv32::io {
 namespace {
 
-constexpr size_t kMaxName = 4096;             // bytes
+constexpr size_t kMaxName = 4096;  // bytes
 constexpr size_t kMaxTensors = 1'000'000;
 constexpr size_t kMaxMetadata = size_t{1} << 20;  // bytes of keys and values
 constexpr size_t kMaxRank = 16;
@@ -22,21 +22,32 @@ struct StoredType {
   std::optional<DType> dtype;  // nullopt: valid, but not read by this version
 };
 /// Every type of the format.
-constexpr std::array kTypes = {
-    StoredType{"BOOL", 8, {}},         StoredType{"F4", 4, {}},
-    StoredType{"F6_E2M3", 6, {}},      StoredType{"F6_E3M2", 6, {}},
-    StoredType{"U8", 8, DType::uint8}, StoredType{"I8", 8, {}},
-    StoredType{"F8_E5M2", 8, {}},      StoredType{"F8_E4M3", 8, {}},
-    StoredType{"F8_E8M0", 8, {}},      StoredType{"F8_E4M3FNUZ", 8, {}},
-    StoredType{"F8_E5M2FNUZ", 8, {}},  StoredType{"I16", 16, {}},
-    StoredType{"U16", 16, {}},         StoredType{"F16", 16, DType::float16},
-    StoredType{"BF16", 16, DType::bfloat16}, StoredType{"I32", 32, DType::int32},
-    StoredType{"U32", 32, {}},         StoredType{"F32", 32, DType::float32},
-    StoredType{"C64", 64, {}},         StoredType{"F64", 64, DType::float64},
-    StoredType{"I64", 64, DType::int64}, StoredType{"U64", 64, {}}};
+constexpr std::array kTypes = {StoredType{"BOOL", 8, {}},
+                               StoredType{"F4", 4, {}},
+                               StoredType{"F6_E2M3", 6, {}},
+                               StoredType{"F6_E3M2", 6, {}},
+                               StoredType{"U8", 8, DType::uint8},
+                               StoredType{"I8", 8, {}},
+                               StoredType{"F8_E5M2", 8, {}},
+                               StoredType{"F8_E4M3", 8, {}},
+                               StoredType{"F8_E8M0", 8, {}},
+                               StoredType{"F8_E4M3FNUZ", 8, {}},
+                               StoredType{"F8_E5M2FNUZ", 8, {}},
+                               StoredType{"I16", 16, {}},
+                               StoredType{"U16", 16, {}},
+                               StoredType{"F16", 16, DType::float16},
+                               StoredType{"BF16", 16, DType::bfloat16},
+                               StoredType{"I32", 32, DType::int32},
+                               StoredType{"U32", 32, {}},
+                               StoredType{"F32", 32, DType::float32},
+                               StoredType{"C64", 64, {}},
+                               StoredType{"F64", 64, DType::float64},
+                               StoredType{"I64", 64, DType::int64},
+                               StoredType{"U64", 64, {}}};
 
 const StoredType* find_type(std::string_view name) {
-  const auto it = std::find_if(kTypes.begin(), kTypes.end(), [&](const StoredType& t) { return t.name == name; });
+  const auto it = std::find_if(kTypes.begin(), kTypes.end(),
+                               [&](const StoredType& t) { return t.name == name; });
   return it == kTypes.end() ? nullptr : &*it;
 }
 
@@ -71,14 +82,30 @@ class HeaderParser : public nlohmann::json_sax<Json> {
   bool key(std::string& name) override;
   bool start_array(size_t) override;
   bool end_array() override;
-  bool parse_error(size_t position, const std::string& token, const nlohmann::detail::exception&) override;
+  bool parse_error(size_t position, const std::string& token,
+                   const nlohmann::detail::exception&) override;
 
  private:
-  /// `names` lies between the members of the outermost object; each other state is one place deeper.
-  enum class State { start, names, name_read, metadata, metadata_key, tensor, field, shape, offsets, done };
+  /// `names` lies between the members of the outermost object; each other state is one place
+  /// deeper.
+  enum class State {
+    start,
+    names,
+    name_read,
+    metadata,
+    metadata_key,
+    tensor,
+    field,
+    shape,
+    offsets,
+    done
+  };
 
-  std::string place() const { return draft_.name.empty() ? "header" : "tensor " + printable(draft_.name); }
-  [[noreturn]] void fail(const std::string& what, const std::string& expected, const std::string& got) const {
+  std::string place() const {
+    return draft_.name.empty() ? "header" : "tensor " + printable(draft_.name);
+  }
+  [[noreturn]] void fail(const std::string& what, const std::string& expected,
+                         const std::string& got) const {
     refuse({.where = where_, .what = place() + ": " + what, .expected = expected, .got = got});
   }
   [[noreturn]] void misplaced(const std::string& got) const { fail(position(), wanted(), got); }
@@ -174,7 +201,8 @@ void HeaderParser::name_key(std::string& name) {
   if (name.size() > kMaxName)
     fail("name", "at most " + std::to_string(kMaxName) + " bytes", std::to_string(name.size()));
   if (header_.tensors.contains(name)) fail("name", "each name once", printable(name) + " twice");
-  if (header_.tensors.size() == kMaxTensors) fail("tensors", "at most " + std::to_string(kMaxTensors), "more");
+  if (header_.tensors.size() == kMaxTensors)
+    fail("tensors", "at most " + std::to_string(kMaxTensors), "more");
   draft_.name = std::move(name);
 }
 
@@ -229,7 +257,8 @@ bool HeaderParser::end_array() {
 
 bool HeaderParser::number_unsigned(uint64_t value) {
   if (state_ == State::shape) {
-    if (draft_.shape.size() == kMaxRank) fail("shape", "at most " + std::to_string(kMaxRank) + " dimensions", "more");
+    if (draft_.shape.size() == kMaxRank)
+      fail("shape", "at most " + std::to_string(kMaxRank) + " dimensions", "more");
     if (value > kMaxDimension) fail("shape", "dimensions up to 2^48", std::to_string(value));
     draft_.shape.push_back(static_cast<int64_t>(value));
   } else if (state_ == State::offsets) {
@@ -255,12 +284,15 @@ uint64_t HeaderParser::checked_bytes() const {
 }
 
 void HeaderParser::finish_tensor() {
-  if (draft_.seen != kAllFields) fail("fields", "dtype, shape and data_offsets", "an object without one of them");
+  if (draft_.seen != kAllFields)
+    fail("fields", "dtype, shape and data_offsets", "an object without one of them");
   const uint64_t begin = draft_.offsets[0], end = draft_.offsets[1];
-  if (begin > end) fail("data_offsets", "begin <= end", std::to_string(begin) + " > " + std::to_string(end));
+  if (begin > end)
+    fail("data_offsets", "begin <= end", std::to_string(begin) + " > " + std::to_string(end));
   const uint64_t bytes = checked_bytes();
   if (end - begin != bytes)
-    fail("data_offsets", std::to_string(bytes) + " bytes, as dtype and shape say", std::to_string(end - begin));
+    fail("data_offsets", std::to_string(bytes) + " bytes, as dtype and shape say",
+         std::to_string(end - begin));
   header_.tensors.emplace(std::move(draft_.name),
                           TensorEntry{.dtype = draft_.type->dtype.value_or(DType::uint8),
                                       .shape = std::move(draft_.shape),
@@ -271,10 +303,11 @@ void HeaderParser::finish_tensor() {
   draft_ = {};
 }
 
-bool HeaderParser::parse_error(size_t position, const std::string& token, const nlohmann::detail::exception& error) {
+bool HeaderParser::parse_error(size_t position, const std::string& token,
+                               const nlohmann::detail::exception& error) {
   const bool number = std::string_view(error.what()).find("out_of_range") != std::string_view::npos;
-  fail(number ? "number" : "JSON at byte " + std::to_string(position), "one well-formed JSON object",
-       printable(token.empty() ? error.what() : token, 60));
+  fail(number ? "number" : "JSON at byte " + std::to_string(position),
+       "one well-formed JSON object", printable(token.empty() ? error.what() : token, 60));
 }
 
 /// Offsets must tile the data section: no hole, no overlap, no byte left over.
@@ -290,17 +323,20 @@ void check_tiling(const SafetensorsHeader& header, uint64_t data_bytes, const st
       refuse({.where = where,
               .what = "tensor " + printable(*name) + ": data_offsets",
               .expected = "begin " + std::to_string(at) + ", where the tensor before it ends",
-              .got = std::to_string(entry->begin) + (entry->begin > at ? ", a hole" : ", an overlap")});
+              .got = std::to_string(entry->begin) +
+                     (entry->begin > at ? ", a hole" : ", an overlap")});
     at = entry->end;
   }
   if (at != data_bytes)
     refuse({.where = where,
             .what = "length of the data",
             .expected = std::to_string(at) + " bytes, as the header says",
-            .got = std::to_string(data_bytes) + (at > data_bytes ? ", a truncated file" : ", trailing bytes")});
+            .got = std::to_string(data_bytes) +
+                   (at > data_bytes ? ", a truncated file" : ", trailing bytes")});
 }
 
-/// The JSON parser takes a NUL for the end and skips a byte order mark: both are refused before it runs.
+/// The JSON parser takes a NUL for the end and skips a byte order mark: both are refused before it
+/// runs.
 void check_text(const std::string& text, const std::string& where) {
   const size_t first = text.find_first_not_of(" \t\r\n");
   if (first == std::string::npos || text[first] != '{')
@@ -309,12 +345,16 @@ void check_text(const std::string& text, const std::string& where) {
             .expected = "a JSON object",
             .got = first == std::string::npos ? "blanks only" : printable(text.substr(first, 8))});
   if (const size_t nul = text.find('\0'); nul != std::string::npos)
-    refuse({.where = where, .what = "header", .expected = "text", .got = "a NUL at byte " + std::to_string(nul)});
+    refuse({.where = where,
+            .what = "header",
+            .expected = "text",
+            .got = "a NUL at byte " + std::to_string(nul)});
 }
 
 }  // namespace
 
-SafetensorsHeader parse_safetensors_header(const std::string& text, uint64_t data_bytes, const std::string& where) {
+SafetensorsHeader parse_safetensors_header(const std::string& text, uint64_t data_bytes,
+                                           const std::string& where) {
   check_text(text, where);
   HeaderParser parser(where);
   Json::sax_parse(text, &parser);
@@ -324,7 +364,8 @@ SafetensorsHeader parse_safetensors_header(const std::string& text, uint64_t dat
 }
 
 std::string_view safetensors_dtype(DType dtype) {
-  const auto it = std::find_if(kTypes.begin(), kTypes.end(), [&](const StoredType& t) { return t.dtype == dtype; });
+  const auto it = std::find_if(kTypes.begin(), kTypes.end(),
+                               [&](const StoredType& t) { return t.dtype == dtype; });
   return it->name;
 }
 

@@ -4,8 +4,8 @@
 #include "src/io/file.h"
 #include "src/io/io.h"
 #include "src/io/json.h"
-#include "src/model/errors.h"
 #include "src/io/safetensors_header.h"
+#include "src/model/errors.h"
 
 namespace dsv32::io {
 namespace {
@@ -41,18 +41,23 @@ std::string member(const std::string& name, const TensorEntry& entry) {
 std::string header_bytes(const std::map<std::string, std::string>& metadata, const Specs& specs) {
   std::string text = "{";
   if (!metadata.empty()) text += "\"__metadata__\":" + Json(metadata).dump();
-  for (const auto& [name, entry] : specs) text += (text.size() > 1 ? "," : "") + member(name, entry);
+  for (const auto& [name, entry] : specs)
+    text += (text.size() > 1 ? "," : "") + member(name, entry);
   text += "}";
   while (text.size() % kHeaderAlignment != 0) text += ' ';
   const uint64_t length = text.size();
   return std::string(reinterpret_cast<const char*>(&length), sizeof length) + text;
 }
 
-[[noreturn]] void misuse(const std::string& what, const std::string& expected, const std::string& got) {
-  throw Error(ExitCode::internal, {.where = "safetensors writer", .what = what, .expected = expected, .got = got});
+[[noreturn]] void misuse(const std::string& what, const std::string& expected,
+                         const std::string& got) {
+  throw Error(ExitCode::internal,
+              {.where = "safetensors writer", .what = what, .expected = expected, .got = got});
 }
 
-std::string describe(DType dtype, const Shape& shape) { return std::string(to_string(dtype)) + to_string(shape); }
+std::string describe(DType dtype, const Shape& shape) {
+  return std::string(to_string(dtype)) + to_string(shape);
+}
 
 }  // namespace
 
@@ -63,7 +68,8 @@ struct SafetensorsWriter::Impl {
   size_t written = 0;
 };
 
-SafetensorsWriter::SafetensorsWriter(const fs::path& path, const std::map<std::string, std::string>& metadata,
+SafetensorsWriter::SafetensorsWriter(const fs::path& path,
+                                     const std::map<std::string, std::string>& metadata,
                                      const Specs& specs)
     : impl_(new Impl{AtomicFile(path), specs}) {
   place(impl_->specs);
@@ -78,14 +84,17 @@ void SafetensorsWriter::append(const HostTensor& tensor) {
   if (impl_->written == impl_->specs.size()) misuse("append", "no more tensors", "one more");
   const auto& [name, entry] = impl_->specs[impl_->written];
   if (tensor.dtype() != entry.dtype || tensor.shape() != entry.shape)
-    misuse("append " + name, describe(entry.dtype, entry.shape), describe(tensor.dtype(), tensor.shape()));
-  impl_->file.write(impl_->data_start + entry.begin, tensor.raw(), static_cast<size_t>(tensor.bytes()));
+    misuse("append " + name, describe(entry.dtype, entry.shape),
+           describe(tensor.dtype(), tensor.shape()));
+  impl_->file.write(impl_->data_start + entry.begin, tensor.raw(),
+                    static_cast<size_t>(tensor.bytes()));
   ++impl_->written;
 }
 
 void SafetensorsWriter::finish() {
   if (impl_->written != impl_->specs.size())
-    misuse("finish", std::to_string(impl_->specs.size()) + " tensors", std::to_string(impl_->written));
+    misuse("finish", std::to_string(impl_->specs.size()) + " tensors",
+           std::to_string(impl_->written));
   impl_->file.commit();
 }
 

@@ -79,7 +79,8 @@ std::array<uint8_t, 32> Sha256::bytes() {
   for (int i = 0; i < 8; ++i) length[i] = static_cast<uint8_t>(bits >> (56 - 8 * i));
   update(length.data(), length.size());
   std::array<uint8_t, 32> out;
-  for (size_t i = 0; i < out.size(); ++i) out[i] = static_cast<uint8_t>(state_[i / 4] >> (24 - 8 * (i % 4)));
+  for (size_t i = 0; i < out.size(); ++i)
+    out[i] = static_cast<uint8_t>(state_[i / 4] >> (24 - 8 * (i % 4)));
   return out;
 }
 

@@ -8,6 +8,7 @@ void refuse(Complaint complaint) { throw Error(ExitCode::artefact, std::move(com
 
 std::string printable(std::string_view text, size_t limit) {
   constexpr char kDigits[] = "0123456789abcdef";
+  if (text.empty()) return "an empty text";
   std::string out;
   for (char c : text.substr(0, limit)) {
     const auto byte = static_cast<unsigned char>(c);

@@ -7,8 +7,8 @@
 
 #include "src/model/errors.h"
 
-/// Small helpers for error texts. Names and values of a file are hostile until shown otherwise: they are printed
-/// through `printable`.
+/// Small helpers for error texts. Names and values of a file are hostile until shown otherwise:
+/// they are printed through `printable`.
 namespace dsv32::io {
 
 /// Throws Error (artefact).

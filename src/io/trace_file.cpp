@@ -47,7 +47,10 @@ void check_required(const Metadata& metadata, const std::string& where) {
               .got = it == metadata.end() ? "a missing key" : "an empty text",
               .hint = "a trace is made by golden/dump.py or dsv32-verify dump"});
     if (!values.empty() && !values.contains(it->second))
-      refuse({.where = where, .what = "metadata." + key, .expected = alternatives(values), .got = printable(it->second)});
+      refuse({.where = where,
+              .what = "metadata." + key,
+              .expected = alternatives(values),
+              .got = printable(it->second)});
   }
 }
 
@@ -62,7 +65,10 @@ void check_weights(const std::string& text, const std::string& where) {
     good = parsed.ec == std::errc() && parsed.ptr == end;
   }
   if (!good)
-    refuse({.where = where, .what = "metadata.weights", .expected = "synthetic:SEED or sha256:DIGEST", .got = printable(text)});
+    refuse({.where = where,
+            .what = "metadata.weights",
+            .expected = "synthetic:SEED or sha256:DIGEST",
+            .got = printable(text)});
 }
 
 void check_metadata(const Metadata& metadata, const std::string& where) {
@@ -70,13 +76,19 @@ void check_metadata(const Metadata& metadata, const std::string& where) {
   check_weights(metadata.at("weights"), where);
   const Json producer = parse_json(metadata.at("producer"), where + ": metadata.producer");
   if (!producer.is_object())
-    refuse({.where = where, .what = "metadata.producer", .expected = "an object", .got = kind_of(producer)});
+    refuse({.where = where,
+            .what = "metadata.producer",
+            .expected = "an object",
+            .got = kind_of(producer)});
 }
 
-bool is_decision(const TapName& tap) { return tap.info.kind == TapKind::topk || tap.info.kind == TapKind::experts; }
+bool is_decision(const TapName& tap) {
+  return tap.info.kind == TapKind::topk || tap.info.kind == TapKind::experts;
+}
 
 void check_dtype(const TapName& tap, const TensorEntry& entry, const std::string& where) {
-  const bool integer = entry.readable && (entry.dtype == DType::int32 || entry.dtype == DType::int64);
+  const bool integer =
+      entry.readable && (entry.dtype == DType::int32 || entry.dtype == DType::int64);
   const bool floating = entry.readable && is_floating(entry.dtype);
   if (is_decision(tap) ? integer : floating) return;
   refuse({.where = where,
@@ -85,10 +97,14 @@ void check_dtype(const TapName& tap, const TensorEntry& entry, const std::string
           .got = std::string(entry.stored)});
 }
 
-void check_shape(const TapName& tap, const TensorEntry& entry, const Case& c, const std::string& where) {
+void check_shape(const TapName& tap, const TensorEntry& entry, const Case& c,
+                 const std::string& where) {
   if (tap.info.name.starts_with("train.")) {  // one value per step
     if (entry.shape.size() == 1) return;
-    refuse({.where = where, .what = "tensor " + tap.full + ": shape", .expected = "[steps]", .got = to_string(entry.shape)});
+    refuse({.where = where,
+            .what = "tensor " + tap.full + ": shape",
+            .expected = "[steps]",
+            .got = to_string(entry.shape)});
   }
   const auto shape = tap_shape(tap, c.config, c.B, c.S);
   if (!shape)
@@ -103,7 +119,8 @@ void check_shape(const TapName& tap, const TensorEntry& entry, const Case& c, co
             .got = to_string(entry.shape)});
 }
 
-TapName checked_tap(const std::string& name, const TensorEntry& entry, const Case& c, const std::string& where) {
+TapName checked_tap(const std::string& name, const TensorEntry& entry, const Case& c,
+                    const std::string& where) {
   const auto tap = parse_tap(name);
   if (!tap)
     refuse({.where = where,
@@ -124,8 +141,10 @@ HostTensor interleaved(const HostTensor& stored) {
     const std::byte* from = stored.raw() + row * width * static_cast<int64_t>(item);
     std::byte* to = out.raw() + row * width * static_cast<int64_t>(item);
     for (int64_t i = 0; i < half; ++i) {
-      std::memcpy(to + 2 * i * static_cast<int64_t>(item), from + i * static_cast<int64_t>(item), item);
-      std::memcpy(to + (2 * i + 1) * static_cast<int64_t>(item), from + (half + i) * static_cast<int64_t>(item), item);
+      std::memcpy(to + 2 * i * static_cast<int64_t>(item), from + i * static_cast<int64_t>(item),
+                  item);
+      std::memcpy(to + (2 * i + 1) * static_cast<int64_t>(item),
+                  from + (half + i) * static_cast<int64_t>(item), item);
     }
   }
   return out;
@@ -156,7 +175,8 @@ std::vector<std::string> in_order(const SafetensorsFile& file, const ModelConfig
   add(forward_taps(config));
   const size_t others = rank.size() + 1'000'000'000;  // after every forward tap, before gradients
   std::map<std::string, size_t> gradient_rank;
-  for (const std::string& name : gradient_taps(config)) gradient_rank.emplace(name, others + 1 + gradient_rank.size());
+  for (const std::string& name : gradient_taps(config))
+    gradient_rank.emplace(name, others + 1 + gradient_rank.size());
   const auto place = [&](const std::string& name) {
     if (const auto it = rank.find(name); it != rank.end()) return it->second;
     if (const auto it = gradient_rank.find(name); it != gradient_rank.end()) return it->second;
@@ -172,7 +192,8 @@ HostTensor read_tap(const SafetensorsFile& file, const TapName& tap, const std::
   HostTensor value = file.read(tap.full);
   if (is_decision(tap)) return narrowed(value, tap.full, where);
   const bool rotated = tap.info.name == "q_rope" || tap.info.name == "k_rope";
-  return rotated && file.metadata().at("rope_layout") == "deinterleaved" ? interleaved(value) : value;
+  return rotated && file.metadata().at("rope_layout") == "deinterleaved" ? interleaved(value)
+                                                                         : value;
 }
 
 }  // namespace
@@ -189,11 +210,13 @@ Trace read_trace(const fs::path& path) {
   check_metadata(file.metadata(), where);
   const Case c = case_from_text(file.metadata().at("case"), where + ": metadata.case");
   std::map<std::string, TapName> taps;
-  for (const auto& [name, entry] : file.tensors()) taps.emplace(name, checked_tap(name, entry, c, where));
+  for (const auto& [name, entry] : file.tensors())
+    taps.emplace(name, checked_tap(name, entry, c, where));
   Trace trace;
   trace.metadata = file.metadata();
   candidate_notes(trace, where);  // refuses notes that nobody could read later
-  for (const std::string& name : in_order(file, c.config)) trace.put(name, read_tap(file, taps.at(name), where));
+  for (const std::string& name : in_order(file, c.config))
+    trace.put(name, read_tap(file, taps.at(name), where));
   if (trace.metadata.at("rope_layout") == "deinterleaved") {
     trace.metadata["rope_layout"] = "interleaved";
     trace.metadata["rope_layout_stored"] = "deinterleaved";

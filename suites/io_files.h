@@ -1,0 +1,52 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <string>
+
+#include "src/io/io.h"
+#include "src/model/errors.h"
+
+/// What the tests of src/io share: a folder of their own, files written byte by byte, expected
+/// refusals.
+namespace dsv32::suites {
+
+namespace fs = std::filesystem;
+
+/// A folder that goes away with the object.
+class Folder {
+ public:
+  Folder();
+  ~Folder();
+  fs::path operator/(const std::string& name) const { return path_ / name; }
+  const fs::path& path() const { return path_; }
+
+ private:
+  fs::path path_;
+};
+
+/// Plain bytes to a file, without the writer under test.
+void put(const fs::path& path, const std::string& bytes);
+std::string bytes_of(const fs::path& path);
+
+/// A safetensors file: length, header, `data_bytes` zero bytes.
+std::string safetensors(const std::string& header, size_t data_bytes);
+
+/// One tensor, written by the writer of src/io.
+void put_tensors(const fs::path& path, const std::map<std::string, std::string>& metadata,
+                 const std::vector<std::pair<std::string, HostTensor>>& tensors);
+HostTensor int64_tensor(const Shape& shape, const std::vector<int64_t>& values);
+
+/// The text of the Error that `action` throws; fails the test when it throws none or one of another
+/// exit code.
+std::string refusal(const std::function<void()>& action, ExitCode code = ExitCode::artefact);
+
+/// Largest single allocation since the last call of reset_allocations().
+size_t largest_allocation();
+void reset_allocations();
+
+/// Does `text` contain every part?
+bool has(const std::string& text, const std::vector<std::string>& parts);
+
+}  // namespace dsv32::suites
