@@ -105,11 +105,13 @@ void show_tap(const std::string& name, const Shape& shape, double norm, const st
 }
 
 void show_taps(const Golden& golden) {
-  for (const std::string& name : golden.trace.names()) {
-    const HostTensor& tap = *golden.trace.find(name);
-    show_tap(name, tap.shape(), norm_of(tap.to_doubles()), "");
-  }
-  for (const auto& [name, sketch] : golden.sketches) {
+  for (const io::Json& json : io::parse_json(golden.attributes.at("taps"), "attribute taps")) {
+    const std::string name = json.get<std::string>();
+    if (const HostTensor* tap = golden.trace.find(name)) {
+      show_tap(name, tap->shape(), norm_of(tap->to_doubles()), "");
+      continue;
+    }
+    const SketchedTap& sketch = golden.sketches.at(name);
     const std::vector<double> norms(sketch.row_norms.begin(), sketch.row_norms.end());
     show_tap(name, sketch.shape, norm_of(norms),
              "  sketch, " + std::to_string(sketch.row_index.size()) + " rows kept");
