@@ -171,42 +171,21 @@ std::vector<Verdict> CaseRun::judge_subject(const Subject& subject, const Forced
   return verdicts;
 }
 
-bool CaseRun::explains(const Subject& subject, const Dialect& dialect, const Verdict& failure) const {
-  const bool staged = failure.mode != Mode::forced;
-  if (staged && !has_stage_inputs(*subject.trace)) return false;
-  const bool gradient = failure.tap.rfind("grad.", 0) == 0;
+Hypothesis CaseRun::under(const Subject& subject, const Dialect& dialect, const Verdict& failure) const {
+  const bool staged = failure.mode == Mode::staged && has_stage_inputs(*subject.trace);
   RunOptions options{.dtype = DType::float64,
                      .dialect = dialect,
-                     .backward = gradient,
-                     .feeding = staged ? Feeding::staged : Feeding::forced,
-                     .feed = subject.trace};
-  if (!staged && !has_decisions(*subject.trace)) options.feeding = Feeding::free;
-  const auto tap = parse_tap(failure.tap);
-  options.wanted = [&](const std::string& name) {
-    const auto other = parse_tap(name);
-    return name == failure.tap || (tap && other && other->layer == tap->layer &&
-                                   (other->info.kind == TapKind::scores || other->info.name == "router.logits" ||
-                                    is_decision(*other)));
-  };
-  const Trace oracle = run(options, "hypothesis");
-  const Trace probe = run(probe_options(options), "hypothesis");
-  options.dtype = subject.dtype;
-  const Trace reference = run(options, "hypothesis");
-
-  Trace one;  // only the failing tap and what its decision rule reads
-  one.metadata = subject.trace->metadata;
-  for (const std::string& name : subject.trace->names()) {
-    if (options.wanted(name)) one.put(name, *subject.trace->find(name));
+                     .backward = parse_tap(failure.tap)->info.kind == TapKind::gradient,
+                     .wanted = [&](const std::string& name) { return name == failure.tap; }};
+  replay(options, subject.trace);
+  if (staged) {
+    options.feeding = Feeding::staged;
+    options.feed = subject.trace;
   }
-  Evidence evidence = evidence_of(subject);
-  evidence.judged = &one;
-  evidence.fed = subject.trace;
-  (staged ? evidence.staged : evidence.forced) = {.oracle = &oracle, .reference = &reference, .probe = &probe};
-  const std::vector<Verdict> verdicts = judge(evidence);
-  const auto same = std::find_if(verdicts.begin(), verdicts.end(), [&](const Verdict& v) {
-    return v.tap == failure.tap && v.mode == failure.mode;
-  });
-  return same != verdicts.end() && same->trust == Trust::pass;
+  Hypothesis hypothesis{.oracle = run(options, "hypothesis")};
+  options.dtype = subject.dtype;
+  hypothesis.reference = run(options, "hypothesis");
+  return hypothesis;
 }
 
 }  // namespace dsv32::harness

@@ -39,6 +39,12 @@ struct ForcedTraces {
   Trace probe;
 };
 
+/// One tap computed under a hypothesis about what the subject really does.
+struct Hypothesis {
+  Trace oracle;     // float64
+  Trace reference;  // the subject's dtype
+};
+
 /// One case with its batch and weights: makes the traces that a judgement needs, and judges.
 class CaseRun {
  public:
@@ -63,8 +69,8 @@ class CaseRun {
   std::vector<Verdict> judge_forced(const Subject& subject, const ForcedTraces* shared = nullptr) const;
   /// Both, staged first.
   std::vector<Verdict> judge_subject(const Subject& subject, const ForcedTraces* shared = nullptr) const;
-  /// The staged verdict of one tap only, under another dialect than the subject's: does it explain the failure?
-  bool explains(const Subject& subject, const Dialect& dialect, const Verdict& failure) const;
+  /// One tap of the subject as another dialect would have it, fed as the failing check was.
+  Hypothesis under(const Subject& subject, const Dialect& dialect, const Verdict& failure) const;
 
  private:
   std::map<std::string, HostTensor> router_biases() const;

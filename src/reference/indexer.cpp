@@ -1,5 +1,6 @@
 #include <cmath>
 
+#include "src/model/errors.h"
 #include "src/reference/ops.h"
 
 namespace dsv32::reference {
@@ -22,6 +23,10 @@ Tensor rotate_lanes(const Context& ctx, const Tensor& x, const RopeTable& table)
   const RopeTable used = ctx.dialect.rope.angles_not_halved ? not_halved(table) : table;
   Tensor rotated;
   if (ctx.dialect.rope.angles_along_heads && x.dim() == 4) {
+    if (x.size(1) != x.size(2)) {
+      throw Error(ExitCode::usage, {.where = "reference", .what = "angles_along_heads", .expected = "S = index_n_heads",
+                                    .got = std::to_string(x.size(1)) + " and " + std::to_string(x.size(2))});
+    }
     // The table's second axis meets the heads: cos[b,h] is used where cos[b,s] is right. Needs S == H_I.
     rotated = rotate(ctx, lanes.transpose(1, 2), used, variant.rope).transpose(1, 2);
   } else {
