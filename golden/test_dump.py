@@ -177,7 +177,7 @@ class Agreement(unittest.TestCase):
         self.assertTrue((topk[1, 0] == -1).all())  # a padded query sees no key
 
     def test_index_scores_follow_from_the_taps_they_are_made_of(self) -> None:
-        """The scales of the weights are put in by dump.py: only the scores can tell that they fit."""
+        """dump.py puts the scales into the weights: only the scores can tell that they fit."""
         taps, plain = real_run("tiny-wide").taps, plain_run("tiny-wide")
         for layer in ("layers.0.", "layers.1."):
             q, k, weights = (taps[layer + n].double() for n in ("ix.q", "ix.k", "ix.weights"))
