@@ -154,6 +154,9 @@ TEST(SelfJudge, AnExactFailureBeforeAllTapsIsTheFirst) {
   EXPECT_EQ(first_failure(verdicts), &verdicts[0]);
   verdicts[0].trust = Trust::pass;
   EXPECT_EQ(first_failure(verdicts), &verdicts[1]);
+  verdicts[0].trust = Trust::fail;  // lists that were merged: forced first
+  verdicts[0].mode = Mode::forced;
+  EXPECT_EQ(first_failure(verdicts), &verdicts[1]);
   EXPECT_EQ(first_failure({}), nullptr);
 }
 
