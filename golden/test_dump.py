@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import dump
 import numpy as np
+import plain_model as plain
 import torch
 import transformers
-from plain_model import PlainModel
 from safetensors.torch import load_file, safe_open, save_file
 from synthetic import Case, is_trainable, load_cases, weight, weight_specs, write_checkpoint
 from torch import Tensor, nn
@@ -71,10 +71,10 @@ def real_model(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     return model.eval()
 
 
-def plain_model(name: str) -> nn.Module:
+def plain_copy(name: str) -> nn.Module:
     """float64, with the case's synthetic weights."""
     case = load_cases()[name]
-    model = PlainModel(case.config).double()
+    model = plain.PlainModel(case.config).double()
     specs = weight_specs(case.config).items()
     state = {n: torch.from_numpy(weight(case.seed, n, s, case.bias_offset)) for n, s in specs}
     model.load_state_dict(state)
@@ -94,7 +94,7 @@ def plain_run(name: str) -> dump.Capture:
     forced = {
         n: v for n, v in real_run(name).taps.items() if n.endswith(("topk", "router.experts"))
     }
-    return dump.capture(plain_model(name), fields(load_cases()[name]), backward=True, forced=forced)
+    return dump.capture(plain_copy(name), fields(load_cases()[name]), backward=True, forced=forced)
 
 
 def command(*words: object) -> tuple[int, str]:
@@ -237,6 +237,14 @@ class Format(unittest.TestCase):
         self.assertEqual(
             {n: tuple(v.shape) for n, v in taps.items() if n.startswith("grad.")}, want
         )
+
+    def test_padding_is_masked(self) -> None:
+        """The five padded keys of the last row take no part, in the first pass and with a cache."""
+        for name in ("tiny", "tiny-chunk"):
+            taps = real_run(name, backward=name == "tiny").taps
+            self.assertTrue((taps["layers.0.ix.scores"][1, 5:, :5] == -torch.inf).all())
+            self.assertTrue((taps["layers.0.attn.probs"][1, :, 5:, :5] == 0).all())
+            self.assertGreaterEqual(int(taps["layers.0.topk"][1, 5:, 0].min()), 5)
 
     def test_decisions_are_ordered(self) -> None:
         taps = real_run("tiny-wide").taps
@@ -539,7 +547,7 @@ class Unseen(unittest.TestCase):
         self.assertTrue(all(torch.equal(value, want[name]) for name, value in run.taps.items()))
 
     def test_an_expert_module_without_tokens_has_a_zero_gradient(self) -> None:
-        case, model = load_cases()["tiny-wide"], plain_model("tiny-wide")
+        case, model = load_cases()["tiny-wide"], plain_copy("tiny-wide")
         experts = torch.zeros(case.B, case.S, 4, dtype=torch.int32) + torch.arange(4)
         forced = {"layers.1.router.experts": experts}
         run = dump.capture(model, fields(case), backward=True, forced=forced)
@@ -549,7 +557,7 @@ class Unseen(unittest.TestCase):
         self.assertIn("experts.9.down_proj", run.metadata["gradients_none"])
 
     def test_what_is_not_there_is_listed(self) -> None:
-        model = plain_model("tiny-wide")
+        model = plain_copy("tiny-wide")
         with mock.patch.object(torch, "topk", _sorted_topk):  # an ordering that nobody watches
             run = dump.capture(model, fields(load_cases()["tiny-wide"]))
         self.assertEqual(run.missing, ["layers.0.ix.scores", "layers.1.ix.scores"])
@@ -557,7 +565,7 @@ class Unseen(unittest.TestCase):
         self.assertIn("layers.1.topk", run.taps)  # the indexer's own output
 
     def test_keys_that_a_model_forgets_to_mask_are_shown(self) -> None:
-        model = plain_model("tiny-wide")
+        model = plain_copy("tiny-wide")
         for block in model.model.layers:
             picker = block.self_attn.indexer
             picker.forward = functools.partial(_blind, picker.forward)
@@ -566,19 +574,33 @@ class Unseen(unittest.TestCase):
         future = taps["layers.0.topk"] > torch.arange(33)[None, :, None]
         self.assertTrue(future[:, 5].any())
 
+    def test_a_tap_is_a_copy(self) -> None:
+        """A model may go on writing into a tensor after the hook saw it."""
+
+        def forward(block: Any, x: Tensor, turn: Any, seen: Tensor) -> Tensor:
+            y = block.self_attn(block.input_layernorm(x), turn, seen)
+            y += x
+            return y + block.mlp(block.post_attention_layernorm(y))
+
+        case = fields(load_cases()["tiny-wide"])
+        want = dump.capture(plain_copy("tiny-wide"), case).taps
+        with mock.patch.object(plain.Block, "forward", forward):
+            got = dump.capture(plain_copy("tiny-wide"), case).taps
+        self.assertTrue(all(torch.equal(got[name], want[name]) for name in want))
+
     def test_layers_beyond_the_config_are_not_layers(self) -> None:
-        model = plain_model("tiny-wide")
+        model = plain_copy("tiny-wide")
         model.model.layers.append(copy.deepcopy(model.model.layers[1]))  # as an MTP block
         parts = dump.find_parts(model)
         self.assertEqual(max(part.layer for part in parts.values()), 1)
 
     def test_public_training_outputs(self) -> None:
-        class Trainable(PlainModel):
+        class Trainable(plain.PlainModel):
             def forward(self, *args: Any, **kwargs: Any) -> Any:
                 raise NotImplementedError
 
         def forward(self: Any, output_indexer_scores: bool = False, **kwargs: Any) -> Any:
-            out = PlainModel.forward(self, **kwargs)
+            out = plain.PlainModel.forward(self, **kwargs)
             if output_indexer_scores:
                 target = torch.full((2, 33, 33), 1 / 33)
                 out.indexer_scores, out.indexer_kl_targets = (target,) * 2, (target, target)
@@ -587,13 +609,13 @@ class Unseen(unittest.TestCase):
             return out
 
         Trainable.forward = forward
-        model = plain_model("tiny-wide")
+        model = plain_copy("tiny-wide")
         model.__class__ = Trainable
         with mock.patch.object(dump, "_parameters", lambda _: {"labels", "output_indexer_scores"}):
             run = dump.capture(model, fields(load_cases()["tiny-wide"]))
         self.assertEqual(float(run.taps["loss.kl"]), 0.25)
         self.assertEqual(tuple(run.taps["layers.1.kl.target"].shape), (2, 33, 33))
-        own = dump.capture(plain_model("tiny-wide"), fields(load_cases()["tiny-wide"])).taps
+        own = dump.capture(plain_copy("tiny-wide"), fields(load_cases()["tiny-wide"])).taps
         self.assertTrue(torch.equal(run.taps["loss.lm"], own["loss.lm"]))
         self.assertTrue(torch.equal(run.taps["layers.0.ix.scores"], own["layers.0.ix.scores"]))
 
