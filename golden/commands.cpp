@@ -19,7 +19,9 @@ namespace {
 namespace fs = std::filesystem;
 
 size_t count_taps(const Golden& golden, bool gradients) {
-  const auto counts = [&](const std::string& name) { return name.starts_with("grad.") == gradients; };
+  const auto counts = [&](const std::string& name) {
+    return name.starts_with("grad.") == gradients;
+  };
   size_t n = std::count_if(golden.trace.names().begin(), golden.trace.names().end(), counts);
   for (const auto& [name, sketch] : golden.sketches) n += counts(name) ? 1 : 0;
   return n;
@@ -33,7 +35,8 @@ std::string versions_of(const Golden& golden, const std::string& where) {
     const io::Json flat = producer.is_object() ? producer.flatten() : io::Json::object();
     for (const auto& [key, value] : flat.items()) {
       if (!key.ends_with(std::string("/") + library) || !value.is_string()) continue;
-      text += (text.empty() ? "" : ", ") + std::string(library) + " " + io::printable(value.get<std::string>());
+      text += (text.empty() ? "" : ", ") + std::string(library) + " " +
+              io::printable(value.get<std::string>());
     }
   }
   return text;
@@ -47,12 +50,13 @@ std::string size_text(uint64_t bytes) {
 }
 
 bool verify_entry(const ManifestEntry& entry, const fs::path& directory) {
-  std::cout << std::left << std::setw(14) << entry.case_name << std::setw(8) << entry.kind << std::right
-            << std::setw(10) << size_text(entry.size) << "  ";
+  std::cout << std::left << std::setw(14) << entry.case_name << std::setw(8) << entry.kind
+            << std::right << std::setw(10) << size_text(entry.size) << "  ";
   try {
     const Golden golden = load(entry.case_name, directory);
     std::cout << "ok   " << count_taps(golden, false) << " taps, " << count_taps(golden, true)
-              << " gradients  " << golden.dialect << "  " << versions_of(golden, entry.file) << "\n";
+              << " gradients  " << golden.dialect << "  " << versions_of(golden, entry.file)
+              << "\n";
     return true;
   } catch (const Error& error) {
     std::cout << "BAD  " << error.what() << "\n";
@@ -61,7 +65,8 @@ bool verify_entry(const ManifestEntry& entry, const fs::path& directory) {
 }
 
 /// Files that no hash pins; nothing reads them.
-std::vector<std::string> unlisted_files(const std::vector<ManifestEntry>& entries, const fs::path& directory) {
+std::vector<std::string> unlisted_files(const std::vector<ManifestEntry>& entries,
+                                        const fs::path& directory) {
   std::set<std::string> unlisted;
   for (const fs::directory_entry& file : fs::directory_iterator(directory)) {
     const std::string name = file.path().filename().string();
@@ -100,8 +105,8 @@ void show_attributes(const Golden& golden) {
 }
 
 void show_tap(const std::string& name, const Shape& shape, double norm, const std::string& form) {
-  std::cout << "  " << std::left << std::setw(56) << name << " " << std::setw(20) << to_string(shape)
-            << " norm " << std::setprecision(6) << norm << form << "\n";
+  std::cout << "  " << std::left << std::setw(56) << name << " " << std::setw(20)
+            << to_string(shape) << " norm " << std::setprecision(6) << norm << form << "\n";
 }
 
 void show_taps(const Golden& golden) {
@@ -166,10 +171,12 @@ void compare_taps(const Trace& a, const Trace& b, std::vector<Change>& changes) 
     if (left == nullptr) {
       changes.push_back({name, "added"});
     } else if (left->shape() != right->shape() || left->dtype() != right->dtype()) {
-      changes.push_back({name, "shape " + to_string(left->shape()) + " became " + to_string(right->shape())});
+      changes.push_back(
+          {name, "shape " + to_string(left->shape()) + " became " + to_string(right->shape())});
     } else if (!left->identical(*right)) {
-      changes.push_back({name, is_decision(name) ? rows_text(*left, *right)
-                                                 : relative_text(left->to_doubles(), right->to_doubles())});
+      changes.push_back({name, is_decision(name)
+                                   ? rows_text(*left, *right)
+                                   : relative_text(left->to_doubles(), right->to_doubles())});
     }
   }
   for (const std::string& name : a.names()) {
@@ -206,7 +213,8 @@ void compare_sketches(const Golden& a, const Golden& b, std::vector<Change>& cha
 void compare_attributes(const Golden& a, const Golden& b, std::vector<Change>& changes) {
   for (const auto& [name, value] : b.attributes) {
     const auto it = a.attributes.find(name);
-    if (it == a.attributes.end() || it->second != value) changes.push_back({"attribute " + name, "differs"});
+    if (it == a.attributes.end() || it->second != value)
+      changes.push_back({"attribute " + name, "differs"});
   }
   for (const auto& [name, value] : a.attributes) {
     if (b.attributes.count(name) == 0) changes.push_back({"attribute " + name, "removed"});
@@ -215,11 +223,12 @@ void compare_attributes(const Golden& a, const Golden& b, std::vector<Change>& c
 
 void print_changes(const std::string& case_name, const std::vector<Change>& changes) {
   constexpr size_t kShown = 40;
-  std::cout << case_name << ": " << (changes.empty() ? "identical" : std::to_string(changes.size()) + " changes")
+  std::cout << case_name << ": "
+            << (changes.empty() ? "identical" : std::to_string(changes.size()) + " changes")
             << "\n";
   for (size_t i = 0; i < std::min(changes.size(), kShown); ++i) {
-    std::cout << "  " << std::left << std::setw(56) << io::printable(changes[i].tap) << " " << changes[i].text
-              << "\n";
+    std::cout << "  " << std::left << std::setw(56) << io::printable(changes[i].tap) << " "
+              << changes[i].text << "\n";
   }
   if (changes.size() > kShown) std::cout << "  ... and " << changes.size() - kShown << " more\n";
 }
@@ -246,23 +255,27 @@ int code_of(ExitCode code) { return static_cast<int>(code); }
 int verify_command(const fs::path& directory) {
   const std::vector<ManifestEntry> entries = read_manifest(directory);
   if (entries.empty()) {
-    std::cout << "nothing to verify: " << (directory / "manifest.json").string() << " lists no file\n";
+    std::cout << "nothing to verify: " << (directory / "manifest.json").string()
+              << " lists no file\n";
     return code_of(ExitCode::nothing);
   }
   size_t good = 0;
   for (const ManifestEntry& entry : entries) good += verify_entry(entry, directory) ? 1 : 0;
-  const std::vector<std::string> unlisted = unlisted_files(entries, directory), absent = absent_cases(entries);
-  for (const std::string& name : unlisted) std::cout << "UNLISTED  " << name << " is not in manifest.json\n";
+  const std::vector<std::string> unlisted = unlisted_files(entries, directory),
+                                 absent = absent_cases(entries);
+  for (const std::string& name : unlisted)
+    std::cout << "UNLISTED  " << name << " is not in manifest.json\n";
   for (const std::string& name : absent) std::cout << "ABSENT    " << name << " has no golden\n";
   const bool whole = good == entries.size() && unlisted.empty() && absent.empty();
-  std::cout << (whole ? "PASS" : "FAIL") << " | " << good << " of " << entries.size() << " goldens are whole\n";
+  std::cout << (whole ? "PASS" : "FAIL") << " | " << good << " of " << entries.size()
+            << " goldens are whole\n";
   return code_of(whole ? ExitCode::ok : ExitCode::artefact);
 }
 
 int show_command(const std::string& case_name, const fs::path& directory) {
   const Golden golden = load(case_name, directory);
-  std::cout << "golden " << golden.case_name << " (" << golden.kind << ", dialect " << golden.dialect << ", "
-            << versions_of(golden, case_name) << ")\nprovenance\n";
+  std::cout << "golden " << golden.case_name << " (" << golden.kind << ", dialect "
+            << golden.dialect << ", " << versions_of(golden, case_name) << ")\nprovenance\n";
   show_attributes(golden);
   std::cout << "inputs\n";
   for (const auto& [name, values] : golden.inputs) {

@@ -19,19 +19,21 @@ constexpr int64_t kMaxChosenRows = 64;
   io::refuse({.where = where, .what = what, .expected = expected, .got = io::printable(got)});
 }
 
-/// The whole file, once, and only when it is the one of the manifest. HDF5 sees these bytes and no file: nothing can
-/// change between the hash and the open.
+/// The whole file, once, and only when it is the one of the manifest. HDF5 sees these bytes and no
+/// file: nothing can change between the hash and the open.
 std::string pinned_bytes(const std::filesystem::path& path, const ManifestEntry& entry) {
   std::error_code error;
   const uint64_t size = std::filesystem::file_size(path, error);
-  if (error) refuse(path.string(), "file", "the golden of case " + entry.case_name, error.message());
+  if (error)
+    refuse(path.string(), "file", "the golden of case " + entry.case_name, error.message());
   if (size != entry.size) {
     refuse(path.string(), "size", std::to_string(entry.size) + " bytes (manifest.json)",
            std::to_string(size));
   }
   std::string bytes = io::read_file(path, kMaxFileBytes);
   const std::string hash = io::sha256_hex(bytes.data(), bytes.size());
-  if (hash != entry.sha256) refuse(path.string(), "sha256", entry.sha256 + " (manifest.json)", hash);
+  if (hash != entry.sha256)
+    refuse(path.string(), "sha256", entry.sha256 + " (manifest.json)", hash);
   return bytes;
 }
 
@@ -131,7 +133,9 @@ class Loader {
   SketchedTap read_sketch(const TapName& tap, const std::string& path, const Shape& shape) const {
     const bool gradient = tap.info.kind == TapKind::gradient;
     const SketchRows all = sketch_rows(tap, shape);
-    const int64_t row_size = !gradient ? all.size : shape.size() < 2 ? all.size : all.size / shape[0];
+    const int64_t row_size = !gradient          ? all.size
+                             : shape.size() < 2 ? all.size
+                                                : all.size / shape[0];
     const int64_t kept = gradient ? 1 : static_cast<int64_t>(chosen_.size());
     require_shape(path, shape);
     require_members(path, 4);
@@ -141,7 +145,10 @@ class Loader {
     sketch.rows = floats(path + "/rows", {kept, row_size});
     sketch.row_norms = floats(path + "/row_norms", {all.count});
     sketch.projections = floats(path + "/projections", {all.count, kProjections});
-    check_rows(sketch, path, gradient, gradient && shape.size() < 2 ? 1 : gradient ? shape[0] : all.count);
+    check_rows(sketch, path, gradient,
+               gradient && shape.size() < 2 ? 1
+               : gradient                   ? shape[0]
+                                            : all.count);
     return sketch;
   }
 
@@ -158,7 +165,8 @@ class Loader {
     int64_t last = -1;
     for (const int64_t row : sketch.row_index) {
       if (row <= last || row >= count) {
-        refuse(where_, what, "ascending rows below " + std::to_string(count), to_string(sketch.row_index));
+        refuse(where_, what, "ascending rows below " + std::to_string(count),
+               to_string(sketch.row_index));
       }
       last = row;
     }
@@ -167,7 +175,8 @@ class Loader {
   /// As a trace file of the same run would say (FORMATS section 4).
   void fill_metadata() {
     for (const auto& [name, value] : golden_.attributes) {
-      if (name != "taps" && name != "config" && name != "config_sha256") golden_.trace.metadata[name] = value;
+      if (name != "taps" && name != "config" && name != "config_sha256")
+        golden_.trace.metadata[name] = value;
     }
     golden_.trace.metadata["format"] = "dsv32-verify.trace";
   }
@@ -182,13 +191,15 @@ class Loader {
   Golden golden_;
 };
 
-const ManifestEntry* find_entry(const std::vector<ManifestEntry>& entries, const std::string& name) {
+const ManifestEntry* find_entry(const std::vector<ManifestEntry>& entries,
+                                const std::string& name) {
   const auto it = std::find_if(entries.begin(), entries.end(),
                                [&](const ManifestEntry& e) { return e.case_name == name; });
   return it == entries.end() ? nullptr : &*it;
 }
 
-[[noreturn]] void refuse_unknown(const std::string& name, const std::vector<ManifestEntry>& entries) {
+[[noreturn]] void refuse_unknown(const std::string& name,
+                                 const std::vector<ManifestEntry>& entries) {
   std::vector<std::string> known;
   for (const ManifestEntry& entry : entries) known.push_back(entry.case_name);
   const std::string near = nearest(name, known);

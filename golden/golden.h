@@ -9,33 +9,36 @@
 #include "src/model/trace.h"
 
 /// The face of golden/: HDF5 files made by real Hugging Face transformers (golden/generate.py).
-/// A file is opened only after its sha256 matched golden/data/manifest.json. Layout: golden/README.md.
+/// A file is opened only after its sha256 matched golden/data/manifest.json. Layout:
+/// golden/README.md.
 namespace dsv32::golden {
 
 /// What a sketch golden keeps of one tap (of one gradient: the whole tensor is one row).
 struct SketchedTap {
-  Shape shape;                        // of the full tap
-  std::vector<int64_t> row_index;     // chosen rows: b * S + s; for gradients the first index of the weight
-  std::vector<float> rows;            // [rows, row size] complete values
-  std::vector<float> row_norms;       // [row count] L2 norms (gradients: one)
-  std::vector<float> projections;     // [row count, 8] seeded +-1 projections
+  Shape shape;  // of the full tap
+  /// Chosen rows: b * S + s; for gradients the first index of the weight.
+  std::vector<int64_t> row_index;
+  std::vector<float> rows;         // [rows, row size] complete values
+  std::vector<float> row_norms;    // [row count] L2 norms (gradients: one)
+  std::vector<float> projections;  // [row count, 8] seeded +-1 projections
 };
 
 struct Golden {
   std::string case_name;
-  std::string kind;                   // "full" or "sketch"
-  std::string dialect;                // "hf"
+  std::string kind;     // "full" or "sketch"
+  std::string dialect;  // "hf"
   DType dtype = DType::float32;
   std::map<std::string, std::string> attributes;  // every root attribute: provenance
-  Trace trace;                        // full taps; in a sketch the decisions and scalars only
+  Trace trace;  // full taps; in a sketch the decisions and scalars only
   std::map<std::string, SketchedTap> sketches;
-  std::map<std::string, std::vector<int64_t>> inputs;  // input_ids, attention_mask, position_ids, labels
+  /// input_ids, attention_mask, position_ids, labels.
+  std::map<std::string, std::vector<int64_t>> inputs;
 };
 
 struct ManifestEntry {
   std::string case_name;
-  std::string file;      // plain name next to the manifest
-  std::string kind;      // "full" or "sketch"
+  std::string file;  // plain name next to the manifest
+  std::string kind;  // "full" or "sketch"
   std::string sha256;
   uint64_t size = 0;
 };
@@ -43,9 +46,12 @@ struct ManifestEntry {
 std::filesystem::path default_directory();
 /// Throws Error (artefact).
 std::vector<ManifestEntry> read_manifest(const std::filesystem::path& directory);
-/// Hash first, then open. Throws Error (artefact) on a wrong hash, version, layout or shape; usage when there is none.
-Golden load(const std::string& case_name, const std::filesystem::path& directory = default_directory());
-bool exists(const std::string& case_name, const std::filesystem::path& directory = default_directory());
+/// Hash first, then open. Throws Error (artefact) on a wrong hash, version, layout or shape; usage
+/// when there is none.
+Golden load(const std::string& case_name,
+            const std::filesystem::path& directory = default_directory());
+bool exists(const std::string& case_name,
+            const std::filesystem::path& directory = default_directory());
 
 /// The commands `golden verify|show|diff`: text on stdout, exit code as DESIGN 4.
 int verify_command(const std::filesystem::path& directory);

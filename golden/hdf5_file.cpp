@@ -47,10 +47,14 @@ struct NativeType {
 /// The number types of golden/README.md section 2.
 NativeType native_type(DType dtype) {
   switch (dtype) {
-    case DType::float32: return {dtype, H5T_IEEE_F32LE, H5T_NATIVE_FLOAT};
-    case DType::int64: return {dtype, H5T_STD_I64LE, H5T_NATIVE_INT64};
-    case DType::int32: return {dtype, H5T_STD_I32LE, H5T_NATIVE_INT32};
-    case DType::uint8: return {dtype, H5T_STD_U8LE, H5T_NATIVE_UINT8};
+    case DType::float32:
+      return {dtype, H5T_IEEE_F32LE, H5T_NATIVE_FLOAT};
+    case DType::int64:
+      return {dtype, H5T_STD_I64LE, H5T_NATIVE_INT64};
+    case DType::int32:
+      return {dtype, H5T_STD_I32LE, H5T_NATIVE_INT32};
+    case DType::uint8:
+      return {dtype, H5T_STD_U8LE, H5T_NATIVE_UINT8};
     default:
       throw Error(ExitCode::internal, {.where = "golden reader",
                                        .what = "dtype",
@@ -92,9 +96,12 @@ namespace {
 
 std::string kind_name(H5O_type_t type) {
   switch (type) {
-    case H5O_TYPE_GROUP: return "a group";
-    case H5O_TYPE_DATASET: return "a dataset";
-    default: return "another object";
+    case H5O_TYPE_GROUP:
+      return "a group";
+    case H5O_TYPE_DATASET:
+      return "a dataset";
+    default:
+      return "another object";
   }
 }
 
@@ -118,7 +125,8 @@ void require_hard_link(hid_t file, const std::string& part, const std::string& w
 /// Every prefix of "/a/b" that ends in front of a slash or at the end: "/a", "/a/b".
 std::vector<std::string> prefixes(const std::string& path) {
   std::vector<std::string> parts;
-  for (size_t slash = path.find('/', 1); slash != std::string::npos; slash = path.find('/', slash + 1)) {
+  for (size_t slash = path.find('/', 1); slash != std::string::npos;
+       slash = path.find('/', slash + 1)) {
     parts.push_back(path.substr(0, slash));
   }
   if (path != "/") parts.push_back(path);
@@ -139,11 +147,13 @@ void check_filters(hid_t properties, const std::string& where, const std::string
   for (int i = 0; i < filters; ++i) {
     unsigned flags = 0, values = 0;
     size_t count = 0;
-    const H5Z_filter_t filter = H5Pget_filter2(properties, i, &flags, &count, nullptr, 0, nullptr, &values);
+    const H5Z_filter_t filter =
+        H5Pget_filter2(properties, i, &flags, &count, nullptr, 0, nullptr, &values);
     const bool allowed = filter == H5Z_FILTER_SHUFFLE || filter == H5Z_FILTER_DEFLATE ||
                          filter == H5Z_FILTER_FLETCHER32;
     if (!allowed) {
-      refuse(where, path, "filters shuffle, deflate, fletcher32", "filter " + std::to_string(filter));
+      refuse(where, path, "filters shuffle, deflate, fletcher32",
+             "filter " + std::to_string(filter));
     }
   }
 }
@@ -181,7 +191,8 @@ void check_layout(hid_t dataset, hid_t properties, const NativeType& native, con
   }
 }
 
-void check_shape(hid_t space, const Shape& shape, const std::string& where, const std::string& path) {
+void check_shape(hid_t space, const Shape& shape, const std::string& where,
+                 const std::string& path) {
   const H5S_class_t kind = H5Sget_simple_extent_type(space);
   if (kind != H5S_SIMPLE && kind != H5S_SCALAR) refuse(where, path, to_string(shape), "no data");
   if (shape_of(space) != shape) {
@@ -256,8 +267,8 @@ std::vector<std::string> Hdf5File::attributes(const std::string& path) const {
   std::vector<std::string> names;
   for (hsize_t i = 0; i < info.num_attrs; ++i) {
     std::array<char, kMaxNameBytes> name{};
-    const ssize_t length = H5Aget_name_by_idx(object, ".", H5_INDEX_NAME, H5_ITER_INC, i, name.data(),
-                                              name.size(), H5P_DEFAULT);
+    const ssize_t length = H5Aget_name_by_idx(object, ".", H5_INDEX_NAME, H5_ITER_INC, i,
+                                              name.data(), name.size(), H5P_DEFAULT);
     if (length < 0 || length >= static_cast<ssize_t>(name.size())) {
       refuse(where_, path, "attribute names that can be read", "attribute " + text_of(i));
     }
@@ -311,7 +322,8 @@ std::vector<int64_t> Hdf5File::integer_attribute(const std::string& path, const 
 HostTensor Hdf5File::read(const std::string& path, DType dtype, const Shape& shape) const {
   const NativeType native = native_type(dtype);
   const Handle object = open(path);
-  if (kind_of(object) != H5O_TYPE_DATASET) refuse(where_, path, "a dataset", kind_name(kind_of(object)));
+  if (kind_of(object) != H5O_TYPE_DATASET)
+    refuse(where_, path, "a dataset", kind_name(kind_of(object)));
   const Handle type(H5Dget_type(object), H5Tclose);
   const Handle space(H5Dget_space(object), H5Sclose);
   const Handle properties(H5Dget_create_plist(object), H5Pclose);

@@ -7,14 +7,15 @@
 
 #include "src/model/tensor.h"
 
-/// HDF5 behind a policy: only what golden/README.md section 2 allows is ever read. The one place that includes hdf5.h is
-/// hdf5_file.cpp.
+/// HDF5 behind a policy: only what golden/README.md section 2 allows is ever read. The one place
+/// that includes hdf5.h is hdf5_file.cpp.
 namespace dsv32::golden {
 
-/// An HDF5 file in memory, read-only. Every member throws Error (artefact) with the file's name when the file holds
-/// anything else than asked for: another kind of object, link, type, layout, filter or shape. Memory is allocated by
-/// the shape that the caller expects, never by the file's word.
-/// Objects are named by absolute path ("/taps/embed"); each part of a path must be a hard link.
+/// An HDF5 file in memory, read-only. Every member throws Error (artefact) with the file's name
+/// when the file holds anything else than asked for: another kind of object, link, type, layout,
+/// filter or shape. Memory is allocated by the shape that the caller expects, never by the file's
+/// word. Objects are named by absolute path ("/taps/embed"); each part of a path must be a hard
+/// link.
 class Hdf5File {
  public:
   /// `bytes`: the content whose hash was checked. `where`: the name in errors.

@@ -65,10 +65,16 @@ void check_config(const Golden& golden, const Case& c, const std::string& where)
 }  // namespace
 
 const std::vector<std::string>& required_attributes() {
-  static const std::vector<std::string> names = {
-      "format", "version",     "case_name", "case",   "kind",   "dialect",        "dtype",
-      "mode",   "rope_layout", "mask",      "forced", "config", "config_sha256",  "attn_implementation",
-      "taps",   "weights",     "seed",      "producer", "weights_loaded"};
+  static const std::vector<std::string> names = {"format",        "version",
+                                                 "case_name",     "case",
+                                                 "kind",          "dialect",
+                                                 "dtype",         "mode",
+                                                 "rope_layout",   "mask",
+                                                 "forced",        "config",
+                                                 "config_sha256", "attn_implementation",
+                                                 "taps",          "weights",
+                                                 "seed",          "producer",
+                                                 "weights_loaded"};
   return names;
 }
 
@@ -103,13 +109,15 @@ std::vector<std::string> check_taps(const Golden& golden, const Case& c, const s
     if (!tap || !tap_shape(*tap, c.config, c.B, c.S)) {
       refuse(where, "attribute taps", "taps of case " + c.name, name);
     }
-    if (!known.insert(name).second) refuse(where, "attribute taps", "each tap once", name + " twice");
+    if (!known.insert(name).second)
+      refuse(where, "attribute taps", "each tap once", name + " twice");
   }
   std::vector<std::string> missing;
   for (const std::string& name : expected_taps(c)) {
     if (known.count(name) == 0) missing.push_back(name);
   }
-  if (!missing.empty()) refuse(where, "taps", "every tap of case " + c.name, "missing " + io::listed(missing));
+  if (!missing.empty())
+    refuse(where, "taps", "every tap of case " + c.name, "missing " + io::listed(missing));
   return names;
 }
 

@@ -19,7 +19,8 @@ const std::vector<std::string>& required_attributes();
 /// Root attributes against the case; throws Error (artefact) at the first that does not fit.
 void check_attributes(const Golden& golden, const ManifestEntry& entry, const Case& c,
                       const std::string& where);
-/// The attribute `taps`: names of the vocabulary with a shape in this case, none twice, none missing.
+/// The attribute `taps`: names of the vocabulary with a shape in this case, none twice, none
+/// missing.
 std::vector<std::string> check_taps(const Golden& golden, const Case& c, const std::string& where);
 /// Shape of a tap that check_taps let through.
 Shape shape_of_tap(const TapName& tap, const Case& c);

@@ -42,7 +42,9 @@ uint64_t unsigned_number(const io::Json& object, const std::string& key, const s
 
 /// A plain name: no directory part, nothing hidden, only harmless characters.
 bool is_plain_file(const std::string& name) {
-  const auto harmless = [](unsigned char c) { return std::isalnum(c) != 0 || c == '-' || c == '_' || c == '.'; };
+  const auto harmless = [](unsigned char c) {
+    return std::isalnum(c) != 0 || c == '-' || c == '_' || c == '.';
+  };
   return !name.empty() && name[0] != '.' && name.size() <= 128 && name.ends_with(".h5") &&
          std::all_of(name.begin(), name.end(), harmless);
 }
@@ -60,9 +62,11 @@ ManifestEntry parse_entry(const io::Json& json, const std::string& where) {
                       .size = unsigned_number(json, "size", where)};
   if (!is_plain_file(entry.file)) refuse(where, "file", "a plain file name NAME.h5", entry.file);
   if (!is_sha256(entry.sha256)) refuse(where, "sha256", "64 lower-case hex digits", entry.sha256);
-  if (entry.kind != "full" && entry.kind != "sketch") refuse(where, "kind", "full or sketch", entry.kind);
+  if (entry.kind != "full" && entry.kind != "sketch")
+    refuse(where, "kind", "full or sketch", entry.kind);
   if (entry.size == 0 || entry.size > kMaxFileBytes) {
-    refuse(where, "size", "1 to " + std::to_string(kMaxFileBytes) + " bytes", std::to_string(entry.size));
+    refuse(where, "size", "1 to " + std::to_string(kMaxFileBytes) + " bytes",
+           std::to_string(entry.size));
   }
   return entry;
 }
@@ -89,7 +93,8 @@ std::vector<ManifestEntry> read_manifest(const std::filesystem::path& directory)
   for (const io::Json& file : files) {
     entries.push_back(parse_entry(file, where));
     const ManifestEntry& entry = entries.back();
-    if (!cases.insert(entry.case_name).second) refuse(where, "files", "each case once", entry.case_name);
+    if (!cases.insert(entry.case_name).second)
+      refuse(where, "files", "each case once", entry.case_name);
     if (!names.insert(entry.file).second) refuse(where, "files", "each file once", entry.file);
   }
   return entries;

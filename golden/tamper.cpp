@@ -30,9 +30,11 @@ void remove(hid_t file, const char* path) { checked(H5Ldelete(file, path, H5P_DE
 /// A dataset of this type, shape and creation properties (consumed) in the place of kTap.
 void replace(hid_t file, hid_t type, std::vector<hsize_t> dims, hid_t properties) {
   remove(file, kTap);
-  const hid_t space = checked(H5Screate_simple(static_cast<int>(dims.size()), dims.data(), nullptr));
+  const hid_t space =
+      checked(H5Screate_simple(static_cast<int>(dims.size()), dims.data(), nullptr));
   const hid_t access = H5P_DEFAULT;
-  const hid_t dataset = checked(H5Dcreate2(file, kTap, type, space, H5P_DEFAULT, properties, access));
+  const hid_t dataset =
+      checked(H5Dcreate2(file, kTap, type, space, H5P_DEFAULT, properties, access));
   H5Dclose(dataset);
   H5Sclose(space);
 }
@@ -129,8 +131,9 @@ void soft_link(hid_t file) {
 
 hid_t never_followed(const char*, hid_t, const void*, size_t, hid_t, hid_t) { return -1; }
 
-/// The reader takes the class of external links out of the library, for the whole process; to make such a link a class
-/// of the same number stands in for a moment. Its value: one byte of flags, file, object.
+/// The reader takes the class of external links out of the library, for the whole process; to make
+/// such a link a class of the same number stands in for a moment. Its value: one byte of flags,
+/// file, object.
 void link_outside(hid_t file, const char* path) {
   constexpr char kValue[] = "\0other.h5\0/x";
   H5L_class_t stand_in{};
@@ -140,7 +143,8 @@ void link_outside(hid_t file, const char* path) {
   stand_in.trav_func = never_followed;
   remove(file, path);
   checked(H5Lregister(&stand_in));
-  checked(H5Lcreate_ud(file, path, H5L_TYPE_EXTERNAL, kValue, sizeof kValue, H5P_DEFAULT, H5P_DEFAULT));
+  checked(
+      H5Lcreate_ud(file, path, H5L_TYPE_EXTERNAL, kValue, sizeof kValue, H5P_DEFAULT, H5P_DEFAULT));
   checked(H5Lunregister(H5L_TYPE_EXTERNAL));
 }
 
@@ -155,22 +159,29 @@ void extra_tap(hid_t file) {
 std::vector<Damage> make_damages() {
   const std::vector<hsize_t> dims = {2, 7, 64};  // embed of tiny-short7
   return {
-      {"missing tap", "expected this object",
-       change([](hid_t f) { checked(H5Lmove(f, kTap, f, "/taps/embedding", H5P_DEFAULT, H5P_DEFAULT)); })},
+      {"missing tap", "expected this object", change([](hid_t f) {
+         checked(H5Lmove(f, kTap, f, "/taps/embedding", H5P_DEFAULT, H5P_DEFAULT));
+       })},
       {"fewer taps than listed", "members of /taps", change([](hid_t f) { remove(f, kTap); })},
       {"unlisted tap", "members of /taps", change(extra_tap)},
-      {"wrong shape", "shape [2,7,64]",
-       change([](hid_t f) { replace(f, H5T_IEEE_F32LE, {2, 7, 63}, allocated()); })},
-      {"wrong rank", "shape [2,7,64]",
-       change([](hid_t f) { replace(f, H5T_IEEE_F32LE, {14, 64}, allocated()); })},
+      {"wrong shape", "shape [2,7,64]", change([](hid_t f) {
+         replace(f, H5T_IEEE_F32LE, {2, 7, 63}, allocated());
+       })},
+      {"wrong rank", "shape [2,7,64]", change([](hid_t f) {
+         replace(f, H5T_IEEE_F32LE, {14, 64}, allocated());
+       })},
       {"claims a tebibyte", "shape [2,7,64]",
        change([](hid_t f) { replace(f, H5T_IEEE_F32LE, {hsize_t{1} << 38}, chunked({1024})); })},
       {"no data stored", "bytes stored",
        change([dims](hid_t f) { replace(f, H5T_IEEE_F32LE, dims, plain()); })},
-      {"float64", "type float32", change([dims](hid_t f) { replace(f, H5T_IEEE_F64LE, dims, allocated()); })},
-      {"big endian", "type float32", change([dims](hid_t f) { replace(f, H5T_IEEE_F32BE, dims, allocated()); })},
-      {"compound", "type float32", change([dims](hid_t f) { replace(f, compound(), dims, allocated()); })},
-      {"variable length", "type float32", change([dims](hid_t f) { replace(f, variable_text(), dims, plain()); })},
+      {"float64", "type float32",
+       change([dims](hid_t f) { replace(f, H5T_IEEE_F64LE, dims, allocated()); })},
+      {"big endian", "type float32",
+       change([dims](hid_t f) { replace(f, H5T_IEEE_F32BE, dims, allocated()); })},
+      {"compound", "type float32",
+       change([dims](hid_t f) { replace(f, compound(), dims, allocated()); })},
+      {"variable length", "type float32",
+       change([dims](hid_t f) { replace(f, variable_text(), dims, plain()); })},
       {"forbidden filter", "filters shuffle, deflate, fletcher32",
        change([dims](hid_t f) { replace(f, H5T_IEEE_F32LE, dims, nbit()); })},
       {"external storage", "external storage",
@@ -182,14 +193,21 @@ std::vector<Damage> make_damages() {
       {"external link to a group", "an external link", change(external_group_link)},
       {"hard link cycle", "expected a dataset, got a group", change(link_to_root)},
       {"other tokens", "/inputs/input_ids", change(flip_first_token)},
-      {"no provenance", "attribute producer", change([](hid_t f) { checked(H5Adelete(f, "producer")); })},
+      {"no provenance", "attribute producer",
+       change([](hid_t f) { checked(H5Adelete(f, "producer")); })},
       {"no tap list", "attribute taps", change([](hid_t f) { checked(H5Adelete(f, "taps")); })},
-      {"shorter tap list", "missing", change([](hid_t f) { write_text(f, "taps", "[\"embed\"]"); })},
-      {"unknown tap", "layers.0.secret", change([](hid_t f) { write_text(f, "taps", "[\"layers.0.secret\"]"); })},
-      {"path as a tap", "attribute taps", change([](hid_t f) { write_text(f, "taps", "[\"../inputs/labels\"]"); })},
-      {"another case", "attribute case_name", change([](hid_t f) { write_text(f, "case_name", "tiny"); })},
-      {"another version", "attribute version", change([](hid_t f) { write_text(f, "version", "2"); })},
-      {"another config", "attribute config", change([](hid_t f) { write_text(f, "config", "{}"); })},
+      {"shorter tap list", "missing",
+       change([](hid_t f) { write_text(f, "taps", "[\"embed\"]"); })},
+      {"unknown tap", "layers.0.secret",
+       change([](hid_t f) { write_text(f, "taps", "[\"layers.0.secret\"]"); })},
+      {"path as a tap", "attribute taps",
+       change([](hid_t f) { write_text(f, "taps", "[\"../inputs/labels\"]"); })},
+      {"another case", "attribute case_name",
+       change([](hid_t f) { write_text(f, "case_name", "tiny"); })},
+      {"another version", "attribute version",
+       change([](hid_t f) { write_text(f, "version", "2"); })},
+      {"another config", "attribute config",
+       change([](hid_t f) { write_text(f, "config", "{}"); })},
       {"variable-length attribute", "attribute dialect",
        change([](hid_t f) { write_variable_text(f, "dialect"); })},
   };

@@ -5,10 +5,12 @@
 #include <string>
 #include <vector>
 
-/// Damages golden files on purpose: what suites/self_golden.cpp feeds to the reader. Not part of the tool.
+/// Damages golden files on purpose: what suites/self_golden.cpp feeds to the reader. Not part of
+/// the tool.
 namespace dsv32::golden {
 
-/// One kind of damage to a golden of a tiny case (kind full), with a part of the complaint that it must cause.
+/// One kind of damage to a golden of a tiny case (kind full), with a part of the complaint that it
+/// must cause.
 struct Damage {
   std::string name;
   std::string complaint;

@@ -15,15 +15,16 @@ inline constexpr int kReportSchemaVersion = 1;
 /// A report: the only source of truth; every rendering is a function of it.
 struct Report {
   std::string tool_version;
-  std::string command;                         // the repro command
+  std::string command;  // the repro command
   std::vector<std::string> suites;
   std::vector<std::string> cases;
   std::map<std::string, std::string> environment;  // torch, device, threads, golden hashes, ...
   std::vector<std::string> warnings;
   std::vector<Verdict> verdicts;
   std::vector<Finding> findings;
-  std::vector<std::string> not_tested;         // one reason a line
-  std::map<std::string, double> timing;        // seconds; the only part that may differ between equal runs
+  std::vector<std::string> not_tested;  // one reason a line
+  /// Seconds; the only part that may differ between equal runs.
+  std::map<std::string, double> timing;
 
   /// DESIGN 4: parity fail 1, vacuous in a sparse case or missing not green, zero checks 5.
   ExitCode exit_code() const;

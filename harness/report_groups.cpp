@@ -53,7 +53,8 @@ void summarize(Group& group) {
   find_worst(group);
 }
 
-Group& group_of(std::vector<Group>& groups, std::map<std::pair<std::string, std::string>, size_t>& at,
+Group& group_of(std::vector<Group>& groups,
+                std::map<std::pair<std::string, std::string>, size_t>& at,
                 const std::string& case_name, const std::string& subject) {
   const auto [it, added] = at.try_emplace({case_name, subject}, groups.size());
   if (added) {
@@ -62,6 +63,13 @@ Group& group_of(std::vector<Group>& groups, std::map<std::pair<std::string, std:
     groups.back().subject = subject;
   }
   return groups[it->second];
+}
+
+bool has_news(const Group& group) {
+  const auto tells = [](const Finding* f) {
+    return f->fault != Fault::none || !f->headline.empty();
+  };
+  return std::any_of(group.findings.begin(), group.findings.end(), tells);
 }
 
 /// Cases in the order of the report, each in one piece.
@@ -77,11 +85,21 @@ void gather_cases(std::vector<Group>& groups) {
 
 void Counts::add(Trust trust) {
   switch (trust) {
-    case Trust::pass: ++pass; return;
-    case Trust::fail: ++fail; return;
-    case Trust::vacuous: ++vacuous; return;
-    case Trust::missing: ++missing; return;
-    case Trust::skipped: ++skipped; return;
+    case Trust::pass:
+      ++pass;
+      return;
+    case Trust::fail:
+      ++fail;
+      return;
+    case Trust::vacuous:
+      ++vacuous;
+      return;
+    case Trust::missing:
+      ++missing;
+      return;
+    case Trust::skipped:
+      ++skipped;
+      return;
   }
 }
 
@@ -116,6 +134,8 @@ std::vector<Group> group_verdicts(const Report& report) {
   for (const Finding& f : report.findings) {
     group_of(groups, at, f.case_name, f.subject).findings.push_back(&f);
   }
+  // A finding without checks and without news (everything was filtered out) is not worth a line.
+  std::erase_if(groups, [](const Group& g) { return g.verdicts.empty() && !has_news(g); });
   gather_cases(groups);
   for (Group& group : groups) summarize(group);
   return groups;
@@ -189,9 +209,12 @@ std::string subject_text(const Group& group) {
 
 std::string verdict_word(const Report& report) {
   switch (report.exit_code()) {
-    case ExitCode::ok: return "PASS";
-    case ExitCode::parity: return "FAIL";
-    default: return count(report.verdicts).executed() == 0 ? "NOTHING CHECKED" : "NOT GREEN";
+    case ExitCode::ok:
+      return "PASS";
+    case ExitCode::parity:
+      return "FAIL";
+    default:
+      return count(report.verdicts).executed() == 0 ? "NOTHING CHECKED" : "NOT GREEN";
   }
 }
 
@@ -210,7 +233,8 @@ std::string counts_text(const Counts& counts) {
 std::string repro_command(const Report& report, const Verdict& verdict) {
   const std::string command = clean(report.command);
   if (command.empty() || command.find(" -k ") != std::string::npos) return command;
-  return command + " -k " + shell_word(verdict.case_name + "/" + verdict.subject + "/" + verdict.tap);
+  return command + " -k " +
+         shell_word(verdict.case_name + "/" + verdict.subject + "/" + verdict.tap);
 }
 
 std::vector<NoteGroup> notes_of(const Group& group, Trust trust) {

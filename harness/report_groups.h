@@ -5,7 +5,8 @@
 
 #include "harness/report.h"
 
-/// What the renderings share: verdicts grouped by case and subject, and the few numbers they all show.
+/// What the renderings share: verdicts grouped by case and subject, and the few numbers they all
+/// show.
 namespace dsv32::harness {
 
 struct Counts {

@@ -6,7 +6,8 @@
 #include "harness/report_groups.h"
 #include "src/io/text.h"
 
-/// report.json. Its shape is docs/report.schema.json; both change together with kReportSchemaVersion.
+/// report.json. Its shape is docs/report.schema.json; both change together with
+/// kReportSchemaVersion.
 namespace dsv32::harness {
 namespace {
 
@@ -94,9 +95,7 @@ Json report_json(const Report& r) {
 }
 
 /// ASCII only, so that no byte of a file name can steer a terminal or break UTF-8.
-std::string dumped(const Json& j) {
-  return j.dump(-1, ' ', true, Json::error_handler_t::replace);
-}
+std::string dumped(const Json& j) { return j.dump(-1, ' ', true, Json::error_handler_t::replace); }
 
 /// One line per finding and per verdict: two reports can be compared with diff.
 std::string dumped_lines(const Json& array) {
@@ -161,7 +160,8 @@ class Reader {
     std::vector<decltype(read(std::declval<const Reader&>()))> values;
     const Json& list = array(key);
     for (size_t i = 0; i < list.size(); ++i) {
-      values.push_back(read(Reader(list[i], where_, path_ + "." + key + "[" + std::to_string(i) + "]")));
+      values.push_back(
+          read(Reader(list[i], where_, path_ + "." + key + "[" + std::to_string(i) + "]")));
     }
     return values;
   }
@@ -243,8 +243,8 @@ Verdict read_verdict(const Reader& r) {
   v.tap = r.text("tap");
   if (!r.at("layer").is_null()) v.layer = r.integer("layer");
   v.mode = r.choice("mode", {Mode::staged, Mode::forced, Mode::free, Mode::exact});
-  v.trust = r.choice(
-      "trust", {Trust::pass, Trust::fail, Trust::vacuous, Trust::missing, Trust::skipped});
+  v.trust =
+      r.choice("trust", {Trust::pass, Trust::fail, Trust::vacuous, Trust::missing, Trust::skipped});
   v.checked = r.integer("checked");
   v.measures = r.items("measures", read_measure);
   if (!r.at("worst").is_null()) v.worst = read_worst(r.object("worst"));

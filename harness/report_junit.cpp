@@ -59,8 +59,7 @@ void add_verdict(std::ostringstream& out, const Report& report, const Group& g, 
 /// A fault without a failing verdict, or a report that checked nothing, must be seen as well.
 void add_error(std::ostringstream& out, const std::string& name, const std::string& message) {
   out << "    <testcase classname=\"report\" name=\"" << xml_text(name)
-      << "\"><error type=\"report\" message=\"" << xml_text(message, 1000)
-      << "\"/></testcase>\n";
+      << "\"><error type=\"report\" message=\"" << xml_text(message, 1000) << "\"/></testcase>\n";
 }
 
 void open_suite(std::ostringstream& out, const std::string& name, const Counts& c, size_t errors) {

@@ -4,7 +4,8 @@
 #include "harness/report_groups.h"
 #include "harness/report_text.h"
 
-/// report.md: the comment under a pull request. Fixed order of sections, each with its own share of kMaxBytes.
+/// report.md: the comment under a pull request. Fixed order of sections, each with its own share of
+/// kMaxBytes.
 namespace dsv32::harness {
 namespace {
 
@@ -13,7 +14,7 @@ constexpr size_t kMaxBytes = 65536;  // what the hosts of pull requests accept f
 constexpr size_t kHeadBytes = 4096;
 constexpr size_t kFailureBytes = 24576;
 constexpr size_t kTableBytes = 16384;
-constexpr size_t kNoteBytes = 4096;     // each of: not green, not tested, warnings
+constexpr size_t kNoteBytes = 4096;  // each of: not green, not tested, warnings
 constexpr size_t kFooterBytes = 4096;
 static_assert(kHeadBytes + kFailureBytes + kTableBytes + 3 * kNoteBytes + kFooterBytes < kMaxBytes);
 
@@ -63,7 +64,8 @@ std::vector<const Group*> failing_first(const std::vector<Group>& groups) {
 std::string head(const Report& report, const std::vector<Group>& groups) {
   Section section(kHeadBytes);
   std::string title = "## dsv32-verify: " + verdict_word(report);
-  const auto failed = std::find_if(groups.begin(), groups.end(), [](const Group& g) { return g.failed(); });
+  const auto failed =
+      std::find_if(groups.begin(), groups.end(), [](const Group& g) { return g.failed(); });
   if (failed != groups.end()) title += ", " + place(*failed);
   if (failed != groups.end() && failed->first_failure != nullptr) {
     title += ", first divergence " + markdown_code(failed->first_failure->tap);
@@ -85,7 +87,8 @@ std::string size_of(const Verdict& v) {
 std::string first_divergence(const Report& report, const Group& g) {
   const Verdict* v = g.first_failure;
   if (v == nullptr) return "";
-  std::string text = row("First divergence", markdown_code(v->tap) + " (" + std::string(to_string(v->mode)) + ")");
+  std::string text =
+      row("First divergence", markdown_code(v->tap) + " (" + std::string(to_string(v->mode)) + ")");
   text += row("Size", size_of(*v));
   if (v->worst) text += row("Worst element", markdown_text(worst_text(*v->worst)));
   if (!v->structure.empty()) text += row("Structure", markdown_text(v->structure, 300));
@@ -163,14 +166,16 @@ std::string not_green_section(const std::vector<Group>& groups) {
 
 std::string not_tested_section(const Report& report, const std::vector<Group>& groups) {
   Section section(kNoteBytes - 64);
-  for (const std::string& reason : report.not_tested) section.add("- " + markdown_text(reason, 400) + "\n");
+  for (const std::string& reason : report.not_tested)
+    section.add("- " + markdown_text(reason, 400) + "\n");
   add_notes(section, groups, Trust::skipped);
   return titled("**Not tested**", section);
 }
 
 std::string warning_section(const Report& report) {
   Section section(kNoteBytes - 64);
-  for (const std::string& warning : report.warnings) section.add("- " + markdown_text(warning, 400) + "\n");
+  for (const std::string& warning : report.warnings)
+    section.add("- " + markdown_text(warning, 400) + "\n");
   return titled("**Warnings**", section);
 }
 

@@ -6,13 +6,14 @@
 #include "harness/report_groups.h"
 #include "harness/report_text.h"
 
-/// The table that people read: one line per case and subject, details only where something is wrong.
+/// The table that people read: one line per case and subject, details only where something is
+/// wrong.
 namespace dsv32::harness {
 namespace {
 
-constexpr size_t kMaxLines = 20;     // more groups than that: passing cases shrink to one line each
-constexpr size_t kAlso = 4;          // further failing taps of a group
-constexpr size_t kNotes = 5;         // lines of warnings, of untested things, of notes per state
+constexpr size_t kMaxLines = 20;  // more groups than that: passing cases shrink to one line each
+constexpr size_t kAlso = 4;       // further failing taps of a group
+constexpr size_t kNotes = 5;      // lines of warnings, of untested things, of notes per state
 constexpr size_t kSubjectWidth = 48;
 
 class Screen {
@@ -66,7 +67,8 @@ class Screen {
   }
 
   void add_group(const Group& g) {
-    add_line(g.case_name, subject_text(g), g.state(), coverage_text(g) + worst_part(g.worst, false));
+    add_line(g.case_name, subject_text(g), g.state(),
+             coverage_text(g) + worst_part(g.worst, false));
     if (g.failed()) add_failure(g);
     add_notes(g, Trust::missing);
     add_notes(g, Trust::vacuous);
@@ -83,8 +85,8 @@ class Screen {
   void add_line(const std::string& case_name, const std::string& subject, const std::string& state,
                 const std::string& rest) {
     out_ << padded(clean(case_name, 40), case_width_) << "  " << padded(subject, subject_width_)
-         << "  " << painted(state) << std::string(7 - std::min<size_t>(7, state.size()), ' ') << "  "
-         << rest << "\n";
+         << "  " << painted(state) << std::string(7 - std::min<size_t>(7, state.size()), ' ')
+         << "  " << rest << "\n";
   }
 
   void add_detail(const char* label, const std::string& text) {
@@ -95,8 +97,8 @@ class Screen {
     for (const Finding* f : g.findings) add_detail("finding", clean(f->headline));
     const Verdict* v = g.first_failure;
     if (v != nullptr) {
-      add_detail("first", clean(v->tap, 100) + " (" + std::string(to_string(v->mode)) + "): " +
-                              measures_text(*v));
+      add_detail("first", clean(v->tap, 100) + " (" + std::string(to_string(v->mode)) +
+                              "): " + measures_text(*v));
       if (v->worst) add_detail("worst", worst_text(*v->worst));
       add_detail("structure", clean(v->structure));
       add_detail("note", clean(v->note));
@@ -158,7 +160,8 @@ class Screen {
   void add_list(const char* label, const std::vector<std::string>& lines) {
     const size_t shown = verbose_ ? lines.size() : std::min(lines.size(), kNotes);
     for (size_t i = 0; i < shown; ++i) out_ << label << ": " << clean(lines[i]) << "\n";
-    if (shown < lines.size()) out_ << label << ": " << lines.size() - shown << " more, see report.json\n";
+    if (shown < lines.size())
+      out_ << label << ": " << lines.size() - shown << " more, see report.json\n";
   }
 
   void add_last_line() {

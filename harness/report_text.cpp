@@ -31,7 +31,8 @@ CodePoint decode_at(std::string_view text, size_t i) {
   return {value, length};
 }
 
-/// Characters that steer a terminal or hide text: C0, DEL, C1, direction marks, zero-width, line separators, BOM, tags.
+/// Characters that steer a terminal or hide text: C0, DEL, C1, direction marks, zero-width, line
+/// separators, BOM, tags.
 bool is_harmful(uint32_t c) {
   return c < 0x20 || (c >= 0x7F && c <= 0x9F) || c == 0xAD || c == 0x061C || c == 0x180E ||
          (c >= 0x200B && c <= 0x200F) || (c >= 0x2028 && c <= 0x202E) ||
@@ -122,12 +123,23 @@ std::string markdown_code(std::string_view text, size_t max_bytes) {
 std::string xml_text(std::string_view text, size_t max_bytes) {
   return escaped(clean(text, max_bytes), [](std::string& out, char c) {
     switch (c) {
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '&': out += "&amp;"; break;
-      case '"': out += "&quot;"; break;
-      case '\'': out += "&apos;"; break;
-      default: out += c;
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '&':
+        out += "&amp;";
+        break;
+      case '"':
+        out += "&quot;";
+        break;
+      case '\'':
+        out += "&apos;";
+        break;
+      default:
+        out += c;
     }
   });
 }

@@ -4,17 +4,19 @@
 #include <string>
 #include <string_view>
 
-/// Text helpers of the report writers. Names and notes come from files of strangers: nothing of them reaches a terminal,
-/// a web page or an XML parser before `clean`.
+/// Text helpers of the report writers. Names and notes come from files of strangers: nothing of
+/// them reaches a terminal, a web page or an XML parser before `clean`.
 namespace dsv32::harness {
 
-/// Valid UTF-8 on one line without control, direction or zero-width characters; each of them becomes '?'. Line breaks
-/// and tabs become a space. At most `max_bytes`, cut at a character with "..." at the end.
+/// Valid UTF-8 on one line without control, direction or zero-width characters; each of them
+/// becomes '?'. Line breaks and tabs become a space. At most `max_bytes`, cut at a character with
+/// "..." at the end.
 std::string clean(std::string_view text, size_t max_bytes = 400);
 
 /// clean + every character with a meaning in Markdown or HTML written as itself.
 std::string markdown_text(std::string_view text, size_t max_bytes = 160);
-/// clean, as inline code: backticks become apostrophes, '|' and '<' cannot break a table or open a tag.
+/// clean, as inline code: backticks become apostrophes, '|' and '<' cannot break a table or open a
+/// tag.
 std::string markdown_code(std::string_view text, size_t max_bytes = 160);
 /// clean + XML entities; fit for attribute values and element text.
 std::string xml_text(std::string_view text, size_t max_bytes = 400);

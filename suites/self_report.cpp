@@ -1,7 +1,7 @@
-// The report writers: what people and machines read must follow from the verdicts, whatever text the verdicts hold.
+// The report writers: what people and machines read must follow from the verdicts, whatever text
+// the verdicts hold.
 
 #include <gtest/gtest.h>
-
 #include <unistd.h>
 
 #include <algorithm>
@@ -59,7 +59,8 @@ Report passing_report() {
   report.suites = {"forward", "backward"};
   report.cases = {"tiny"};
   report.environment = {{"torch", "2.11.0"}};
-  report.verdicts = {passing("embed", Mode::staged, 0.5), passing("layers.0.ix.q", Mode::staged, 1.83),
+  report.verdicts = {passing("embed", Mode::staged, 0.5),
+                     passing("layers.0.ix.q", Mode::staged, 1.83),
                      passing("layers.0.ix.q", Mode::forced, 1.2),
                      passing("grad.lm_head.weight", Mode::forced, 0.3)};
   report.timing = {{"total", 96.34}};
@@ -73,18 +74,21 @@ Report failing_report() {
   later.tap = "layers.0.ix.scores";
   later.measures[0].measured = 1e4;
   report.verdicts.push_back(later);
-  report.findings = {{.case_name = "tiny",
-                      .subject = "candidate fork.safetensors",
-                      .fault = Fault::candidate,
-                      .first_tap = "layers.0.ix.q",
-                      .headline = "FAIL: first divergence layers.0.ix.q (staged), 612x the reference error",
-                      .causes = {"indexer RoPE rotates interleaved pairs instead of halves"}}};
+  report.findings = {
+      {.case_name = "tiny",
+       .subject = "candidate fork.safetensors",
+       .fault = Fault::candidate,
+       .first_tap = "layers.0.ix.q",
+       .headline = "FAIL: first divergence layers.0.ix.q (staged), 612x the reference error",
+       .causes = {"indexer RoPE rotates interleaved pairs instead of halves"}}};
   report.not_tested = {"medium: no golden"};
   report.warnings = {"config.json: unknown field `foo`"};
   return report;
 }
 
-bool holds(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+bool holds(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
 
 size_t count_lines(const std::string& text) { return std::count(text.begin(), text.end(), '\n'); }
 
@@ -127,6 +131,12 @@ TEST(SelfReportExit, FailureStandsAboveVacuousAndMissing) {
   EXPECT_EQ(report.exit_code(), ExitCode::parity);
 }
 
+TEST(SelfReportExit, OneFailedCheckIsAFailure) {
+  Report report = passing_report();
+  report.verdicts.push_back(failing());
+  EXPECT_EQ(report.exit_code(), ExitCode::parity);
+}
+
 TEST(SelfReportExit, NamedFaultIsAFailure) {
   Report report = passing_report();
   report.findings = {{"tiny", "candidate x", Fault::configuration, "", "", {}}};
@@ -136,9 +146,10 @@ TEST(SelfReportExit, NamedFaultIsAFailure) {
 // --- terminal -----------------------------------------------------------------------------------
 
 TEST(SelfReportTerminal, SaysAPassInTwoLines) {
-  EXPECT_EQ(to_terminal(passing_report(), false, false),
-            "tiny  golden vs oracle  PASS     2 taps, 1 gradient  worst layers.0.ix.q 0.61 of limit\n"
-            "PASS | 4 checks | 96.3 s | dsv32-verify --config tiny\n");
+  EXPECT_EQ(
+      to_terminal(passing_report(), false, false),
+      "tiny  golden vs oracle  PASS     2 taps, 1 gradient  worst layers.0.ix.q 0.61 of limit\n"
+      "PASS | 4 checks | 96.3 s | dsv32-verify --config tiny\n");
 }
 
 TEST(SelfReportTerminal, TellsTheFirstDivergence) {
@@ -149,8 +160,7 @@ TEST(SelfReportTerminal, TellsTheFirstDivergence) {
         "first     layers.0.ix.q (staged): row ratio 612 (limit 3)",
         "worst     [1,4,0,3] (row 36): expected 0.125, got -0.457",
         "structure one head (3) holds 98 % of the error",
-        "cause     indexer RoPE rotates interleaved pairs instead of halves",
-        "at fault  candidate",
+        "cause     indexer RoPE rotates interleaved pairs instead of halves", "at fault  candidate",
         "also      layers.0.ix.scores (staged): row ratio 1e+04 (limit 3)",
         "repro     dsv32-verify --config tiny -k 'tiny/candidate fork.safetensors/layers.0.ix.q'",
         "warning: config.json: unknown field `foo`", "not tested: medium: no golden"}) {
@@ -164,9 +174,19 @@ TEST(SelfReportTerminal, TellsWhyItIsNotGreen) {
   report.verdicts.push_back(with_trust(Trust::vacuous, "no row sees more than index_topk keys"));
   const std::string text = to_terminal(report, false, false);
   EXPECT_TRUE(holds(text, "VACUOUS")) << text;
-  EXPECT_TRUE(holds(text, "vacuous   1: no row sees more than index_topk keys (layers.0.topk)")) << text;
-  EXPECT_EQ(last_line(text), "NOT GREEN | 4 checks, 1 vacuous | 96.3 s | dsv32-verify --config tiny");
+  EXPECT_TRUE(holds(text, "vacuous   1: no row sees more than index_topk keys (layers.0.topk)"))
+      << text;
+  EXPECT_EQ(last_line(text),
+            "NOT GREEN | 4 checks, 1 vacuous | 96.3 s | dsv32-verify --config tiny");
   EXPECT_TRUE(holds(to_terminal(Report{}, false, false), "NOTHING CHECKED | 0 checks"));
+}
+
+TEST(SelfReportTerminal, LeavesOutSubjectsWithoutChecksAndNews) {
+  Report report = passing_report();
+  report.findings = {{"tiny", "reference float32", Fault::none, "", "", {}}};
+  EXPECT_FALSE(holds(to_terminal(report, false, false), "reference float32"));
+  report.findings[0].headline = "crashed while loading";
+  EXPECT_TRUE(holds(to_terminal(report, false, false), "reference float32"));
 }
 
 TEST(SelfReportTerminal, ShowsEveryTapWorstFirstWhenVerbose) {
@@ -209,12 +229,14 @@ TEST(SelfReportTerminal, NanIsTheWorst) {
 // --- hostile text -------------------------------------------------------------------------------
 
 const std::string kHostile =
-    "x\x1b[2J\x1b]0;title\x07\nrm\r\xc2\x9b\x31m\xe2\x80\xae|<script>alert(1)</script>`**b** [l](http://e.x) "
+    "x\x1b[2J\x1b]0;title\x07\nrm\r\xc2\x9b\x31m\xe2\x80\xae|<script>alert(1)</script>`**b** "
+    "[l](http://e.x) "
     "@team #1 \xff\xfe\" ' & ]]> $(id)";
 
 Report hostile_report() {
   Report report = failing_report();
-  for (Verdict& v : report.verdicts) v.subject = v.tap = v.note = v.structure = v.case_name = kHostile;
+  for (Verdict& v : report.verdicts)
+    v.subject = v.tap = v.note = v.structure = v.case_name = kHostile;
   for (Finding& f : report.findings) {
     f.case_name = f.subject = f.headline = f.first_tap = kHostile;
     f.causes = {kHostile};
@@ -365,11 +387,13 @@ TEST(SelfReportJson, RefusesAnExitCodeThatItsVerdictsDoNotGive) {
 TEST(SelfReportMarkdown, HasVerdictTableAndCause) {
   const std::string text = to_markdown(failing_report());
   for (const char* part :
-       {"## dsv32-verify: FAIL, `tiny` / `candidate fork.safetensors`, first divergence `layers.0.ix.q`",
+       {"## dsv32-verify: FAIL, `tiny` / `candidate fork.safetensors`, first divergence "
+        "`layers.0.ix.q`",
         "2 of 6 checks failed, 2 subjects.", "| First divergence | `layers.0.ix.q` (staged) |",
         "| Size | row ratio 612 \\(limit 3\\) |", "| At fault | candidate |",
         "| Likely cause | indexer RoPE rotates interleaved pairs instead of halves |",
-        "| `tiny` | `golden` | PASS | 2 taps, 1 gradient | `layers.0.ix.q` (staged) | 0.61 of limit |",
+        "| `tiny` | `golden` | PASS | 2 taps, 1 gradient | `layers.0.ix.q` (staged) | 0.61 of "
+        "limit |",
         "**Not tested**\n\n- medium: no golden", "exit 1"}) {
     EXPECT_TRUE(holds(text, part)) << part << "\nin\n" << text;
   }
@@ -386,7 +410,8 @@ TEST(SelfReportMarkdown, NeverExceedsItsSize) {
     report.verdicts.push_back(v);
   }
   for (int i = 0; i < 500; ++i) {
-    report.findings.push_back({"tiny", "s" + std::to_string(i), Fault::candidate, "", huge, {huge, huge}});
+    report.findings.push_back(
+        {"tiny", "s" + std::to_string(i), Fault::candidate, "", huge, {huge, huge}});
     report.warnings.push_back(huge);
     report.not_tested.push_back(huge);
     report.environment["key" + std::to_string(i)] = huge;
@@ -405,10 +430,13 @@ TEST(SelfReportJunit, CountsAndMessages) {
   const std::string text = to_junit(report);
   for (const char* part :
        {"<testsuite name=\"tiny golden\" tests=\"6\" failures=\"0\" errors=\"1\" skipped=\"1\">",
-        "<testsuite name=\"tiny candidate fork.safetensors\" tests=\"2\" failures=\"2\" errors=\"0\" skipped=\"0\">",
-        "name=\"layers.0.ix.q (staged)\"><failure type=\"staged\" message=\"row ratio 612 (limit 3)\">",
+        "<testsuite name=\"tiny candidate fork.safetensors\" tests=\"2\" failures=\"2\" "
+        "errors=\"0\" skipped=\"0\">",
+        "name=\"layers.0.ix.q (staged)\"><failure type=\"staged\" message=\"row ratio 612 (limit "
+        "3)\">",
         "reproduce: dsv32-verify --config tiny -k &apos;tiny/candidate",
-        "<skipped message=\"absent from the file\"/>", "<error type=\"vacuous\" message=\"cannot fail\"/>"}) {
+        "<skipped message=\"absent from the file\"/>",
+        "<error type=\"vacuous\" message=\"cannot fail\"/>"}) {
     EXPECT_TRUE(holds(text, part)) << part << "\nin\n" << text;
   }
   EXPECT_TRUE(holds(to_junit(Report{}), "<error type=\"report\" message=\"no check was executed"));
@@ -416,8 +444,8 @@ TEST(SelfReportJunit, CountsAndMessages) {
 
 // --- files --------------------------------------------------------------------------------------
 
-/// $DSV32_REPORT_DIR (set by suites/report_schema_test.py, which reads the files), else a directory that goes with the
-/// test.
+/// $DSV32_REPORT_DIR (set by suites/report_schema_test.py, which reads the files), else a directory
+/// that goes with the test.
 class SelfReportFiles : public testing::Test {
  protected:
   void SetUp() override {
