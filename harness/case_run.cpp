@@ -27,6 +27,10 @@ bool has_stage_inputs(const Trace& trace) {
   });
 }
 
+const Trace* stage_inputs(const Subject& subject) {
+  return subject.fed != nullptr ? subject.fed : subject.trace;
+}
+
 bool has_gradients(const Subject& subject) {
   if (subject.golden != nullptr && subject.golden->kind == "sketch") {
     return std::any_of(subject.golden->sketches.begin(), subject.golden->sketches.end(),
@@ -129,8 +133,9 @@ std::vector<Verdict> CaseRun::judge_staged(const Subject& subject) const {
   RunOptions options{.dtype = subject.dtype,
                      .dialect = subject.dialect,
                      .feeding = Feeding::staged,
-                     .feed = subject.trace};
+                     .feed = stage_inputs(subject)};
   Evidence evidence = evidence_of(subject);
+  evidence.fed = options.feed;
   Trace reference;
   if (subject.against_reference) {
     reference = run(options, "staged reference");
@@ -180,7 +185,7 @@ Hypothesis CaseRun::under(const Subject& subject, const Dialect& dialect, const 
   replay(options, subject.trace);
   if (staged) {
     options.feeding = Feeding::staged;
-    options.feed = subject.trace;
+    options.feed = stage_inputs(subject);
   }
   Hypothesis hypothesis{.oracle = run(options, "hypothesis")};
   options.dtype = subject.dtype;

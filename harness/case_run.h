@@ -27,6 +27,7 @@ struct Subject {
   DType dtype = DType::float32;
   Dialect dialect = {};           // what it claims to compute
   const Trace* trace = nullptr;   // for a sketched golden: its decisions and scalars
+  const Trace* fed = nullptr;     // what stages read; nullptr: trace
   const golden::Golden* golden = nullptr;
   bool is_file = false;
   bool against_reference = true;  // false: it is the reference itself, judged by the cap alone

@@ -108,10 +108,14 @@ class CaseJob {
     const std::string where = path.string();
     const io::CandidateNotes notes = io::candidate_notes(trace, where);
     check_weights_identity(trace, where);
+    // A fused kernel never held these values: its next stage did not read their rounding.
+    Trace held = trace;
+    for (const std::string& tap : notes.derived_taps) held.erase(tap);
     Subject subject{.name = "candidate " + path.filename().string(),
                     .dtype = parse_dtype(trace.metadata.at("dtype")),
                     .dialect = find_dialect(job_.dialect),
                     .trace = &trace,
+                    .fed = &held,
                     .is_file = true};
     std::vector<Verdict> verdicts = verdicts_on_loading(subject, notes);
     if (!trace.empty()) {

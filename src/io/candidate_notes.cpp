@@ -63,6 +63,9 @@ CandidateNotes candidate_notes(const Trace& trace, const std::string& where) {
   if (const auto missing = parsed(trace, "missing_taps", Json::value_t::array, where)) {
     notes.missing_taps = names(*missing, where, "missing_taps");
   }
+  if (const auto derived = parsed(trace, "derived_taps", Json::value_t::array, where)) {
+    notes.derived_taps = names(*derived, where, "derived_taps");
+  }
   return notes;
 }
 

@@ -131,9 +131,10 @@ struct CandidateNotes {
   std::optional<LoadedWeights> weights;
   std::optional<Failure> failure;
   std::vector<std::string> missing_taps;
+  std::vector<std::string> derived_taps;  // computed by the dump, not by the implementation
 };
-/// From the metadata `weights_loaded`, `failure` and `missing_taps`. Throws Error (artefact) when
-/// one is no such JSON.
+/// From the metadata `weights_loaded`, `failure`, `missing_taps` and `derived_taps`. Throws Error
+/// (artefact) when one is no such JSON.
 CandidateNotes candidate_notes(const Trace& trace, const std::string& where);
 /// `--batch FILE`: input_ids and optional attention_mask, labels. digest = sha256 of the file.
 Batch read_batch(const fs::path& path, const ModelConfig& config);
