@@ -119,6 +119,7 @@ TEST(SelfConfigs, RefusesWrongTypesAndImpossibleValues) {
        {"qk_rope_head_dim", "even", "got 15"}},
       {"\"index_topk\": 8", "\"index_topk\": 0", {"index_topk", "got 0"}},
       {"\"qk_head_dim\": 32", "\"qk_head_dim\": 33", {"qk_head_dim", "32", "got 33"}},
+      {"\"ep_size\": 1", "\"num_experts\": 5", {"num_experts", "expected 4", "got 5"}},
       {"\"num_hidden_layers\": 2",
        "\"num_hidden_layers\": 1000000000",
        {"n_routed_experts", "all layers together"}},

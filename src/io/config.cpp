@@ -50,11 +50,13 @@ const std::vector<std::pair<std::string, Json>>& fixed_fields() {
 }
 
 /// Read by their own functions below.
-const std::set<std::string> kRead = {
-    "num_key_value_heads", "routed_scaling_factor", "norm_topk_prob",       "first_k_dense_replace",
-    "mlp_layer_types",     "layer_types",           "rms_norm_eps",         "rope_theta",
-    "rope_scaling",        "rope_parameters",       "use_sparse_attention", "qk_head_dim",
-    "model_type"};
+const std::set<std::string> kRead = {"num_key_value_heads",  "routed_scaling_factor",
+                                     "norm_topk_prob",       "first_k_dense_replace",
+                                     "mlp_layer_types",      "layer_types",
+                                     "rms_norm_eps",         "rope_theta",
+                                     "rope_scaling",         "rope_parameters",
+                                     "use_sparse_attention", "qk_head_dim",
+                                     "num_experts",          "model_type"};
 
 /// Known, and without effect on the numbers that are judged. quantization_config speaks of the
 /// stored weights: the checkpoint reader looks at the tensors themselves.
@@ -232,6 +234,11 @@ void check_derived(const Fields& fields, const ModelConfig& config) {
     fields.wrong("qk_head_dim",
                  std::to_string(config.qk_head_dim()) + ", qk_nope_head_dim + qk_rope_head_dim",
                  *head_dim);
+  const Json* experts = fields.find("num_experts");
+  if (experts && *experts != config.n_routed_experts)
+    fields.wrong("num_experts",
+                 std::to_string(config.n_routed_experts) + ", the same as n_routed_experts",
+                 *experts);
   if (config.n_routed_experts > kMaxExperts / config.num_hidden_layers)
     fields.wrong("n_routed_experts",
                  "at most " + std::to_string(kMaxExperts) + " experts in all layers together",
@@ -295,6 +302,8 @@ Json config_to_json(const ModelConfig& config, const std::string& torch_dtype) {
   for (const IntegerField& field : kIntegers) out[field.name] = config.*field.member;
   out["num_key_value_heads"] = config.num_key_value_heads;
   out["qk_head_dim"] = config.qk_head_dim();
+  // transformers 5.12 sizes its experts by this name; later releases take both.
+  out["num_experts"] = config.n_routed_experts;
   out["first_k_dense_replace"] = config.first_k_dense_replace;
   out["routed_scaling_factor"] = config.routed_scaling_factor;
   out["norm_topk_prob"] = config.norm_topk_prob;
