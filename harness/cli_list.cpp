@@ -13,7 +13,7 @@
 namespace dsv32::harness {
 namespace {
 
-constexpr size_t kNameWidth = 18;
+constexpr size_t kNameWidth = 24;  // "layers.N.router.weights"
 
 std::string row(const std::string& name, const std::string& about) {
   return "  " + padded(name, kNameWidth) + " " + about + "\n";

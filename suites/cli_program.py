@@ -33,8 +33,7 @@ def environment(**changes: str) -> dict[str, str]:
     """The environment of a plain machine: nothing about colours, no CI."""
     names = ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "CI", "RUNNER_DEBUG")
     env = {name: value for name, value in os.environ.items() if name not in names}
-    env.update(TERM="xterm-256color", **changes)
-    return env
+    return env | {"TERM": "xterm-256color"} | changes
 
 
 def run(*words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
