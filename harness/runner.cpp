@@ -121,6 +121,9 @@ class CaseJob {
     if (!trace.empty()) {
       const std::vector<Verdict> judged = run_.judge_subject(subject);
       verdicts.insert(verdicts.end(), judged.begin(), judged.end());
+    } else if (!notes.failure) {
+      verdicts.push_back({.case_name = run_.the_case().name, .subject = subject.name, .tap = "taps",
+                          .trust = Trust::missing, .note = "there is no tap in this file"});
     }
     const bool broken_start = !verdicts.empty() && verdicts.front().trust == Trust::fail && !parse_tap(verdicts.front().tap);
     add(subject.name, verdicts, broken_start ? std::vector<std::string>{} : causes_of(subject, verdicts));
@@ -138,7 +141,11 @@ class CaseJob {
   }
 
   static std::shared_ptr<const WeightSource> open_weights(const Job& job, const Case& c) {
-    if (job.weights.rfind("synthetic", 0) == 0) return std::make_shared<SyntheticWeights>(c.seed, c.bias_offset);
+    const std::string seeded = "synthetic:";
+    if (job.weights.rfind(seeded, 0) == 0) {
+      return std::make_shared<SyntheticWeights>(std::stoull(job.weights.substr(seeded.size())), c.bias_offset);
+    }
+    if (job.weights == "synthetic") return std::make_shared<SyntheticWeights>(c.seed, c.bias_offset);
     return io::open_checkpoint(job.weights, c.config);
   }
 
