@@ -1,0 +1,157 @@
+"""Times our reference and real transformers on one case, same threads, same weights, taking turns.
+
+    ci/bench [--case small] [--rounds 2] [--repetitions 3] [--out docs/performance.md]
+
+Both hold their weights before the clock starts and give logits and loss; the losses are printed, so
+that a glance tells that both computed the same. The reference runs in build/suites/bench_reference
+(Google Benchmark). Its backward pass computes each layer's forward pass a second time, because it
+holds one layer at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import dump
+import torch
+from calibrate import reseed
+from synthetic import ROOT, Case, load_cases
+
+PROGRAM = Path(os.environ.get("DSV32_BENCH", ROOT / "build" / "suites" / "bench_reference"))
+PASSES = ("forward", "forward and backward")
+
+
+@dataclasses.dataclass
+class Times:
+    """Seconds of one implementation in one dtype and pass."""
+
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    loss: float = 0.0
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+Table = dict[tuple[str, str, str], Times]  # (implementation, dtype, pass)
+
+
+def live_model(case: Case, dtype: str) -> torch.nn.Module:
+    """transformers' own model with the case's weights."""
+    transformers = dump.import_transformers(None)
+    transformers.logging.set_verbosity_error()
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(case.config))
+        config = transformers.AutoConfig.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager", dtype=getattr(torch, dtype)
+    )
+    reseed(model, case, case.seed)
+    return model
+
+
+def time_transformers(
+    model: torch.nn.Module, batch: dict[str, Any], backward: bool
+) -> tuple[float, float]:
+    model.train(backward)
+    model.zero_grad(set_to_none=True)
+    start = time.perf_counter()
+    with torch.set_grad_enabled(backward):
+        loss = model(**batch, use_cache=False).loss
+        if backward:
+            loss.backward()
+    return time.perf_counter() - start, float(loss)
+
+
+def bench_transformers(case: Case, dtype: str, repetitions: int, table: Table) -> None:
+    model = live_model(case, dtype)
+    arrays = dump.make_batch(case.fields(), case.config["vocab_size"])
+    batch = {name: torch.from_numpy(value) for name, value in arrays.items()}
+    for name in PASSES:
+        times = table.setdefault(("transformers eager", dtype, name), Times())
+        time_transformers(model, batch, name != "forward")  # the first run allocates
+        for _ in range(repetitions):
+            seconds, times.loss = time_transformers(model, batch, name != "forward")
+            times.seconds.append(seconds)
+
+
+def bench_reference(case: Case, dtype: str, repetitions: int, table: Table) -> None:
+    command = [str(PROGRAM), "--case", case.name, f"--benchmark_filter=^{dtype} "]
+    command += [f"--benchmark_repetitions={repetitions + 1}", "--benchmark_format=json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    seen: dict[str, int] = {}
+    for run in json.loads(done.stdout)["benchmarks"]:
+        if run["run_type"] != "iteration":
+            continue
+        words = run["name"].split("/")[0]
+        seen[words] = seen.get(words, 0) + 1
+        if seen[words] == 1:
+            continue  # the first run allocates
+        times = table.setdefault(("reference", *words.split(" ", 1)), Times())
+        times.seconds.append(run["real_time"] / 1000)
+        times.loss = run["loss"]
+
+
+def machine() -> str:
+    cpu = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
+    return f"{cpu}, {torch.get_num_threads()} threads on {os.cpu_count()} cores"
+
+
+def markdown(case: Case, table: Table) -> str:
+    release = dump.import_transformers(None).__version__
+    lines = [
+        "# Performance",
+        "",
+        f"Made by `ci/bench`: case `{case.name}` (B {case.B}, S {case.S}), medians in seconds,",
+        "eager attention and experts of transformers.",
+        f"{machine()}; torch {torch.__version__}, transformers {release}.",
+        "Weights are resident, logits and loss are computed, both sides take turns. The reference",
+        "computes each layer's forward pass twice when it makes gradients, to hold only one.",
+        "",
+        "| dtype | pass | reference | transformers | quotient | runs | losses |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (who, dtype, name), ours in table.items():
+        theirs = table.get(("transformers eager", dtype, name))
+        if who == "reference" and theirs is not None:
+            ratio = theirs.median / ours.median
+            cells = [dtype, name, f"{ours.median:.2f}", f"{theirs.median:.2f}", f"{ratio:.2f}x"]
+            cells += [str(len(ours.seconds)), f"{ours.loss:.6f}, {theirs.loss:.6f}"]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="ci/bench", description=__doc__.split("\n")[0])
+    parser.add_argument("--case", default="small", choices=list(load_cases()), metavar="NAME")
+    parser.add_argument("--dtype", nargs="+", default=["float32", "float64"])
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: only print")
+    arguments = parser.parse_args(words)
+    torch.set_num_threads(os.cpu_count() or 1)
+    case, table = load_cases()[arguments.case], {}
+    for dtype in arguments.dtype:
+        for _ in range(arguments.rounds):
+            bench_reference(case, dtype, arguments.repetitions, table)
+            bench_transformers(case, dtype, arguments.repetitions, table)
+    text = markdown(case, table)
+    print(text, end="")
+    if arguments.out:
+        arguments.out.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
