@@ -169,6 +169,12 @@ TEST(SelfReportTerminal, TellsTheFirstDivergence) {
   EXPECT_EQ(last_line(text), "FAIL | 2 of 6 checks failed | 96.3 s | dsv32-verify --config tiny");
 }
 
+TEST(SelfReportTerminal, TheFindingDecidesWhichFailureIsFirst) {
+  Report report = failing_report();
+  report.findings[0].first_tap = "layers.0.ix.scores";
+  EXPECT_TRUE(holds(to_terminal(report, false, false), "first     layers.0.ix.scores (staged)"));
+}
+
 TEST(SelfReportTerminal, TellsWhyItIsNotGreen) {
   Report report = passing_report();
   report.verdicts.push_back(with_trust(Trust::vacuous, "no row sees more than index_topk keys"));
