@@ -110,6 +110,21 @@ void write_variable_text(hid_t file, const char* name) {
   H5Sclose(space);
 }
 
+std::string read_text(hid_t file, const char* name) {
+  const hid_t attribute = checked(H5Aopen(file, name, H5P_DEFAULT));
+  const hid_t type = checked(H5Aget_type(attribute));
+  std::string text(H5Tget_size(type), '\0');
+  checked(H5Aread(attribute, type, text.data()));
+  H5Tclose(type);
+  H5Aclose(attribute);
+  return text;
+}
+
+/// Lists one more tap, of a layer that the model does not have.
+void list_foreign_tap(hid_t file) {
+  write_text(file, "taps", "[\"layers.9.hidden\"," + read_text(file, "taps").substr(1));
+}
+
 void flip_first_token(hid_t file) {
   const hid_t dataset = checked(H5Dopen2(file, "/inputs/input_ids", H5P_DEFAULT));
   int64_t ids[14];
@@ -198,6 +213,7 @@ std::vector<Damage> make_damages() {
       {"no tap list", "attribute taps", change([](hid_t f) { checked(H5Adelete(f, "taps")); })},
       {"shorter tap list", "missing",
        change([](hid_t f) { write_text(f, "taps", "[\"embed\"]"); })},
+      {"tap of a foreign layer", "got layers.9.hidden", change(list_foreign_tap)},
       {"unknown tap", "layers.0.secret",
        change([](hid_t f) { write_text(f, "taps", "[\"layers.0.secret\"]"); })},
       {"path as a tap", "attribute taps",

@@ -150,7 +150,7 @@ TEST_F(SelfGolden, DamagedManifestIsRefused) {
       {text.substr(0, text.size() - 5), "JSON"},
       {with("\"version\":1", "\"version\":2"), "version"},
       {with("\"kind\":\"full\"", "\"kind\":\"half\""), "kind"},
-      {with("\"sha256\":\"", "\"sha256\":\"Z"), "sha256"},
+      {with("\"sha256\":\"", "\"sha256\":\"Z"), "64 lower-case hex digits"},
       {with("\"size\":", "\"size\":9"), "size"},
       {with("\"size\":", "\"size\":-"), "size"},
       {with("\"files\":[", "\"files\":[3,"), "an object"}};
