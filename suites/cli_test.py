@@ -62,6 +62,11 @@ class Usage(CliTest):
             with self.subTest(words):
                 self.refused(run(*words), USAGE, hint)
 
+    def test_words_cannot_steer_the_terminal(self) -> None:
+        done = run(f"{ESCAPE}[2J")
+        self.ended(done, USAGE)
+        self.assertNotIn(ESCAPE, done.stderr)
+
     def test_wrong_command_lines(self) -> None:
         rows = [
             ("--seed", "-1"), ("--seed", "1.5"), ("--seed", str(1 << 64)), ("--timeout", "0"),
@@ -307,6 +312,15 @@ class OtherCommands(CliTest):
         for path in folder.glob("*.safetensors"):
             path.write_bytes(path.read_bytes()[:-2])
         self.refused(run("weights", "check", folder), ARTEFACT, "safetensors")
+
+    def test_weights_with_a_nan(self) -> None:
+        folder = scratch / "nan"
+        self.ended(run("weights", "make", "--case", "tiny", "--out", folder), OK)
+        path = next(folder.glob("*.safetensors"))
+        path.write_bytes(path.read_bytes()[:-2] + b"\xc0\x7f")  # the last bfloat16
+        done = run("weights", "check", folder)
+        self.ended(done, ARTEFACT)
+        self.assertRegex(done.stdout.lower(), "nan|finite")
 
     def test_weights_of_a_wrong_config(self) -> None:
         folder = scratch / "wrong"
