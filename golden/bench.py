@@ -34,14 +34,16 @@ PASSES = ("forward", "forward and backward")
 
 @dataclasses.dataclass
 class Times:
-    """Seconds of one implementation in one dtype and pass."""
+    """Seconds of one implementation in one dtype and pass, on the clock and of all processors."""
 
-    seconds: list[float] = dataclasses.field(default_factory=list)
+    clock: list[float] = dataclasses.field(default_factory=list)
+    work: list[float] = dataclasses.field(default_factory=list)
     loss: float = 0.0
 
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
+    def add(self, clock: float, work: float, loss: float) -> None:
+        self.clock.append(clock)
+        self.work.append(work)
+        self.loss = loss
 
 
 Table = dict[tuple[str, str, str], Times]  # (implementation, dtype, pass)
@@ -57,21 +59,22 @@ def live_model(case: Case, dtype: str) -> torch.nn.Module:
     model = transformers.AutoModelForCausalLM.from_config(
         config, attn_implementation="eager", dtype=getattr(torch, dtype)
     )
+    model.set_experts_implementation("eager")
     reseed(model, case, case.seed)
     return model
 
 
 def time_transformers(
     model: torch.nn.Module, batch: dict[str, Any], backward: bool
-) -> tuple[float, float]:
+) -> tuple[float, float, float]:
     model.train(backward)
     model.zero_grad(set_to_none=True)
-    start = time.perf_counter()
+    start, work = time.perf_counter(), time.process_time()
     with torch.set_grad_enabled(backward):
         loss = model(**batch, use_cache=False).loss
         if backward:
             loss.backward()
-    return time.perf_counter() - start, float(loss)
+    return time.perf_counter() - start, time.process_time() - work, float(loss.detach())
 
 
 def bench_transformers(case: Case, dtype: str, repetitions: int, table: Table) -> None:
@@ -79,11 +82,10 @@ def bench_transformers(case: Case, dtype: str, repetitions: int, table: Table) -
     arrays = dump.make_batch(case.fields(), case.config["vocab_size"])
     batch = {name: torch.from_numpy(value) for name, value in arrays.items()}
     for name in PASSES:
-        times = table.setdefault(("transformers eager", dtype, name), Times())
+        times = table.setdefault(("transformers", dtype, name), Times())
         time_transformers(model, batch, name != "forward")  # the first run allocates
         for _ in range(repetitions):
-            seconds, times.loss = time_transformers(model, batch, name != "forward")
-            times.seconds.append(seconds)
+            times.add(*time_transformers(model, batch, name != "forward"))
 
 
 def bench_reference(case: Case, dtype: str, repetitions: int, table: Table) -> None:
@@ -99,8 +101,7 @@ def bench_reference(case: Case, dtype: str, repetitions: int, table: Table) -> N
         if seen[words] == 1:
             continue  # the first run allocates
         times = table.setdefault(("reference", *words.split(" ", 1)), Times())
-        times.seconds.append(run["real_time"] / 1000)
-        times.loss = run["loss"]
+        times.add(run["real_time"] / 1000, run["cpu_time"] / 1000, run["loss"])
 
 
 def machine() -> str:
@@ -118,18 +119,22 @@ def markdown(case: Case, table: Table) -> str:
         f"{machine()}; torch {torch.__version__}, transformers {release}.",
         "Weights are resident, logits and loss are computed, both sides take turns. The reference",
         "computes each layer's forward pass twice when it makes gradients, to hold only one.",
+        "`work` is the time of all processors: it hardly depends on what else the machine does.",
         "",
-        "| dtype | pass | reference | transformers | quotient | runs | losses |",
-        "|---|---|---|---|---|---|---|",
+        "| dtype | pass | measure | reference | transformers | quotient | runs | losses |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for (who, dtype, name), ours in table.items():
-        theirs = table.get(("transformers eager", dtype, name))
+        theirs = table.get(("transformers", dtype, name))
         if who == "reference" and theirs is not None:
-            ratio = theirs.median / ours.median
-            cells = [dtype, name, f"{ours.median:.2f}", f"{theirs.median:.2f}", f"{ratio:.2f}x"]
-            cells += [str(len(ours.seconds)), f"{ours.loss:.6f}, {theirs.loss:.6f}"]
-            lines.append("| " + " | ".join(cells) + " |")
+            lines += [line([dtype, name, what], ours, theirs) for what in ("clock", "work")]
     return "\n".join(lines) + "\n"
+
+
+def line(cells: list[str], ours: Times, theirs: Times) -> str:
+    a, b = (statistics.median(getattr(times, cells[-1])) for times in (ours, theirs))
+    cells = [*cells, f"{a:.2f}", f"{b:.2f}", f"{b / a:.2f}x", str(len(ours.clock))]
+    return "| " + " | ".join([*cells, f"{ours.loss:.6f}, {theirs.loss:.6f}"]) + " |"
 
 
 def main(words: list[str] | None = None) -> int:

@@ -55,6 +55,7 @@ void add(const Implementation& model, const Batch& batch, Timed timed) {
       name.c_str(), [&, timed](benchmark::State& state) { run(state, model, batch, timed); })
       ->Unit(benchmark::kMillisecond)
       ->UseRealTime()
+      ->MeasureProcessCPUTime()
       ->Iterations(1);
 }
 
