@@ -36,15 +36,18 @@ std::string short_number(double value) {
 std::string headline(const Verdict& failure) {
   std::ostringstream text;
   text << "first divergence " << failure.tap << " (" << to_string(failure.mode) << ")";
-  const auto worst = std::max_element(failure.measures.begin(), failure.measures.end(),
-                                      [](const Measure& a, const Measure& b) { return a.margin() < b.margin(); });
+  const auto worst =
+      std::max_element(failure.measures.begin(), failure.measures.end(),
+                       [](const Measure& a, const Measure& b) { return a.margin() < b.margin(); });
   if (worst != failure.measures.end()) {
-    text << ": " << worst->metric << " " << short_number(worst->measured) << ", limit " << short_number(worst->limit);
+    text << ": " << worst->metric << " " << short_number(worst->measured) << ", limit "
+         << short_number(worst->limit);
   }
   return text.str();
 }
 
-/// Bytes of the largest live tensors of a run: the attention matrix of one layer in float64, a few times over.
+/// Bytes of the largest live tensors of a run: the attention matrix of one layer in float64, a few
+/// times over.
 double peak_bytes(const Case& c) {
   const double attention = 1.0 * c.B * c.config.num_attention_heads * c.S * c.S;
   const double kept = c.config.num_hidden_layers * 2 * attention;
@@ -68,39 +71,52 @@ void refuse_what_does_not_fit(const Case& c) {
   const double needed = peak_bytes(c), there = memory_bytes();
   if (there <= 0 || needed <= there) return;
   const double gib = 1024.0 * 1024 * 1024;
-  throw Error(ExitCode::environment, {.where = "case " + c.name, .what = "memory",
-                                      .expected = short_number(needed / gib) + " GiB available",
-                                      .got = short_number(there / gib) + " GiB",
-                                      .hint = "the attention matrices of this case are held whole in this version"});
+  throw Error(ExitCode::environment,
+              {.where = "case " + c.name,
+               .what = "memory",
+               .expected = short_number(needed / gib) + " GiB available",
+               .got = short_number(there / gib) + " GiB",
+               .hint = "the attention matrices of this case are held whole in this version"});
 }
 
 /// The taps of the chosen suites: gradients belong to `backward`, everything else to `forward`.
 bool selected(const Job& job, const Verdict& verdict) {
   const bool gradient = verdict.tap.rfind("grad.", 0) == 0;
-  if (!contains(job.suites, gradient ? "backward" : "forward") && parse_tap(verdict.tap)) return false;
+  if (!contains(job.suites, gradient ? "backward" : "forward") && parse_tap(verdict.tap))
+    return false;
   if (job.filter.empty()) return true;
-  return (verdict.case_name + "/" + verdict.subject + "/" + verdict.tap).find(job.filter) != std::string::npos;
+  return (verdict.case_name + "/" + verdict.subject + "/" + verdict.tap).find(job.filter) !=
+         std::string::npos;
 }
 
 /// One case of a job: its golden, the reference in each dtype, the candidates.
 class CaseJob {
  public:
-  CaseJob(const Job& job, Case c, Report& report) : job_(job), report_(report), run_(make_run(job, std::move(c))) {}
+  CaseJob(const Job& job, Case c, Report& report)
+      : job_(job), report_(report), run_(make_run(job, std::move(c))) {}
 
   void run_golden_and_references() {
     const Case& c = run_.the_case();
     std::optional<golden::Golden> golden = load_golden();
     // The golden's decisions serve everybody unless its dialect is another function in this case.
-    const bool common = golden && same_function(c.config, DType::float64, find_dialect(golden->dialect), {});
+    const bool common =
+        golden && same_function(c.config, DType::float64, find_dialect(golden->dialect), {});
     Trace own_decisions;
     if (!common) {
-      own_decisions = run_.run({.dtype = DType::float32, .wanted = is_decision_name}, "reference float32");
+      own_decisions =
+          run_.run({.dtype = DType::float32, .wanted = is_decision_name}, "reference float32");
     }
     const Trace& decisions = common ? golden->trace : own_decisions;
+    // Staged first: its traces are gone before the end-to-end ones, the largest, are made.
+    std::vector<std::vector<Verdict>> staged;
+    for (const DType dtype : job_.dtypes) staged.push_back(reference_staged(dtype));
     const ForcedTraces shared = run_.forced_traces({}, &decisions);
     if (golden) judge_golden(*golden, common ? &shared : nullptr);
-    for (const DType dtype : job_.dtypes) judge_reference(dtype, decisions, shared);
-    if (!golden && c.golden == "none") report_.not_tested.push_back(c.name + ": there is no golden of this case");
+    for (size_t i = 0; i < staged.size(); ++i) {
+      judge_reference(job_.dtypes[i], std::move(staged[i]), decisions, shared);
+    }
+    if (!golden && c.golden == "none")
+      report_.not_tested.push_back(c.name + ": there is no golden of this case");
     settle_faults();
   }
 
@@ -122,13 +138,19 @@ class CaseJob {
       const std::vector<Verdict> judged = run_.judge_subject(subject);
       verdicts.insert(verdicts.end(), judged.begin(), judged.end());
     } else if (!notes.failure) {
-      verdicts.push_back({.case_name = run_.the_case().name, .subject = subject.name, .tap = "taps",
-                          .trust = Trust::missing, .note = "there is no tap in this file"});
+      verdicts.push_back({.case_name = run_.the_case().name,
+                          .subject = subject.name,
+                          .tap = "taps",
+                          .trust = Trust::missing,
+                          .note = "there is no tap in this file"});
     }
-    const bool broken_start = !verdicts.empty() && verdicts.front().trust == Trust::fail && !parse_tap(verdicts.front().tap);
-    add(subject.name, verdicts, broken_start ? std::vector<std::string>{} : causes_of(subject, verdicts));
+    const bool broken_start = !verdicts.empty() && verdicts.front().trust == Trust::fail &&
+                              !parse_tap(verdicts.front().tap);
+    add(subject.name, verdicts,
+        broken_start ? std::vector<std::string>{} : causes_of(subject, verdicts));
     for (const std::string& tap : notes.missing_taps) {
-      report_.not_tested.push_back(subject.name + ": " + tap + " was not found in that implementation");
+      report_.not_tested.push_back(subject.name + ": " + tap +
+                                   " was not found in that implementation");
     }
   }
 
@@ -143,9 +165,11 @@ class CaseJob {
   static std::shared_ptr<const WeightSource> open_weights(const Job& job, const Case& c) {
     const std::string seeded = "synthetic:";
     if (job.weights.rfind(seeded, 0) == 0) {
-      return std::make_shared<SyntheticWeights>(std::stoull(job.weights.substr(seeded.size())), c.bias_offset);
+      return std::make_shared<SyntheticWeights>(std::stoull(job.weights.substr(seeded.size())),
+                                                c.bias_offset);
     }
-    if (job.weights == "synthetic") return std::make_shared<SyntheticWeights>(c.seed, c.bias_offset);
+    if (job.weights == "synthetic")
+      return std::make_shared<SyntheticWeights>(c.seed, c.bias_offset);
     return io::open_checkpoint(job.weights, c.config);
   }
 
@@ -159,49 +183,74 @@ class CaseJob {
     }
     refuse_what_does_not_fit(c);
     auto weights = open_weights(job, c);
-    return {std::move(c), batch, std::move(weights), contains(job.suites, "backward"),
+    return {std::move(c),
+            batch,
+            std::move(weights),
+            contains(job.suites, "backward"),
             {.device = job.device, .progress = job.progress, .interrupted = job.interrupted}};
   }
 
   std::optional<golden::Golden> load_golden() {
     const Case& c = run_.the_case();
     if (c.golden == "none" || job_.batch_file || job_.seed || job_.weights != "synthetic") {
-      if (c.golden != "none") report_.not_tested.push_back(c.name + ": the golden is for the case's own batch and weights");
+      if (c.golden != "none")
+        report_.not_tested.push_back(c.name +
+                                     ": the golden is for the case's own batch and weights");
       return std::nullopt;
     }
     if (!golden::exists(c.name)) {
-      report_.verdicts.push_back({.case_name = c.name, .subject = "golden", .tap = "golden file", .trust = Trust::missing,
-                                  .note = "no golden of this case; make it with golden/generate.py"});
+      report_.verdicts.push_back(
+          {.case_name = c.name,
+           .subject = "golden",
+           .tap = "golden file",
+           .trust = Trust::missing,
+           .note = "no golden of this case; make it with golden/generate.py"});
       return std::nullopt;
     }
     golden::Golden golden = golden::load(c.name);
     for (const auto& entry : golden::read_manifest(golden::default_directory())) {
-      if (entry.case_name == c.name) report_.environment["golden " + c.name] = "sha256 " + entry.sha256;
+      if (entry.case_name == c.name)
+        report_.environment["golden " + c.name] = "sha256 " + entry.sha256;
     }
     return golden;
   }
 
   void judge_golden(const golden::Golden& golden, const ForcedTraces* shared) {
-    const Subject subject{.name = "golden", .dtype = golden.dtype, .dialect = find_dialect(golden.dialect),
-                          .trace = &golden.trace, .golden = &golden};
+    const Subject subject{.name = "golden",
+                          .dtype = golden.dtype,
+                          .dialect = find_dialect(golden.dialect),
+                          .trace = &golden.trace,
+                          .golden = &golden};
     add(subject.name, run_.judge_subject(subject, shared), {});
   }
 
-  /// Staged on a free run with its own decisions; end to end under the decisions that all subjects share.
-  void judge_reference(DType dtype, const Trace& decisions, const ForcedTraces& shared) {
-    Subject subject{.name = "reference " + std::string(to_string(dtype)), .dtype = dtype, .against_reference = false};
-    RunOptions options{.dtype = dtype};
-    const Trace free = run_.run(options, subject.name);
-    subject.trace = &free;
-    std::vector<Verdict> verdicts = run_.judge_staged(subject);
+  static Subject reference_subject(DType dtype) {
+    return {.name = "reference " + std::string(to_string(dtype)),
+            .dtype = dtype,
+            .against_reference = false};
+  }
 
-    options.backward = run_.backward();
-    options.feeding = Feeding::forced;
-    options.feed = &decisions;
+  /// On a free run with its own decisions.
+  std::vector<Verdict> reference_staged(DType dtype) const {
+    Subject subject = reference_subject(dtype);
+    const Trace free = run_.run({.dtype = dtype}, subject.name);
+    subject.trace = &free;
+    return run_.judge_staged(subject);
+  }
+
+  /// Adds the end-to-end verdicts, under the decisions that all subjects share.
+  void judge_reference(DType dtype, std::vector<Verdict> verdicts, const Trace& decisions,
+                       const ForcedTraces& shared) {
+    Subject subject = reference_subject(dtype);
+    const RunOptions options{.dtype = dtype,
+                             .backward = run_.backward(),
+                             .feeding = Feeding::forced,
+                             .feed = &decisions};
     Trace forced = run_.run(options, subject.name);
     put_decisions(decisions, forced);
     subject.trace = &forced;
-    for (Verdict& verdict : run_.judge_forced(subject, &shared)) verdicts.push_back(std::move(verdict));
+    for (Verdict& verdict : run_.judge_forced(subject, &shared))
+      verdicts.push_back(std::move(verdict));
     add(subject.name, verdicts, {});
   }
 
@@ -216,20 +265,31 @@ class CaseJob {
     const std::string& said = trace.metadata.at("weights");
     const std::string expected = run_.weights().identity();
     if (said == expected) return;
-    throw Error(ExitCode::artefact, {.where = where, .what = "metadata weights", .expected = expected, .got = said,
-                                     .hint = "name the checkpoint that the candidate used with --weights DIR"});
+    throw Error(ExitCode::artefact,
+                {.where = where,
+                 .what = "metadata weights",
+                 .expected = expected,
+                 .got = said,
+                 .hint = "name the checkpoint that the candidate used with --weights DIR"});
   }
 
-  std::vector<Verdict> verdicts_on_loading(const Subject& subject, const io::CandidateNotes& notes) const {
+  std::vector<Verdict> verdicts_on_loading(const Subject& subject,
+                                           const io::CandidateNotes& notes) const {
     std::vector<Verdict> verdicts;
     const auto check = [&](const char* what, bool good, const std::string& note, int64_t checked) {
-      verdicts.push_back({.case_name = run_.the_case().name, .subject = subject.name, .tap = what, .mode = Mode::exact,
-                          .trust = good ? Trust::pass : Trust::fail, .checked = checked, .note = note});
+      verdicts.push_back({.case_name = run_.the_case().name,
+                          .subject = subject.name,
+                          .tap = what,
+                          .mode = Mode::exact,
+                          .trust = good ? Trust::pass : Trust::fail,
+                          .checked = checked,
+                          .note = note});
     };
     if (notes.failure) {
       check("ran to its end", false,
             notes.failure->where + ": " + notes.failure->message +
-                (notes.failure->shapes.empty() ? "" : " (shapes " + notes.failure->shapes + ")"), 1);
+                (notes.failure->shapes.empty() ? "" : " (shapes " + notes.failure->shapes + ")"),
+            1);
     }
     if (notes.weights) {
       const auto& w = *notes.weights;
@@ -253,12 +313,14 @@ class CaseJob {
     return note;
   }
 
-  std::vector<std::string> causes_of(const Subject& subject, const std::vector<Verdict>& verdicts) const {
+  std::vector<std::string> causes_of(const Subject& subject,
+                                     const std::vector<Verdict>& verdicts) const {
     return find_causes(run_, subject, verdicts);
   }
 
   /// Keeps what the job selected, and one finding about the subject.
-  void add(const std::string& subject, const std::vector<Verdict>& verdicts, const std::vector<std::string>& causes) {
+  void add(const std::string& subject, const std::vector<Verdict>& verdicts,
+           const std::vector<std::string>& causes) {
     std::vector<Verdict> kept;
     std::copy_if(verdicts.begin(), verdicts.end(), std::back_inserter(kept),
                  [&](const Verdict& v) { return selected(job_, v); });
@@ -277,18 +339,22 @@ class CaseJob {
   std::vector<Finding> findings_;
 };
 
-/// Who is wrong: needs the answers about golden, reference and candidate together (DESIGN 3, arbitration).
+/// Who is wrong: needs the answers about golden, reference and candidate together (DESIGN 3,
+/// arbitration).
 void CaseJob::settle_faults() {
   const auto failed = [&](const std::string& start) {
-    return std::any_of(findings_.begin(), findings_.end(),
-                       [&](const Finding& f) { return f.subject.rfind(start, 0) == 0 && !f.first_tap.empty(); });
+    return std::any_of(findings_.begin(), findings_.end(), [&](const Finding& f) {
+      return f.subject.rfind(start, 0) == 0 && !f.first_tap.empty();
+    });
   };
-  const bool golden_present = std::any_of(findings_.begin(), findings_.end(), [](const Finding& f) { return f.subject == "golden"; });
+  const bool golden_present = std::any_of(findings_.begin(), findings_.end(),
+                                          [](const Finding& f) { return f.subject == "golden"; });
   const bool golden_ok = !failed("golden"), reference_ok = !failed("reference");
   for (Finding& finding : findings_) {
     std::optional<bool> candidate_ok;
     if (finding.subject.rfind("candidate", 0) == 0) candidate_ok = finding.first_tap.empty();
-    if (!finding.first_tap.empty()) finding.fault = arbitrate(golden_ok, golden_present, reference_ok, candidate_ok);
+    if (!finding.first_tap.empty())
+      finding.fault = arbitrate(golden_ok, golden_present, reference_ok, candidate_ok);
   }
   report_.findings.insert(report_.findings.end(), findings_.begin(), findings_.end());
   findings_.clear();
@@ -310,27 +376,37 @@ std::vector<Candidate> read_candidates(const Job& job) {
   return candidates;
 }
 
-[[noreturn]] void refuse_case(const Candidate& candidate, const std::string& what, const std::string& expected,
-                              const std::string& got) {
-  throw Error(ExitCode::artefact, {.where = candidate.path.string(), .what = what, .expected = expected, .got = got,
-                                   .hint = "a candidate brings its own case; leave --case, --config and --seed away"});
+[[noreturn]] void refuse_case(const Candidate& candidate, const std::string& what,
+                              const std::string& expected, const std::string& got) {
+  throw Error(ExitCode::artefact,
+              {.where = candidate.path.string(),
+               .what = what,
+               .expected = expected,
+               .got = got,
+               .hint = "a candidate brings its own case; leave --case, --config and --seed away"});
 }
 
 void check_agreement(const Job& job, const Candidate& candidate) {
   const Case& c = candidate.the_case;
-  if (job.seed && *job.seed != c.seed) refuse_case(candidate, "seed", std::to_string(*job.seed), std::to_string(c.seed));
+  if (job.seed && *job.seed != c.seed)
+    refuse_case(candidate, "seed", std::to_string(*job.seed), std::to_string(c.seed));
   if (job.cases.empty()) return;
-  const bool listed = std::any_of(job.cases.begin(), job.cases.end(),
-                                  [&](const Case& asked) { return io::case_json(asked) == io::case_json(c); });
-  if (!listed) refuse_case(candidate, "case", job.cases.front().name + (job.cases.size() > 1 ? ", ..." : ""), c.name);
+  const bool listed = std::any_of(job.cases.begin(), job.cases.end(), [&](const Case& asked) {
+    return io::case_json(asked) == io::case_json(c);
+  });
+  if (!listed)
+    refuse_case(candidate, "case", job.cases.front().name + (job.cases.size() > 1 ? ", ..." : ""),
+                c.name);
 }
 
 /// Cases of the job, and of candidates that bring another one, each with its candidates.
-std::vector<std::pair<Case, std::vector<const Candidate*>>> plan(const Job& job, const std::vector<Candidate>& candidates) {
+std::vector<std::pair<Case, std::vector<const Candidate*>>> plan(
+    const Job& job, const std::vector<Candidate>& candidates) {
   std::vector<std::pair<Case, std::vector<const Candidate*>>> cases;
   const auto entry = [&](const Case& c) -> std::vector<const Candidate*>& {
     const auto found = std::find_if(cases.begin(), cases.end(), [&](const auto& known) {
-      return io::case_json(known.first) == io::case_json(c) && known.first.mask_given == c.mask_given;
+      return io::case_json(known.first) == io::case_json(c) &&
+             known.first.mask_given == c.mask_given;
     });
     if (found != cases.end()) return found->second;
     return cases.emplace_back(c, std::vector<const Candidate*>{}).second;
@@ -366,10 +442,12 @@ Report run_job(const Job& job) {
   for (const auto& [c, theirs] : plan(job, candidates)) {
     const auto case_start = Clock::now();
     report.cases.push_back(c.name);
-    report.warnings.insert(report.warnings.end(), c.config.warnings.begin(), c.config.warnings.end());
+    report.warnings.insert(report.warnings.end(), c.config.warnings.begin(),
+                           c.config.warnings.end());
     CaseJob case_job(job, c, report);
     case_job.run_golden_and_references();
-    for (const Candidate* candidate : theirs) case_job.run_candidate(candidate->path, candidate->trace);
+    for (const Candidate* candidate : theirs)
+      case_job.run_candidate(candidate->path, candidate->trace);
     case_job.settle_faults();
     report.timing[c.name] = seconds_since(case_start);
   }
@@ -377,25 +455,30 @@ Report run_job(const Job& job) {
   return report;
 }
 
-std::vector<Verdict> judge_trace(const Case& c, const Trace& judged, DType dtype, bool is_file, bool backward,
-                                 const Dialect& dialect) {
+std::vector<Verdict> judge_trace(const Case& c, const Trace& judged, DType dtype, bool is_file,
+                                 bool backward, const Dialect& dialect) {
   const CaseRun run(c, backward);
-  return run.judge_subject({.name = "candidate", .dtype = dtype, .dialect = dialect, .trace = &judged, .is_file = is_file});
+  return run.judge_subject({.name = "candidate",
+                            .dtype = dtype,
+                            .dialect = dialect,
+                            .trace = &judged,
+                            .is_file = is_file});
 }
 
-Trace make_trace(const Case& c, const std::string& impl, DType dtype, const std::string& mode, const Dialect& dialect,
-                 const std::string& device) {
+Trace make_trace(const Case& c, const std::string& impl, DType dtype, const std::string& mode,
+                 const Dialect& dialect, const std::string& device) {
   const bool backward = mode == "backward";
   const CaseRun run(c, backward, {.device = device});
-  Trace trace = run.run({.dtype = dtype, .dialect = dialect, .backward = backward && run.backward()}, impl);
+  Trace trace =
+      run.run({.dtype = dtype, .dialect = dialect, .backward = backward && run.backward()}, impl);
   trace.metadata = {{"format", "dsv32-verify.trace"},
                     {"version", "1"},
                     {"case", metadata_case(c)},
                     {"mode", mode},
                     {"dtype", std::string(to_string(dtype))},
                     {"rope_layout", "interleaved"},
-                    {"producer", "{\"dialect\":\"" + dialect.name + "\",\"implementation\":\"" + impl + "\",\"torch\":\"" +
-                                     reference::torch_version() + "\"}"},
+                    {"producer", "{\"dialect\":\"" + dialect.name + "\",\"implementation\":\"" +
+                                     impl + "\",\"torch\":\"" + reference::torch_version() + "\"}"},
                     {"weights", run.weights().identity()},
                     {"forced", "false"},
                     {"attn_implementation", impl},

@@ -1,4 +1,5 @@
-// The judge must catch every known bug and every corrupted trace, name the right first tap, and print the table.
+// The judge must catch every known bug and every corrupted trace, name the right first tap, and
+// print the table.
 
 #include <gtest/gtest.h>
 
@@ -30,15 +31,18 @@ std::vector<Row>& rows() {
 }
 
 void print_table() {
-  std::printf("%-30s %-7s %-32s %-36s %-6s %s\n", "mutant", "caught", "by", "first tap", "right", "named");
+  std::printf("%-30s %-7s %-32s %-36s %-6s %s\n", "mutant", "caught", "by", "first tap", "right",
+              "named");
   for (const Row& r : rows()) {
-    std::printf("%-30s %-7s %-32s %-36s %-6s %s\n", r.mutant.c_str(), r.caught ? "yes" : "MISSED", r.caught_by.c_str(),
-                r.first_tap.c_str(), r.right ? "yes" : "WRONG", r.named ? "yes" : "no");
+    std::printf("%-30s %-7s %-32s %-36s %-6s %s\n", r.mutant.c_str(), r.caught ? "yes" : "MISSED",
+                r.caught_by.c_str(), r.first_tap.c_str(), r.right ? "yes" : "WRONG",
+                r.named ? "yes" : "no");
   }
   const auto count = [](bool Row::*flag) {
     return std::count_if(rows().begin(), rows().end(), [flag](const Row& r) { return r.*flag; });
   };
-  std::printf("%zu mutants: %ld caught, %ld right first tap\n", rows().size(), count(&Row::caught), count(&Row::right));
+  std::printf("%zu mutants: %ld caught, %ld right first tap\n", rows().size(), count(&Row::caught),
+              count(&Row::right));
 }
 
 /// The reference of one case in float32 with a bug planted, as a candidate.
@@ -64,7 +68,8 @@ class MutantCase {
       if (!m.within()) row.caught_by += " " + m.metric;
     }
     for (const std::string& cause : harness::find_causes(run_, subject, verdicts)) {
-      row.named = row.named || cause.find(mutant + ":") != std::string::npos || cause.find("dialect") != std::string::npos;
+      row.named = row.named || cause.find(mutant + ":") != std::string::npos ||
+                  cause.find("dialect") != std::string::npos;
     }
     return row;
   }
@@ -92,7 +97,8 @@ TEST_P(KnownBugTest, IsCaughtAtItsFirstTap) {
   const Row row = c.judge(bug.name, bug.first_tap, c.trace(planted));
   rows().push_back(row);
   EXPECT_TRUE(row.caught) << bug.name << " in " << bug.case_name;
-  EXPECT_TRUE(row.right) << bug.name << ": expected first tap " << bug.first_tap << ", got " << row.first_tap;
+  EXPECT_TRUE(row.right) << bug.name << ": expected first tap " << bug.first_tap << ", got "
+                         << row.first_tap;
   EXPECT_TRUE(row.named) << bug.name << ": the cause was not named";
 }
 
@@ -116,7 +122,8 @@ HostTensor copy_of(const Trace& trace, const std::string& tap) {
   return HostTensor::from_doubles(old.dtype(), old.shape(), old.to_doubles());
 }
 
-void change(Trace& trace, const std::string& tap, const std::function<void(std::span<float>, int64_t)>& edit) {
+void change(Trace& trace, const std::string& tap,
+            const std::function<void(std::span<float>, int64_t)>& edit) {
   HostTensor copy = copy_of(trace, tap);
   edit(copy.data<float>(), copy.shape().back());
   trace.put(tap, copy);
@@ -148,7 +155,8 @@ void move_largest(const MutantCase& c, Trace& trace, const std::string& tap) {
 
 std::vector<Corruption> corruptions() {
   std::vector<Corruption> all;
-  for (const char* tap : {"layers.0.attn.out", "layers.1.moe.routed", "layers.1.q_latent", "logits"}) {
+  for (const char* tap :
+       {"layers.0.attn.out", "layers.1.moe.routed", "layers.1.q_latent", "logits"}) {
     const std::string name = tap;
     all.push_back({"largest element moved, " + name, name,
                    [name](const MutantCase& c, Trace& t) { move_largest(c, t, name); }});
@@ -164,7 +172,9 @@ std::vector<Corruption> corruptions() {
                      });
                    }});
     all.push_back({"a NaN, " + name, name, [name](const MutantCase&, Trace& t) {
-                     change(t, name, [](std::span<float> v, int64_t width) { v[kRow * width] = std::nanf(""); });
+                     change(t, name, [](std::span<float> v, int64_t width) {
+                       v[kRow * width] = std::nanf("");
+                     });
                    }});
   }
   all.push_back({"one wrong index", "layers.0.topk", [](const MutantCase&, Trace& t) {

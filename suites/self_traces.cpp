@@ -118,10 +118,12 @@ TEST(SelfTraces, NarrowsWideDecisions) {
   const Trace trace = read(good_metadata(), {{"layers.0.topk", int64_tensor({2, 32, 8}, values)}});
   EXPECT_EQ(trace.find("layers.0.topk")->dtype(), DType::int32);
   EXPECT_EQ(trace.find("layers.0.topk")->at(0), -1);
-  values[7] = int64_t{1} << 31;
-  EXPECT_TRUE(
-      has(trace_refusal(good_metadata(), {{"layers.0.topk", int64_tensor({2, 32, 8}, values)}}),
-          {"layers.0.topk", "element 7", "32 bits", "2147483648"}));
+  for (const int64_t wide : {int64_t{1} << 31, -(int64_t{1} << 31) - 1}) {
+    values[7] = wide;
+    EXPECT_TRUE(
+        has(trace_refusal(good_metadata(), {{"layers.0.topk", int64_tensor({2, 32, 8}, values)}}),
+            {"layers.0.topk", "element 7", "32 bits", "got " + std::to_string(wide)}));
+  }
 }
 
 TEST(SelfTraces, RefusesMissingMetadata) {

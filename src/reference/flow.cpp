@@ -9,8 +9,9 @@ namespace {
 TapName parse(const std::string& name) {
   const auto tap = parse_tap(name);
   if (!tap) {
-    throw Error(ExitCode::internal,
-                {.where = "reference", .what = "tap", .expected = "a name of the vocabulary", .got = name});
+    throw Error(
+        ExitCode::internal,
+        {.where = "reference", .what = "tap", .expected = "a name of the vocabulary", .got = name});
   }
   return *tap;
 }
@@ -18,8 +19,8 @@ TapName parse(const std::string& name) {
 /// Taps that stay float32 in the 16-bit modes (SPEC 1, bf16 mode).
 bool stays_float32(const TapName& tap) {
   const std::string_view name = tap.info.name;
-  return name == "ix.weights" || name == "ix.scores" || name == "router.logits" || name == "router.weights" ||
-         tap.info.kind == TapKind::scalar;
+  return name == "ix.weights" || name == "ix.scores" || name == "router.logits" ||
+         name == "router.weights" || tap.info.kind == TapKind::scalar;
 }
 
 bool is_decision(TapKind kind) { return kind == TapKind::topk || kind == TapKind::experts; }
@@ -36,11 +37,17 @@ Axes axes_of(TapKind kind) {
 
 }  // namespace
 
-TapFlow::TapFlow(const ModelConfig& config, const Batch& batch, const RunOptions& options, const Rounding& rounding,
-                 torch::Device device)
-    : config_(config), options_(options), rounding_(rounding), device_(device), S_(batch.S) {
+TapFlow::TapFlow(const ModelConfig& config, const Batch& batch, const RunOptions& options,
+                 const Rounding& rounding, torch::Device device)
+    : config_(config),
+      options_(options),
+      rounding_(rounding),
+      device_(device),
+      S_(batch.S),
+      chunked_(!batch.chunks.empty()) {
   if (options.feeding != Feeding::free && options.feed == nullptr) {
-    throw Error(ExitCode::internal, {.where = "reference", .what = "feed", .expected = "a trace", .got = "none"});
+    throw Error(ExitCode::internal,
+                {.where = "reference", .what = "feed", .expected = "a trace", .got = "none"});
   }
 }
 
@@ -74,7 +81,8 @@ Tensor TapFlow::put(const std::string& name, const Tensor& own) {
   Tensor used = options_.feeding == Feeding::staged ? fed(tap) : Tensor();
   if (!used.defined()) used = rounded;
   if (options_.perturbation <= 0) return used;
-  return perturbed(used, options_.perturbation, options_.perturbation_seed, name + std::to_string(chunk_.begin));
+  return perturbed(used, options_.perturbation, options_.perturbation_seed,
+                   name + std::to_string(chunk_.begin));
 }
 
 Tensor TapFlow::usable_decision(const TapName& tap, const Tensor& fed) const {
@@ -92,10 +100,13 @@ Tensor TapFlow::decide(const std::string& name, const Tensor& own) {
   return used;
 }
 
-Tensor TapFlow::decision(const std::string& name) const { return torch::cat(decisions_.at(name), 1); }
+Tensor TapFlow::decision(const std::string& name) const {
+  return torch::cat(decisions_.at(name), 1);
+}
 
 void TapFlow::record(const TapName& tap, const Tensor& value) {
   if (options_.wanted && !options_.wanted(tap.full)) return;
+  if (!chunked_) return trace_.put(tap.full, to_host(value, stored_type(tap)));
   auto& pieces = pieces_[tap.full];
   if (pieces.empty()) order_.push_back(tap.full);
   pieces.push_back({chunk_, value.detach().to(torch::kCPU, scalar_type(stored_type(tap)))});
@@ -104,23 +115,24 @@ void TapFlow::record(const TapName& tap, const Tensor& value) {
 Tensor TapFlow::join(const TapName& tap, const std::vector<Piece>& pieces) const {
   if (pieces.size() == 1) return pieces[0].value;
   const Axes axes = axes_of(tap.info.kind);
-  const double fill = tap.info.kind == TapKind::scores ? -std::numeric_limits<double>::infinity() : 0.0;
+  const double fill =
+      tap.info.kind == TapKind::scores ? -std::numeric_limits<double>::infinity() : 0.0;
   std::vector<Tensor> parts;
   for (const Piece& piece : pieces) {
     const bool grows = axes.key >= 0 && piece.chunk.end < S_;
-    parts.push_back(grows ? torch::constant_pad_nd(piece.value, {0, S_ - piece.chunk.end}, fill) : piece.value);
+    parts.push_back(grows ? torch::constant_pad_nd(piece.value, {0, S_ - piece.chunk.end}, fill)
+                          : piece.value);
   }
   return torch::cat(parts, axes.query);
 }
 
 Trace TapFlow::finish() {
-  Trace trace;
   for (const std::string& name : order_) {
     const TapName tap = parse(name);
-    trace.put(name, to_host(join(tap, pieces_[name]), stored_type(tap)));
+    trace_.put(name, to_host(join(tap, pieces_[name]), stored_type(tap)));
     pieces_.erase(name);
   }
-  return trace;
+  return std::move(trace_);
 }
 
 }  // namespace dsv32::reference

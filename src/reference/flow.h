@@ -11,21 +11,24 @@
 
 namespace dsv32::reference {
 
-/// Where every tap passes through: it records what the model computed and hands back what the next stage is to read.
-/// That one place makes the three ways of feeding (free, forced, staged): the model itself does not know them.
+/// Where every tap passes through: it records what the model computed and hands back what the next
+/// stage is to read. That one place makes the three ways of feeding (free, forced, staged): the
+/// model itself does not know them.
 class TapFlow {
  public:
-  TapFlow(const ModelConfig& config, const Batch& batch, const RunOptions& options, const Rounding& rounding,
-          torch::Device device);
+  TapFlow(const ModelConfig& config, const Batch& batch, const RunOptions& options,
+          const Rounding& rounding, torch::Device device);
 
   /// Query positions [begin, end) of this chunk; keys so far: `end`.
   void begin_chunk(int64_t begin, int64_t end);
   /// A continuous tap. Returns the value that later stages read.
   Tensor put(const std::string& name, const Tensor& own);
-  /// A decision (topk, router.experts), int64. Returns the decision in force; remembers it for `replay`.
+  /// A decision (topk, router.experts), int64. Returns the decision in force; remembers it for
+  /// `replay`.
   Tensor decide(const std::string& name, const Tensor& own);
 
-  /// From here on nothing is recorded and `decision` gives what was in force: for the backward pass.
+  /// From here on nothing is recorded and `decision` gives what was in force: for the backward
+  /// pass.
   void replay() { replaying_ = true; }
   bool replaying() const { return replaying_; }
   /// The decision in force over all chunks, [B,S,*] int64.
@@ -56,7 +59,9 @@ class TapFlow {
   int64_t S_;
   Chunk chunk_;
   bool replaying_ = false;
-  std::vector<std::string> order_;
+  bool chunked_;
+  Trace trace_;                     // of a run in one pass
+  std::vector<std::string> order_;  // of a chunked run, joined at its end
   std::map<std::string, std::vector<Piece>> pieces_;
   std::map<std::string, std::vector<Tensor>> decisions_;
 };

@@ -9,7 +9,8 @@ Tensor lm_loss(const Context& ctx, const Tensor& logits, const Tensor& labels) {
   const Tensor targets = shifted ? labels.narrow(1, 1, S - 1) : labels;
   const Tensor log_probs = torch::log_softmax(predictions, -1);
   const Tensor counted = targets != -100;
-  const Tensor picked = log_probs.gather(-1, targets.masked_fill(~counted, 0).unsqueeze(-1)).squeeze(-1);
+  const Tensor picked =
+      log_probs.gather(-1, targets.masked_fill(~counted, 0).unsqueeze(-1)).squeeze(-1);
   const Tensor total = -(picked * counted).sum();
   return total / (ctx.dialect.loss.mean_over_all ? counted.numel() : counted.sum().item<int64_t>());
 }

@@ -9,7 +9,9 @@ namespace {
 /// A full-width table (f0,f0,f1,f1,...) cut to its first half.
 RopeTable not_halved(const RopeTable& table) {
   const int64_t half = table.cos.size(-1);
-  const auto widen = [half](const Tensor& t) { return t.repeat_interleave(2, -1).narrow(-1, 0, half); };
+  const auto widen = [half](const Tensor& t) {
+    return t.repeat_interleave(2, -1).narrow(-1, 0, half);
+  };
   return {widen(table.cos), widen(table.sin)};
 }
 
@@ -24,10 +26,14 @@ Tensor rotate_lanes(const Context& ctx, const Tensor& x, const RopeTable& table)
   Tensor rotated;
   if (ctx.dialect.rope.angles_along_heads && x.dim() == 4) {
     if (x.size(1) != x.size(2)) {
-      throw Error(ExitCode::usage, {.where = "reference", .what = "angles_along_heads", .expected = "S = index_n_heads",
-                                    .got = std::to_string(x.size(1)) + " and " + std::to_string(x.size(2))});
+      throw Error(ExitCode::usage,
+                  {.where = "reference",
+                   .what = "angles_along_heads",
+                   .expected = "S = index_n_heads",
+                   .got = std::to_string(x.size(1)) + " and " + std::to_string(x.size(2))});
     }
-    // The table's second axis meets the heads: cos[b,h] is used where cos[b,s] is right. Needs S == H_I.
+    // The table's second axis meets the heads: cos[b,h] is used where cos[b,s] is right. Needs S ==
+    // H_I.
     rotated = rotate(ctx, lanes.transpose(1, 2), used, variant.rope).transpose(1, 2);
   } else {
     rotated = rotate(ctx, lanes, used, variant.rope);
@@ -39,18 +45,23 @@ Tensor rotate_lanes(const Context& ctx, const Tensor& x, const RopeTable& table)
 Tensor head_scores(const Context& ctx, const Tensor& q, const Tensor& k, const Tensor& w) {
   const Tensor products = torch::matmul(q, k.transpose(-1, -2));
   switch (ctx.dialect.indexer.relu) {
-    case ReluPlace::before_weight: return w.unsqueeze(-1) * torch::relu(products);
-    case ReluPlace::after_weight: return torch::relu(w.unsqueeze(-1) * products);
+    case ReluPlace::before_weight:
+      return w.unsqueeze(-1) * torch::relu(products);
+    case ReluPlace::after_weight:
+      return torch::relu(w.unsqueeze(-1) * products);
     case ReluPlace::after_sum:
-    case ReluPlace::none: break;
+    case ReluPlace::none:
+      break;
   }
   return w.unsqueeze(-1) * products;
 }
 
 }  // namespace
 
-Tensor index_query(const Context& ctx, const Tensor& q_latent, const Tensor& wq_b, const RopeTable& table) {
-  const Tensor q = linear(ctx, q_latent, wq_b).unflatten(-1, {ctx.config.index_n_heads, ctx.config.index_head_dim});
+Tensor index_query(const Context& ctx, const Tensor& q_latent, const Tensor& wq_b,
+                   const RopeTable& table) {
+  const Tensor q = linear(ctx, q_latent, wq_b)
+                       .unflatten(-1, {ctx.config.index_n_heads, ctx.config.index_head_dim});
   return rotate_lanes(ctx, q, table);
 }
 
@@ -82,8 +93,8 @@ Tensor index_scores(const Context& ctx, const Tensor& q, const Tensor& k, const 
   return scores.masked_fill(~visible, -std::numeric_limits<double>::infinity());
 }
 
-Tensor index_scores_per_head(const Context& ctx, const Tensor& q, const Tensor& k, const Tensor& weights,
-                             const Tensor& visible) {
+Tensor index_scores_per_head(const Context& ctx, const Tensor& q, const Tensor& k,
+                             const Tensor& weights, const Tensor& visible) {
   std::vector<Tensor> heads;
   for (int64_t j = 0; j < q.size(2); ++j) {
     heads.push_back(head_scores(ctx, q.select(2, j), k, weights.select(2, j)));

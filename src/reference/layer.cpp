@@ -19,21 +19,23 @@ Tensor norm_input(const Context& ctx, const Residual& residual) {
 
 class Layer {
  public:
-  Layer(const Context& ctx, int64_t layer, LayerWeights& weights, const ChunkInputs& chunk, LayerCache& cache,
-        TapFlow& flow)
+  Layer(const Context& ctx, int64_t layer, LayerWeights& weights, const ChunkInputs& chunk,
+        LayerCache& cache, TapFlow& flow)
       : ctx_(ctx), layer_(layer), weights_(weights), chunk_(chunk), cache_(cache), flow_(flow) {}
 
   Residual run(const Residual& in) {
     const NormVariant& norm = ctx_.dialect.norm;
     const double eps = eps_or(norm.eps_block, ctx_.config.rms_norm_eps);
-    const Tensor x = put("attn_norm", rms_norm(ctx_, norm_input(ctx_, in), weight("input_layernorm.weight"),
-                                               eps_or(norm.eps_attn_norm, eps)));
+    const Tensor x =
+        put("attn_norm", rms_norm(ctx_, norm_input(ctx_, in), weight("input_layernorm.weight"),
+                                  eps_or(norm.eps_attn_norm, eps)));
     const Tensor attn_out = attention(x);
 
     const Tensor start = ctx_.dialect.residual.from_normed ? x : in.hidden;
     const Tensor middle_sum = start + attn_out;
     const Residual middle{middle_sum, ctx_.rounding.tap(middle_sum)};
-    const Tensor y = put("ffn_norm", rms_norm(ctx_, norm_input(ctx_, middle), weight("post_attention_layernorm.weight"),
+    const Tensor y = put("ffn_norm", rms_norm(ctx_, norm_input(ctx_, middle),
+                                              weight("post_attention_layernorm.weight"),
                                               eps_or(norm.eps_ffn_norm, eps)));
     const Tensor mlp_out = ctx_.config.is_dense_mlp(layer_) ? dense_mlp(y) : moe(y);
 
@@ -49,8 +51,9 @@ class Layer {
     const ModelConfig& c = ctx_.config;
     const NormVariant& norm = ctx_.dialect.norm;
     const Tensor q_raw = linear(ctx_, x, weight("self_attn.q_a_proj.weight"));
-    const Tensor q_latent = put("q_latent", rms_norm(ctx_, q_raw, weight("self_attn.q_a_layernorm.weight"),
-                                                     eps_or(norm.eps_q_latent, c.rms_norm_eps)));
+    const Tensor q_latent =
+        put("q_latent", rms_norm(ctx_, q_raw, weight("self_attn.q_a_layernorm.weight"),
+                                 eps_or(norm.eps_q_latent, c.rms_norm_eps)));
     const Tensor kv = linear(ctx_, x, weight("self_attn.kv_a_proj_with_mqa.weight"));
     const Tensor kv_latent = put("kv_latent", rms_norm(ctx_, kv.narrow(-1, 0, c.kv_lora_rank),
                                                        weight("self_attn.kv_a_layernorm.weight"),
@@ -60,34 +63,42 @@ class Layer {
                          .unflatten(-1, {c.num_attention_heads, c.qk_head_dim()});
     const RopePairing pairing = ctx_.dialect.rope.mla;
     const Tensor q_nope = put("q_nope", q.narrow(-1, 0, c.qk_nope_head_dim));
-    const Tensor q_rope = put("q_rope", rotate(ctx_, q.narrow(-1, c.qk_nope_head_dim, c.qk_rope_head_dim),
-                                               chunk_.rope, pairing));
-    const Tensor k_rope = put("k_rope", rotate(ctx_, kv.narrow(-1, c.kv_lora_rank, c.qk_rope_head_dim),
-                                               chunk_.rope, pairing));
+    const Tensor q_rope = put(
+        "q_rope",
+        rotate(ctx_, q.narrow(-1, c.qk_nope_head_dim, c.qk_rope_head_dim), chunk_.rope, pairing));
+    const Tensor k_rope =
+        put("k_rope",
+            rotate(ctx_, kv.narrow(-1, c.kv_lora_rank, c.qk_rope_head_dim), chunk_.rope, pairing));
 
     const Tensor keys = append(cache_.kv_latent, kv_latent);
     const Tensor rope_keys = append(cache_.k_rope, k_rope);
     const Tensor support = supported_keys(x, q_raw, q_latent);
 
     const Tensor kv_b = weight("self_attn.kv_b_proj.weight");
-    const Tensor logits = put("attn.logits", attention_logits(ctx_, q_nope, q_rope, keys, rope_keys, kv_b));
+    const Tensor logits =
+        put("attn.logits", attention_logits(ctx_, q_nope, q_rope, keys, rope_keys, kv_b));
     const Tensor probs = put("attn.probs", attention_probs(ctx_, logits, support));
     const Tensor context = put("attn.ctx", attention_context(ctx_, probs, keys, kv_b));
     return put("attn.out", linear(ctx_, context.flatten(-2), weight("self_attn.o_proj.weight")));
   }
 
-  /// Keys that attention may use, [B,1|H,S,T] bool: the indexer's choice, or every visible key in dense mode.
+  /// Keys that attention may use, [B,1|H,S,T] bool: the indexer's choice, or every visible key in
+  /// dense mode.
   Tensor supported_keys(const Tensor& x, const Tensor& q_raw, const Tensor& q_latent) {
     if (flow_.replaying()) return replayed_support();
     torch::NoGradGuard no_grad;  // selection is not differentiable (SPEC 2)
     const Tensor q_source = ctx_.dialect.indexer.raw_q_latent ? q_raw : q_latent;
-    const Tensor ix_q = put("ix.q", index_query(ctx_, q_source, weight("self_attn.indexer.wq_b.weight"), chunk_.rope));
-    const Tensor ix_k = put("ix.k", index_key(ctx_, x, weight("self_attn.indexer.wk.weight"),
-                                              weight("self_attn.indexer.k_norm.weight"),
-                                              weight("self_attn.indexer.k_norm.bias"), chunk_.rope));
-    const Tensor ix_weights = put("ix.weights", index_weights(ctx_, x, weight("self_attn.indexer.weights_proj.weight")));
+    const Tensor ix_q = put(
+        "ix.q", index_query(ctx_, q_source, weight("self_attn.indexer.wq_b.weight"), chunk_.rope));
+    const Tensor ix_k =
+        put("ix.k", index_key(ctx_, x, weight("self_attn.indexer.wk.weight"),
+                              weight("self_attn.indexer.k_norm.weight"),
+                              weight("self_attn.indexer.k_norm.bias"), chunk_.rope));
+    const Tensor ix_weights =
+        put("ix.weights", index_weights(ctx_, x, weight("self_attn.indexer.weights_proj.weight")));
     const Tensor ix_keys = append(cache_.ix_k, ix_k);
-    const Tensor scores = put("ix.scores", index_scores(ctx_, ix_q, ix_keys, ix_weights, chunk_.visible));
+    const Tensor scores =
+        put("ix.scores", index_scores(ctx_, ix_q, ix_keys, ix_weights, chunk_.visible));
     if (ctx_.dialect.selection.per_head) return per_head_support(ix_q, ix_keys, ix_weights);
     return support_from(flow_.decide(layer_tap(layer_, "topk"), choose(scores)));
   }
@@ -95,7 +106,9 @@ class Layer {
   Tensor choose(const Tensor& scores) const {
     const int64_t k = ctx_.config.index_topk + ctx_.dialect.selection.topk_delta;
     const Tensor picks = select_topk(scores, k);
-    return k < ctx_.config.index_topk ? torch::constant_pad_nd(picks, {0, ctx_.config.index_topk - k}, -1) : picks;
+    return k < ctx_.config.index_topk
+               ? torch::constant_pad_nd(picks, {0, ctx_.config.index_topk - k}, -1)
+               : picks;
   }
 
   Tensor support_from(const Tensor& topk) const {
@@ -104,30 +117,36 @@ class Layer {
   }
 
   Tensor per_head_support(const Tensor& q, const Tensor& k, const Tensor& w) {
-    const Tensor picks = choose(index_scores_per_head(ctx_, q, k, w, chunk_.visible));  // [B,S,H_I,k]
+    const Tensor picks =
+        choose(index_scores_per_head(ctx_, q, k, w, chunk_.visible));  // [B,S,H_I,k]
     flow_.decide(layer_tap(layer_, "topk"), picks.select(2, 0));
-    const Tensor heads = torch::arange(ctx_.config.num_attention_heads, picks.device()) % picks.size(2);
+    const Tensor heads =
+        torch::arange(ctx_.config.num_attention_heads, picks.device()) % picks.size(2);
     const Tensor per_head = support_of(picks, chunk_.visible.size(-1)).index_select(2, heads);
     return per_head.transpose(1, 2) & chunk_.visible.unsqueeze(1);
   }
 
-  Tensor replayed_support() const { return support_from(flow_.decision(layer_tap(layer_, "topk"))); }
+  Tensor replayed_support() const {
+    return support_from(flow_.decision(layer_tap(layer_, "topk")));
+  }
 
   Tensor dense_mlp(const Tensor& y) {
-    return put("mlp.out", swiglu_mlp(ctx_, y, weight("mlp.gate_proj.weight"), weight("mlp.up_proj.weight"),
-                                     weight("mlp.down_proj.weight")));
+    return put("mlp.out", swiglu_mlp(ctx_, y, weight("mlp.gate_proj.weight"),
+                                     weight("mlp.up_proj.weight"), weight("mlp.down_proj.weight")));
   }
 
   Tensor moe(const Tensor& y) {
     const Tensor bias = weight("mlp.gate.e_score_correction_bias");
     const Tensor logits = put("router.logits", torch::linear(y, weight("mlp.gate.weight")));
     const std::string tap = layer_tap(layer_, "router.experts");
-    const Tensor experts = flow_.replaying() ? flow_.decision(tap) : flow_.decide(tap, route(ctx_, logits, bias));
+    const Tensor experts =
+        flow_.replaying() ? flow_.decision(tap) : flow_.decide(tap, route(ctx_, logits, bias));
     const Tensor weights = put("router.weights", routing_weights(ctx_, logits, bias, experts));
     const Tensor routed = put("moe.routed", routed_experts(ctx_, y, experts, weights, weights_));
-    const Tensor shared = put("moe.shared", swiglu_mlp(ctx_, y, weight("mlp.shared_experts.gate_proj.weight"),
-                                                       weight("mlp.shared_experts.up_proj.weight"),
-                                                       weight("mlp.shared_experts.down_proj.weight")));
+    const Tensor shared =
+        put("moe.shared", swiglu_mlp(ctx_, y, weight("mlp.shared_experts.gate_proj.weight"),
+                                     weight("mlp.shared_experts.up_proj.weight"),
+                                     weight("mlp.shared_experts.down_proj.weight")));
     return put("mlp.out", routed + shared);
   }
 

@@ -5,7 +5,8 @@
 
 namespace dsv32::reference {
 
-/// What the layers hand on: the residual stream as stored, and its last sum before rounding (norms read that one).
+/// What the layers hand on: the residual stream as stored, and its last sum before rounding (norms
+/// read that one).
 struct Residual {
   Tensor sum;     // [B,S,hidden]
   Tensor hidden;  // the tap: rounded in the 16-bit modes
@@ -20,8 +21,8 @@ struct LayerCache {
 
 /// What one chunk brings besides the residual stream.
 struct ChunkInputs {
-  RopeTable rope;   // of its S query positions
-  Tensor visible;   // [B,S,T] bool: keys that each query may see
+  RopeTable rope;  // of its S query positions
+  Tensor visible;  // [B,S,T] bool: keys that each query may see
 };
 
 /// One transformer layer: h += attention(norm(h)), then h += mlp(norm(h)). SPEC section 1.

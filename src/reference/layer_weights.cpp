@@ -5,8 +5,8 @@
 
 namespace dsv32::reference {
 
-LayerWeights::LayerWeights(const WeightSource& source, std::vector<WeightSpec> specs, std::string prefix,
-                           WeightStyle style)
+LayerWeights::LayerWeights(const WeightSource& source, std::vector<WeightSpec> specs,
+                           std::string prefix, WeightStyle style)
     : source_(source), specs_(std::move(specs)), prefix_(std::move(prefix)), style_(style) {
   for (const WeightSpec& spec : specs_) by_name_[spec.name] = &spec;
 }
@@ -25,8 +25,9 @@ torch::Tensor LayerWeights::get(const std::string& name) {
   if (const auto kept = kept_.find(full); kept != kept_.end()) return kept->second;
   const auto spec = by_name_.find(full);
   if (spec == by_name_.end()) {
-    throw Error(ExitCode::internal,
-                {.where = "reference", .what = "weight", .expected = "a name of this layer", .got = full});
+    throw Error(
+        ExitCode::internal,
+        {.where = "reference", .what = "weight", .expected = "a name of this layer", .got = full});
   }
   torch::Tensor value = load(*spec->second);
   const bool transient = !style_.requires_grad && full.find(".experts.") != std::string::npos;

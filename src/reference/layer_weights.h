@@ -14,17 +14,18 @@ namespace dsv32::reference {
 struct WeightStyle {
   torch::ScalarType type = torch::kFloat32;
   torch::Device device = torch::kCPU;
-  bool requires_grad = false;   // leaves that keep their gradient until `gradients` is called
-  double perturbation = 0;      // relative, random signs: a condition probe
+  bool requires_grad = false;  // leaves that keep their gradient until `gradients` is called
+  double perturbation = 0;     // relative, random signs: a condition probe
   uint64_t perturbation_seed = 0;
 };
 
-/// The weights of one layer (or of the embedding or the head), loaded when first asked for. Without gradients an
-/// expert's tensors are not kept: only one expert need fit in memory.
+/// The weights of one layer (or of the embedding or the head), loaded when first asked for. Without
+/// gradients an expert's tensors are not kept: only one expert need fit in memory.
 class LayerWeights {
  public:
   /// `prefix` is "model.layers.N." for a layer, "" for the rest; `specs` its tensors.
-  LayerWeights(const WeightSource& source, std::vector<WeightSpec> specs, std::string prefix, WeightStyle style);
+  LayerWeights(const WeightSource& source, std::vector<WeightSpec> specs, std::string prefix,
+               WeightStyle style);
 
   /// "self_attn.q_a_proj.weight"; throws Error (internal) for a name outside the specs.
   torch::Tensor get(const std::string& name);

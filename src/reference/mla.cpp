@@ -3,10 +3,13 @@
 namespace dsv32::reference {
 namespace {
 
-/// Splits kv_b [H*(nope+v), kv_lora] into per-head key and value maps [H,nope,kv_lora] and [H,v,kv_lora].
+/// Splits kv_b [H*(nope+v), kv_lora] into per-head key and value maps [H,nope,kv_lora] and
+/// [H,v,kv_lora].
 std::pair<Tensor, Tensor> split_kv_b(const ModelConfig& config, const Tensor& kv_b) {
-  const Tensor per_head = kv_b.unflatten(0, {config.num_attention_heads, config.qk_nope_head_dim + config.v_head_dim});
-  return {per_head.narrow(1, 0, config.qk_nope_head_dim), per_head.narrow(1, config.qk_nope_head_dim, config.v_head_dim)};
+  const Tensor per_head =
+      kv_b.unflatten(0, {config.num_attention_heads, config.qk_nope_head_dim + config.v_head_dim});
+  return {per_head.narrow(1, 0, config.qk_nope_head_dim),
+          per_head.narrow(1, config.qk_nope_head_dim, config.v_head_dim)};
 }
 
 Tensor partial_sums(const Tensor& x, const Tensor& weight, int parts) {
@@ -29,13 +32,15 @@ Tensor linear(const Context& ctx, const Tensor& x, const Tensor& weight) {
 
 ExpandedKv expand_kv(const Context& ctx, const Tensor& kv_latent, const Tensor& kv_b) {
   const ModelConfig& config = ctx.config;
-  const Tensor kv = linear(ctx, kv_latent, kv_b)
-                        .unflatten(-1, {config.num_attention_heads, config.qk_nope_head_dim + config.v_head_dim});
-  return {kv.narrow(-1, 0, config.qk_nope_head_dim), kv.narrow(-1, config.qk_nope_head_dim, config.v_head_dim)};
+  const Tensor kv =
+      linear(ctx, kv_latent, kv_b)
+          .unflatten(-1, {config.num_attention_heads, config.qk_nope_head_dim + config.v_head_dim});
+  return {kv.narrow(-1, 0, config.qk_nope_head_dim),
+          kv.narrow(-1, config.qk_nope_head_dim, config.v_head_dim)};
 }
 
-Tensor attention_logits(const Context& ctx, const Tensor& q_nope, const Tensor& q_rope, const Tensor& kv_latent,
-                        const Tensor& k_rope, const Tensor& kv_b) {
+Tensor attention_logits(const Context& ctx, const Tensor& q_nope, const Tensor& q_rope,
+                        const Tensor& kv_latent, const Tensor& k_rope, const Tensor& kv_b) {
   const double scale = softmax_scale(ctx.config, ctx.dialect.attention);
   Tensor q, k;  // [B,H,S,*] and [B,1|H,T,*]
   if (ctx.dialect.attention.absorbed) {
@@ -56,12 +61,15 @@ Tensor attention_logits(const Context& ctx, const Tensor& q_nope, const Tensor& 
 Tensor attention_probs(const Context& ctx, const Tensor& logits, const Tensor& support) {
   (void)ctx;
   const Tensor sees_a_key = support.any(-1, /*keepdim=*/true);
-  const Tensor kept = support | ~sees_a_key;  // a row without keys: softmax over anything, then zero
-  const Tensor probs = torch::softmax(logits.masked_fill(~kept, -std::numeric_limits<double>::infinity()), -1);
+  const Tensor kept =
+      support | ~sees_a_key;  // a row without keys: softmax over anything, then zero
+  const Tensor probs =
+      torch::softmax(logits.masked_fill(~kept, -std::numeric_limits<double>::infinity()), -1);
   return probs.masked_fill(~support, 0);
 }
 
-Tensor attention_context(const Context& ctx, const Tensor& probs, const Tensor& kv_latent, const Tensor& kv_b) {
+Tensor attention_context(const Context& ctx, const Tensor& probs, const Tensor& kv_latent,
+                         const Tensor& kv_b) {
   if (ctx.dialect.attention.absorbed) {
     const Tensor value_map = split_kv_b(ctx.config, kv_b).second;
     const Tensor latent = torch::matmul(probs, kv_latent.unsqueeze(1));  // [B,H,S,kv_lora]

@@ -9,15 +9,19 @@
 namespace dsv32::reference {
 namespace {
 
-/// One pass of one batch. Layers are the outer loop and chunks the inner one, so that each layer's weights are loaded
-/// once; the caches make that the same function as running chunk after chunk.
+/// One pass of one batch. Layers are the outer loop and chunks the inner one, so that each layer's
+/// weights are loaded once; the caches make that the same function as running chunk after chunk.
 class Pass {
  public:
-  Pass(const ModelConfig& config, const WeightSource& source, const Batch& batch, const RunOptions& options)
+  Pass(const ModelConfig& config, const WeightSource& source, const Batch& batch,
+       const RunOptions& options)
       : source_(source),
         batch_(batch),
         options_(options),
-        ctx_{config, options.dialect, {options.dtype, options.dialect.rounding}, torch::Device(options.device)},
+        ctx_{config,
+             options.dialect,
+             {options.dtype, options.dialect.rounding},
+             torch::Device(options.device)},
         flow_(config, batch, options, ctx_.rounding, ctx_.device) {
     for (const WeightSpec& spec : weight_specs(config)) {
       if (spec.name.rfind("model.layers.", 0) != 0) outer_specs_.push_back(spec);
@@ -45,13 +49,15 @@ class Pass {
     const Tensor query = torch::arange(begin, end, ctx_.device).unsqueeze(-1);
     const Tensor key = torch::arange(end, ctx_.device).unsqueeze(0);
     const Tensor causal = key <= query + ctx_.dialect.selection.mask_shift;
-    const Tensor unmasked = (long_tensor(batch_.attention_mask).narrow(1, 0, end) != 0).unsqueeze(1);
+    const Tensor unmasked =
+        (long_tensor(batch_.attention_mask).narrow(1, 0, end) != 0).unsqueeze(1);
     const Tensor positions = long_tensor(batch_.position_ids).narrow(1, begin, end - begin);
     return {rope_table(ctx_, positions), causal.unsqueeze(0) & unmasked};
   }
 
   void split_into_chunks() {
-    const std::vector<int64_t> lengths = batch_.chunks.empty() ? std::vector<int64_t>{batch_.S} : batch_.chunks;
+    const std::vector<int64_t> lengths =
+        batch_.chunks.empty() ? std::vector<int64_t>{batch_.S} : batch_.chunks;
     int64_t begin = 0;
     for (const int64_t length : lengths) {
       ranges_.emplace_back(begin, begin + length);
@@ -61,19 +67,23 @@ class Pass {
   }
 
   WeightStyle style(bool requires_grad) const {
-    return {ctx_.rounding.compute_type(), ctx_.device, requires_grad, options_.perturbation, options_.perturbation_seed};
+    return {ctx_.rounding.compute_type(), ctx_.device, requires_grad, options_.perturbation,
+            options_.perturbation_seed};
   }
   LayerWeights layer_weights(int64_t layer, bool requires_grad) const {
     const std::string prefix = "model.layers." + std::to_string(layer) + ".";
     return {source_, layer_weight_specs(ctx_.config, layer), prefix, style(requires_grad)};
   }
-  LayerWeights outer_weights(bool requires_grad) const { return {source_, outer_specs_, "", style(requires_grad)}; }
+  LayerWeights outer_weights(bool requires_grad) const {
+    return {source_, outer_specs_, "", style(requires_grad)};
+  }
 
   void say(const std::string& what) const {
     if (options_.progress) options_.progress(what);
   }
   std::string layer_text(const char* pass, int64_t layer) const {
-    return std::string(pass) + " layer " + std::to_string(layer + 1) + "/" + std::to_string(ctx_.config.num_hidden_layers);
+    return std::string(pass) + " layer " + std::to_string(layer + 1) + "/" +
+           std::to_string(ctx_.config.num_hidden_layers);
   }
 
   // --- forward ----------------------------------------------------------------------------------
@@ -119,16 +129,19 @@ class Pass {
   }
 
   Tensor logits_of(const Residual& residual, LayerWeights& weights) {
-    const double eps = ctx_.dialect.norm.eps_final > 0 ? ctx_.dialect.norm.eps_final : ctx_.config.rms_norm_eps;
+    const double eps =
+        ctx_.dialect.norm.eps_final > 0 ? ctx_.dialect.norm.eps_final : ctx_.config.rms_norm_eps;
     const bool unrounded = ctx_.rounding.is_16bit() && !ctx_.rounding.like_transformers();
     const Tensor input = unrounded ? residual.sum : residual.hidden;
-    const Tensor normed = flow_.put("final_norm", rms_norm(ctx_, input, weights.get("model.norm.weight"), eps));
+    const Tensor normed =
+        flow_.put("final_norm", rms_norm(ctx_, input, weights.get("model.norm.weight"), eps));
     return flow_.put("logits", linear(ctx_, normed, weights.get("lm_head.weight")));
   }
 
   // --- backward ---------------------------------------------------------------------------------
-  // Layer by layer from the head: each layer is run again from its stored input with a graph of its own, so that one
-  // layer's weights and activations are all that must fit. The decisions of the forward pass are replayed.
+  // Layer by layer from the head: each layer is run again from its stored input with a graph of its
+  // own, so that one layer's weights and activations are all that must fit. The decisions of the
+  // forward pass are replayed.
 
   Tensor join(const std::vector<Residual>& stream) const {
     std::vector<Tensor> sums;
@@ -152,11 +165,14 @@ class Pass {
       upstream = layer_backward(layer, whole, upstream, gradients);
     }
     embedding_gradient(upstream, gradients);
-    for (const std::string& name : gradient_taps(ctx_.config)) move_gradient(name, gradients, trace);
-    for (const auto& [name, value] : gradients) trace.put(name, value);  // any other gradient is a finding
+    for (const std::string& name : gradient_taps(ctx_.config))
+      move_gradient(name, gradients, trace);
+    for (const auto& [name, value] : gradients)
+      trace.put(name, value);  // any other gradient is a finding
   }
 
-  static void move_gradient(const std::string& name, std::map<std::string, HostTensor>& from, Trace& to) {
+  static void move_gradient(const std::string& name, std::map<std::string, HostTensor>& from,
+                            Trace& to) {
     const auto found = from.find(name);
     if (found == from.end()) return;
     to.put(name, found->second);
@@ -169,7 +185,8 @@ class Pass {
     layer_inputs_.pop_back();
     const Tensor loss = lm_loss(ctx_, logits_of(input, weights), long_tensor(batch_.labels));
     loss.backward();
-    for (const char* name : {"lm_head.weight", "model.norm.weight"}) keep_gradient(weights, name, gradients);
+    for (const char* name : {"lm_head.weight", "model.norm.weight"})
+      keep_gradient(weights, name, gradients);
     return input.sum.grad();
   }
 
@@ -187,12 +204,14 @@ class Pass {
 
   void embedding_gradient(const Tensor& upstream, std::map<std::string, HostTensor>& gradients) {
     LayerWeights weights = outer_weights(true);
-    const Tensor rows = torch::embedding(weights.get("model.embed_tokens.weight"), long_tensor(batch_.input_ids));
+    const Tensor rows =
+        torch::embedding(weights.get("model.embed_tokens.weight"), long_tensor(batch_.input_ids));
     rows.backward(upstream);
     keep_gradient(weights, "model.embed_tokens.weight", gradients);
   }
 
-  /// An expert without tokens has an exactly zero gradient; the indexer and buffers have none (SPEC 2).
+  /// An expert without tokens has an exactly zero gradient; the indexer and buffers have none (SPEC
+  /// 2).
   void keep_gradient(const LayerWeights& weights, const std::string& name,
                      std::map<std::string, HostTensor>& gradients) const {
     const std::string tap = "grad." + name;
@@ -209,7 +228,8 @@ class Pass {
     for (const WeightSpec& spec : weights.specs()) {
       if (spec.name == name) return spec.shape;
     }
-    throw Error(ExitCode::internal, {.where = "reference", .what = "weight", .expected = "a known name", .got = name});
+    throw Error(ExitCode::internal,
+                {.where = "reference", .what = "weight", .expected = "a known name", .got = name});
   }
 
   const WeightSource& source_;
@@ -225,7 +245,8 @@ class Pass {
 
 class Reference : public Implementation {
  public:
-  Reference(const ModelConfig& config, const WeightSource& weights) : config_(config), weights_(weights) {}
+  Reference(const ModelConfig& config, const WeightSource& weights)
+      : config_(config), weights_(weights) {}
 
   Trace run(const Batch& batch, const RunOptions& options) const override {
     validate(batch, config_, "reference");
@@ -240,14 +261,16 @@ class Reference : public Implementation {
 
 }  // namespace
 
-/// Large tensors come and go all the time: keep freed memory instead of asking the kernel for zeroed pages anew.
+/// Large tensors come and go all the time: keep freed memory instead of asking the kernel for
+/// zeroed pages anew.
 static void keep_freed_memory() {
   constexpr int kNever = 1 << 30;
   mallopt(M_MMAP_THRESHOLD, kNever);
   mallopt(M_TRIM_THRESHOLD, kNever);
 }
 
-std::unique_ptr<Implementation> make_reference(const ModelConfig& config, const WeightSource& weights) {
+std::unique_ptr<Implementation> make_reference(const ModelConfig& config,
+                                               const WeightSource& weights) {
   keep_freed_memory();
   return std::make_unique<Reference>(config, weights);
 }
@@ -258,8 +281,11 @@ std::string resolve_device(const std::string& asked) {
   const bool present = torch::cuda::is_available();
   if (asked == "auto") return present ? "cuda" : "cpu";
   if (asked.rfind("cuda", 0) == 0 && !present) {
-    throw Error(ExitCode::environment, {.where = "--device", .what = "device", .expected = "a CUDA device",
-                                        .got = "none", .hint = "use --device cpu"});
+    throw Error(ExitCode::environment, {.where = "--device",
+                                        .what = "device",
+                                        .expected = "a CUDA device",
+                                        .got = "none",
+                                        .hint = "use --device cpu"});
   }
   return asked;
 }

@@ -2,18 +2,19 @@
 
 namespace dsv32::reference {
 
-Tensor swiglu_mlp(const Context& ctx, const Tensor& x, const Tensor& gate, const Tensor& up, const Tensor& down) {
+Tensor swiglu_mlp(const Context& ctx, const Tensor& x, const Tensor& gate, const Tensor& up,
+                  const Tensor& down) {
   const Tensor gated = linear(ctx, x, gate);
   const Tensor activated = ctx.dialect.moe.silu ? torch::silu(gated) : gated;
   const Tensor inner = ctx.rounding.op(ctx.rounding.op(activated) * linear(ctx, x, up));
   return linear(ctx, inner, down);
 }
 
-Tensor routed_experts(const Context& ctx, const Tensor& x, const Tensor& experts, const Tensor& weights,
-                      LayerWeights& layer) {
-  const Tensor tokens = x.flatten(0, 1);          // [N,hidden]
-  const Tensor chosen = experts.flatten(0, 1);    // [N,K]
-  const Tensor weight = weights.flatten(0, 1);    // [N,K]
+Tensor routed_experts(const Context& ctx, const Tensor& x, const Tensor& experts,
+                      const Tensor& weights, LayerWeights& layer) {
+  const Tensor tokens = x.flatten(0, 1);        // [N,hidden]
+  const Tensor chosen = experts.flatten(0, 1);  // [N,K]
+  const Tensor weight = weights.flatten(0, 1);  // [N,K]
   Tensor sum = torch::zeros_like(tokens);
   for (int64_t e = 0; e < ctx.config.n_routed_experts; ++e) {
     const auto hits = torch::where(chosen == e);  // token and slot of each use
@@ -22,8 +23,8 @@ Tensor routed_experts(const Context& ctx, const Tensor& x, const Tensor& experts
       const Tensor w = layer.get("mlp.experts." + std::to_string(e) + "." + projection + ".weight");
       return e == ctx.dialect.moe.dropped_gradient_expert ? w.detach() : w;
     };
-    const Tensor y = swiglu_mlp(ctx, tokens.index_select(0, hits[0]), weight_of("gate_proj"), weight_of("up_proj"),
-                                weight_of("down_proj"));
+    const Tensor y = swiglu_mlp(ctx, tokens.index_select(0, hits[0]), weight_of("gate_proj"),
+                                weight_of("up_proj"), weight_of("down_proj"));
     const Tensor scaled = ctx.rounding.op(y * weight.index({hits[0], hits[1]}).unsqueeze(-1));
     sum = ctx.rounding.op(sum.index_add(0, hits[0], scaled));
   }

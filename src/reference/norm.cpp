@@ -8,7 +8,8 @@ Tensor rms_norm(const Context& ctx, const Tensor& x, const Tensor& weight, doubl
   return weight * ctx.rounding.op(normed);
 }
 
-Tensor index_key_norm(const Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias) {
+Tensor index_key_norm(const Context& ctx, const Tensor& x, const Tensor& weight,
+                      const Tensor& bias) {
   const IndexerVariant& variant = ctx.dialect.indexer;
   if (variant.k_norm == KNorm::rms_norm) return rms_norm(ctx, x, weight, variant.eps_k_norm);
   const Tensor centred = x - x.mean(-1, /*keepdim=*/true);

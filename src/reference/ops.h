@@ -9,8 +9,9 @@
 #include "src/reference/layer_weights.h"
 #include "src/reference/rounding.h"
 
-/// The ops of the model in paper order. Each is the formula of SPEC section 1; every variant's default is spec-1.
-/// Axes: B batch, S query tokens of this call, T keys so far, H heads, D head dim, E experts.
+/// The ops of the model in paper order. Each is the formula of SPEC section 1; every variant's
+/// default is spec-1. Axes: B batch, S query tokens of this call, T keys so far, H heads, D head
+/// dim, E experts.
 namespace dsv32::reference {
 
 /// What every op of a run knows.
@@ -27,7 +28,8 @@ struct Context {
 /// x / sqrt(mean(x^2) + eps) * w over the last axis. SPEC 1.2.
 Tensor rms_norm(const Context& ctx, const Tensor& x, const Tensor& weight, double eps);
 /// Indexer key norm: LayerNorm with weight and bias. x [B,S,D_I]. SPEC 1.5.
-Tensor index_key_norm(const Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& bias);
+Tensor index_key_norm(const Context& ctx, const Tensor& x, const Tensor& weight,
+                      const Tensor& bias);
 
 // --- rope.cpp -----------------------------------------------------------------------------------
 
@@ -54,57 +56,69 @@ struct ExpandedKv {
   Tensor v;       // [B,T,H,v]
 };
 ExpandedKv expand_kv(const Context& ctx, const Tensor& kv_latent, const Tensor& kv_b);
-/// Scaled attention logits [B,H,S,T] from q_nope [B,S,H,nope], q_rope [B,S,H,rope], kv_latent [B,T,kv_lora],
-/// k_rope [B,T,rope]. Expanded (MHA) or absorbed (MQA on the latent): the same function.
-Tensor attention_logits(const Context& ctx, const Tensor& q_nope, const Tensor& q_rope, const Tensor& kv_latent,
-                        const Tensor& k_rope, const Tensor& kv_b);
-/// Softmax over the supported keys only; support [B,1|H,S,T] bool. A query without keys gets zeros. SPEC 1.7.
+/// Scaled attention logits [B,H,S,T] from q_nope [B,S,H,nope], q_rope [B,S,H,rope], kv_latent
+/// [B,T,kv_lora], k_rope [B,T,rope]. Expanded (MHA) or absorbed (MQA on the latent): the same
+/// function.
+Tensor attention_logits(const Context& ctx, const Tensor& q_nope, const Tensor& q_rope,
+                        const Tensor& kv_latent, const Tensor& k_rope, const Tensor& kv_b);
+/// Softmax over the supported keys only; support [B,1|H,S,T] bool. A query without keys gets zeros.
+/// SPEC 1.7.
 Tensor attention_probs(const Context& ctx, const Tensor& logits, const Tensor& support);
 /// [B,S,H,v] from probs [B,H,S,T] and kv_latent [B,T,kv_lora].
-Tensor attention_context(const Context& ctx, const Tensor& probs, const Tensor& kv_latent, const Tensor& kv_b);
+Tensor attention_context(const Context& ctx, const Tensor& probs, const Tensor& kv_latent,
+                         const Tensor& kv_b);
 
 // --- indexer.cpp --------------------------------------------------------------------------------
 
 /// ix.q [B,S,H_I,D_I] from the normalised q_latent. SPEC 1.5.
-Tensor index_query(const Context& ctx, const Tensor& q_latent, const Tensor& wq_b, const RopeTable& table);
+Tensor index_query(const Context& ctx, const Tensor& q_latent, const Tensor& wq_b,
+                   const RopeTable& table);
 /// ix.k [B,S,D_I] from the normed hidden state.
 Tensor index_key(const Context& ctx, const Tensor& x, const Tensor& wk, const Tensor& norm_weight,
                  const Tensor& norm_bias, const RopeTable& table);
 /// ix.weights [B,S,H_I], both scales folded in; float32 or better.
 Tensor index_weights(const Context& ctx, const Tensor& x, const Tensor& weights_proj);
-/// score[b,s,t] = sum_j w[b,s,j] relu(q[b,s,j] . k[b,t]), [B,S,T]; -inf where `visible` [B,S,T] is false.
-Tensor index_scores(const Context& ctx, const Tensor& q, const Tensor& k, const Tensor& weights, const Tensor& visible);
+/// score[b,s,t] = sum_j w[b,s,j] relu(q[b,s,j] . k[b,t]), [B,S,T]; -inf where `visible` [B,S,T] is
+/// false.
+Tensor index_scores(const Context& ctx, const Tensor& q, const Tensor& k, const Tensor& weights,
+                    const Tensor& visible);
 
-/// The same per indexer head, without the sum: [B,S,H_I,T]. Only the planted bug "selection per head" asks for it.
-Tensor index_scores_per_head(const Context& ctx, const Tensor& q, const Tensor& k, const Tensor& weights,
-                             const Tensor& visible);
+/// The same per indexer head, without the sum: [B,S,H_I,T]. Only the planted bug "selection per
+/// head" asks for it.
+Tensor index_scores_per_head(const Context& ctx, const Tensor& q, const Tensor& k,
+                             const Tensor& weights, const Tensor& visible);
 
 // --- topk.cpp -----------------------------------------------------------------------------------
 
-/// The first k of each row of scores [..,T] under the total order (score descending, index ascending, -0 == +0).
-/// int64 indices [..,k]; -1 where fewer than k entries are above -inf. k may exceed T.
+/// The first k of each row of scores [..,T] under the total order (score descending, index
+/// ascending, -0 == +0). int64 indices [..,k]; -1 where fewer than k entries are above -inf. k may
+/// exceed T.
 Tensor select_topk(const Tensor& scores, int64_t k);
 /// Selected keys [..,S,T] bool from indices [..,S,k] (-1: none).
 Tensor support_of(const Tensor& topk, int64_t T);
 
 // --- router.cpp ---------------------------------------------------------------------------------
 
-/// s = sigmoid(logits); biased choice within the best groups; ids [B,S,K] int64 ascending. SPEC 1.8.
+/// s = sigmoid(logits); biased choice within the best groups; ids [B,S,K] int64 ascending.
+/// SPEC 1.8.
 Tensor route(const Context& ctx, const Tensor& logits, const Tensor& bias);
 /// Unbiased s of the chosen experts, normalised and scaled once. [B,S,K]
-Tensor routing_weights(const Context& ctx, const Tensor& logits, const Tensor& bias, const Tensor& experts);
+Tensor routing_weights(const Context& ctx, const Tensor& logits, const Tensor& bias,
+                       const Tensor& experts);
 
 // --- moe.cpp ------------------------------------------------------------------------------------
 
 /// down(silu(gate(x)) * up(x)).
-Tensor swiglu_mlp(const Context& ctx, const Tensor& x, const Tensor& gate, const Tensor& up, const Tensor& down);
+Tensor swiglu_mlp(const Context& ctx, const Tensor& x, const Tensor& gate, const Tensor& up,
+                  const Tensor& down);
 /// Sum over chosen experts in ascending expert id. x [B,S,hidden], experts and weights [B,S,K].
-Tensor routed_experts(const Context& ctx, const Tensor& x, const Tensor& experts, const Tensor& weights,
-                      LayerWeights& layer);
+Tensor routed_experts(const Context& ctx, const Tensor& x, const Tensor& experts,
+                      const Tensor& weights, LayerWeights& layer);
 
 // --- head.cpp -----------------------------------------------------------------------------------
 
-/// Shifted cross entropy, ignore -100, mean over the counted tokens. logits [B,S,vocab], labels [B,S]. SPEC 1.10.
+/// Shifted cross entropy, ignore -100, mean over the counted tokens. logits [B,S,vocab], labels
+/// [B,S]. SPEC 1.10.
 Tensor lm_loss(const Context& ctx, const Tensor& logits, const Tensor& labels);
 
 }  // namespace dsv32::reference

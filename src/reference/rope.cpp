@@ -15,10 +15,12 @@ double yarn_mscale(double factor, double mscale) {
 double correction_index(const ModelConfig& config, double rotations) {
   const double d = static_cast<double>(config.qk_rope_head_dim);
   const double length = static_cast<double>(config.yarn->original_max_position_embeddings);
-  return d * std::log(length / (rotations * 2 * std::numbers::pi)) / (2 * std::log(config.rope_theta));
+  return d * std::log(length / (rotations * 2 * std::numbers::pi)) /
+         (2 * std::log(config.rope_theta));
 }
 
-/// The factor of the frequencies and of the amplitude; the softmax scale always takes the explicit one.
+/// The factor of the frequencies and of the amplitude; the softmax scale always takes the explicit
+/// one.
 double interpolation_factor(const Context& ctx) {
   const YarnConfig& yarn = *ctx.config.yarn;
   if (!ctx.dialect.rope.yarn_factor_is_ratio) return yarn.factor;
@@ -35,7 +37,8 @@ Tensor frequencies(const Context& ctx) {
   if (!config.yarn || ctx.dialect.rope.yarn_ignored) return plain;
 
   const double low = std::max(std::floor(correction_index(config, config.yarn->beta_fast)), 0.0);
-  double high = std::min(std::ceil(correction_index(config, config.yarn->beta_slow)), static_cast<double>(d - 1));
+  double high = std::min(std::ceil(correction_index(config, config.yarn->beta_slow)),
+                         static_cast<double>(d - 1));
   if (high == low) high += 0.001;
   const Tensor ramp = ((torch::arange(d / 2, ctx.real()) - low) / (high - low)).clamp(0, 1);
   return plain / interpolation_factor(ctx) * ramp + plain * (1 - ramp);
@@ -60,7 +63,8 @@ RopeTable rope_table(const Context& ctx, const Tensor& positions) {
   Tensor used = positions + variant.position_offset;
   if (variant.positions_of_row0) used = used.slice(0, 0, 1).expand_as(positions);
   const Tensor angles = used.to(ctx.rounding.compute_type()).unsqueeze(-1) * frequencies(ctx);
-  return {ctx.rounding.op(angles.cos() * amplitude(ctx)), ctx.rounding.op(angles.sin() * amplitude(ctx))};
+  return {ctx.rounding.op(angles.cos() * amplitude(ctx)),
+          ctx.rounding.op(angles.sin() * amplitude(ctx))};
 }
 
 Tensor rotate(const Context& ctx, const Tensor& x, const RopeTable& table, RopePairing pairing) {
@@ -73,20 +77,24 @@ Tensor rotate(const Context& ctx, const Tensor& x, const RopeTable& table, RopeP
   const Tensor sin = broadcast_to_heads(table.sin, x);
   const Tensor first = r.op(a * cos) - r.op(b * sin);
   const Tensor second = r.op(b * cos) + r.op(a * sin);
-  return interleaved ? torch::stack({first, second}, -1).flatten(-2) : torch::cat({first, second}, -1);
+  return interleaved ? torch::stack({first, second}, -1).flatten(-2)
+                     : torch::cat({first, second}, -1);
 }
 
 double softmax_scale(const ModelConfig& config, const AttentionVariant& variant) {
   const double plain = std::pow(static_cast<double>(config.qk_head_dim()), -0.5);
   if (!config.yarn) return plain;
-  const double source = variant.mscale_from_mscale ? config.yarn->mscale : config.yarn->mscale_all_dim;
+  const double source =
+      variant.mscale_from_mscale ? config.yarn->mscale : config.yarn->mscale_all_dim;
   return plain * std::pow(yarn_mscale(config.yarn->factor, source), variant.mscale_power);
 }
 
 Tensor hadamard(const Tensor& x) {
   const int64_t n = x.size(-1);
   if (n <= 0 || (n & (n - 1)) != 0) {
-    throw Error(ExitCode::artefact, {.where = "hadamard", .what = "last dimension", .expected = "a power of two",
+    throw Error(ExitCode::artefact, {.where = "hadamard",
+                                     .what = "last dimension",
+                                     .expected = "a power of two",
                                      .got = std::to_string(n)});
   }
   Tensor y = x;

@@ -9,8 +9,9 @@ namespace dsv32::reference {
 
 using torch::Tensor;
 
-/// Where values are rounded. Everything is computed in float64 (the oracle) or float32; the 16-bit modes round
-/// results to the 16-bit type and go on in float32. Autograd rounds the gradient at the same places.
+/// Where values are rounded. Everything is computed in float64 (the oracle) or float32; the 16-bit
+/// modes round results to the 16-bit type and go on in float32. Autograd rounds the gradient at the
+/// same places.
 struct Rounding {
   DType dtype = DType::float32;
   RoundingStyle style = RoundingStyle::spec;

@@ -12,11 +12,15 @@ Tensor first_k(const Tensor& values, int64_t k) {
 /// Biased scores with the experts of dropped groups filled. [B,S,E]
 Tensor keep_best_groups(const Context& ctx, const Tensor& choice) {
   const ModelConfig& config = ctx.config;
-  const Tensor grouped = choice.unflatten(-1, {config.n_group, config.n_routed_experts / config.n_group});
+  const Tensor grouped =
+      choice.unflatten(-1, {config.n_group, config.n_routed_experts / config.n_group});
   const int64_t counted = ctx.dialect.router.group_score == GroupScore::max ? 1 : 2;
-  const Tensor group_score = std::get<0>(grouped.topk(std::min(counted, grouped.size(-1)), -1)).sum(-1);
-  const Tensor kept = torch::zeros_like(group_score, torch::kBool).scatter_(-1, first_k(group_score, config.topk_group), true);
-  const double fill = ctx.dialect.router.group_fill_zero ? 0.0 : -std::numeric_limits<double>::infinity();
+  const Tensor group_score =
+      std::get<0>(grouped.topk(std::min(counted, grouped.size(-1)), -1)).sum(-1);
+  const Tensor kept = torch::zeros_like(group_score, torch::kBool)
+                          .scatter_(-1, first_k(group_score, config.topk_group), true);
+  const double fill =
+      ctx.dialect.router.group_fill_zero ? 0.0 : -std::numeric_limits<double>::infinity();
   return grouped.masked_fill(~kept.unsqueeze(-1), fill).flatten(-2);
 }
 
@@ -31,7 +35,8 @@ Tensor route(const Context& ctx, const Tensor& logits, const Tensor& bias) {
   return std::get<0>(shifted.sort(-1));
 }
 
-Tensor routing_weights(const Context& ctx, const Tensor& logits, const Tensor& bias, const Tensor& experts) {
+Tensor routing_weights(const Context& ctx, const Tensor& logits, const Tensor& bias,
+                       const Tensor& experts) {
   const RouterVariant& variant = ctx.dialect.router;
   Tensor scores = torch::sigmoid(logits);
   if (variant.bias_in_weights) scores = scores + bias;
@@ -39,7 +44,8 @@ Tensor routing_weights(const Context& ctx, const Tensor& logits, const Tensor& b
   if (variant.normalise && ctx.config.norm_topk_prob) {
     weights = weights / (weights.sum(-1, /*keepdim=*/true) + variant.norm_eps);
   }
-  for (int i = 0; i < variant.scale_times; ++i) weights = weights * ctx.config.routed_scaling_factor;
+  for (int i = 0; i < variant.scale_times; ++i)
+    weights = weights * ctx.config.routed_scaling_factor;
   return variant.detach_weights ? weights.detach() : weights;
 }
 
