@@ -23,7 +23,8 @@ bool is_decision(const TapName& tap) {
 /// It holds forward values of its own that stages can be fed with.
 bool has_stage_inputs(const Trace& trace) {
   return any_name(trace, [](const TapName& tap) {
-    return !is_decision(tap) && tap.info.kind != TapKind::gradient && tap.info.kind != TapKind::scalar;
+    return !is_decision(tap) && tap.info.kind != TapKind::gradient &&
+           tap.info.kind != TapKind::scalar;
   });
 }
 
@@ -36,15 +37,18 @@ bool has_gradients(const Subject& subject) {
     return std::any_of(subject.golden->sketches.begin(), subject.golden->sketches.end(),
                        [](const auto& entry) { return entry.first.rfind("grad.", 0) == 0; });
   }
-  return any_name(*subject.trace, [](const TapName& tap) { return tap.info.kind == TapKind::gradient; });
+  return any_name(*subject.trace,
+                  [](const TapName& tap) { return tap.info.kind == TapKind::gradient; });
 }
 
 /// Below this many multiplications a layer, threads only wait for each other.
 constexpr int64_t kWorthThreads = int64_t{1} << 27;
 
 int threads_for(const Case& c) {
-  const int64_t work = c.B * c.S * c.config.hidden_size * (c.config.intermediate_size + c.config.hidden_size);
-  return work < kWorthThreads ? 1 : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  const int64_t work =
+      c.B * c.S * c.config.hidden_size * (c.config.intermediate_size + c.config.hidden_size);
+  return work < kWorthThreads ? 1
+                              : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 }
 
 RunOptions probe_options(RunOptions options) {
@@ -76,7 +80,8 @@ bool same_function(const ModelConfig& config, DType dtype, Dialect a, Dialect b)
   return a == b;
 }
 
-CaseRun::CaseRun(Case c, Batch batch, std::shared_ptr<const WeightSource> weights, bool backward, RunSettings settings)
+CaseRun::CaseRun(Case c, Batch batch, std::shared_ptr<const WeightSource> weights, bool backward,
+                 RunSettings settings)
     : case_(std::move(c)),
       batch_(std::move(batch)),
       weights_(std::move(weights)),
@@ -93,7 +98,8 @@ Trace CaseRun::run(RunOptions options, const std::string& what) const {
   reference::set_threads(settings_.threads > 0 ? settings_.threads : threads_for(case_));
   options.progress = [&](const std::string& where) {
     if (settings_.interrupted && settings_.interrupted()) {
-      throw Error(ExitCode::interrupted, {.where = case_.name, .what = "run", .expected = "to finish", .got = "a stop"});
+      throw Error(ExitCode::interrupted,
+                  {.where = case_.name, .what = "run", .expected = "to finish", .got = "a stop"});
     }
     if (settings_.progress) settings_.progress(case_.name + ": " + what + ": " + where);
   };
@@ -149,15 +155,19 @@ std::vector<Verdict> CaseRun::judge_staged(const Subject& subject) const {
   return judge(evidence);
 }
 
-std::vector<Verdict> CaseRun::judge_forced(const Subject& subject, const ForcedTraces* shared) const {
-  const bool reuse = shared != nullptr && same_function(case_.config, DType::float64, shared->dialect, subject.dialect);
+std::vector<Verdict> CaseRun::judge_forced(const Subject& subject,
+                                           const ForcedTraces* shared) const {
+  const bool reuse = shared != nullptr &&
+                     same_function(case_.config, DType::float64, shared->dialect, subject.dialect);
   const ForcedTraces own = reuse ? ForcedTraces{} : forced_traces(subject.dialect, subject.trace);
   const ForcedTraces& forced = reuse ? *shared : own;
   Evidence evidence = evidence_of(subject);
   evidence.forced = {.oracle = &forced.oracle, .probe = &forced.probe};
   Trace reference;
   if (subject.against_reference) {
-    RunOptions options{.dtype = subject.dtype, .dialect = subject.dialect, .backward = backward_ && has_gradients(subject)};
+    RunOptions options{.dtype = subject.dtype,
+                       .dialect = subject.dialect,
+                       .backward = backward_ && has_gradients(subject)};
     replay(options, subject.trace);
     reference = run(options, "reference for " + subject.name);
     evidence.forced.reference = &reference;
@@ -165,7 +175,8 @@ std::vector<Verdict> CaseRun::judge_forced(const Subject& subject, const ForcedT
   return judge(evidence);
 }
 
-std::vector<Verdict> CaseRun::judge_subject(const Subject& subject, const ForcedTraces* shared) const {
+std::vector<Verdict> CaseRun::judge_subject(const Subject& subject,
+                                            const ForcedTraces* shared) const {
   std::vector<Verdict> verdicts = judge_staged(subject);
   for (Verdict& verdict : judge_forced(subject, shared)) {
     const bool said = std::any_of(verdicts.begin(), verdicts.end(), [&](const Verdict& v) {
@@ -176,7 +187,8 @@ std::vector<Verdict> CaseRun::judge_subject(const Subject& subject, const Forced
   return verdicts;
 }
 
-Hypothesis CaseRun::under(const Subject& subject, const Dialect& dialect, const Verdict& failure) const {
+Hypothesis CaseRun::under(const Subject& subject, const Dialect& dialect,
+                          const Verdict& failure) const {
   const bool staged = failure.mode == Mode::staged && has_stage_inputs(*subject.trace);
   RunOptions options{.dtype = DType::float64,
                      .dialect = dialect,

@@ -1,8 +1,8 @@
 #pragma once
 
 #include <functional>
-#include <memory>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -23,11 +23,11 @@ struct RunSettings {
 
 /// One trace to be judged.
 struct Subject {
-  std::string name;               // "golden", "reference float32", "candidate fork.safetensors"
+  std::string name;  // "golden", "reference float32", "candidate fork.safetensors"
   DType dtype = DType::float32;
-  Dialect dialect = {};           // what it claims to compute
-  const Trace* trace = nullptr;   // for a sketched golden: its decisions and scalars
-  const Trace* fed = nullptr;     // what stages read; nullptr: trace
+  Dialect dialect = {};          // what it claims to compute
+  const Trace* trace = nullptr;  // for a sketched golden: its decisions and scalars
+  const Trace* fed = nullptr;    // what stages read; nullptr: trace
   const golden::Golden* golden = nullptr;
   bool is_file = false;
   bool against_reference = true;  // false: it is the reference itself, judged by the cap alone
@@ -49,7 +49,8 @@ struct Hypothesis {
 /// One case with its batch and weights: makes the traces that a judgement needs, and judges.
 class CaseRun {
  public:
-  CaseRun(Case c, Batch batch, std::shared_ptr<const WeightSource> weights, bool backward, RunSettings settings = {});
+  CaseRun(Case c, Batch batch, std::shared_ptr<const WeightSource> weights, bool backward,
+          RunSettings settings = {});
   /// The synthetic batch and weights of the case.
   explicit CaseRun(const Case& c, bool backward = true, RunSettings settings = {});
 
@@ -63,13 +64,17 @@ class CaseRun {
   /// The decisions of the subject replayed (free where it has none).
   ForcedTraces forced_traces(const Dialect& dialect, const Trace* decisions) const;
 
-  /// Staged verdicts: every op on the subject's own inputs, under its own decisions. Empty for a sketch.
+  /// Staged verdicts: every op on the subject's own inputs, under its own decisions. Empty for a
+  /// sketch.
   std::vector<Verdict> judge_staged(const Subject& subject) const;
-  /// Forced verdicts and gradients: end to end with the subject's decisions replayed. `shared`: traces of an earlier
-  /// subject under the same decisions and an equal dialect are used again; nullptr: none.
-  std::vector<Verdict> judge_forced(const Subject& subject, const ForcedTraces* shared = nullptr) const;
+  /// Forced verdicts and gradients: end to end with the subject's decisions replayed. `shared`:
+  /// traces of an earlier subject under the same decisions and an equal dialect are used again;
+  /// nullptr: none.
+  std::vector<Verdict> judge_forced(const Subject& subject,
+                                    const ForcedTraces* shared = nullptr) const;
   /// Both, staged first.
-  std::vector<Verdict> judge_subject(const Subject& subject, const ForcedTraces* shared = nullptr) const;
+  std::vector<Verdict> judge_subject(const Subject& subject,
+                                     const ForcedTraces* shared = nullptr) const;
   /// One tap of the subject as another dialect would have it, fed as the failing check was.
   Hypothesis under(const Subject& subject, const Dialect& dialect, const Verdict& failure) const;
 
@@ -85,7 +90,8 @@ class CaseRun {
   RunSettings settings_;
 };
 
-/// Both dialects are the same function of this config at this precision (rounding style does not matter in float64).
+/// Both dialects are the same function of this config at this precision (rounding style does not
+/// matter in float64).
 bool same_function(const ModelConfig& config, DType dtype, Dialect a, Dialect b);
 
 /// The trace holds decisions that a run can replay.

@@ -12,7 +12,8 @@
 namespace dsv32::harness {
 namespace {
 
-/// Rows of a tap that count here: padded queries out, attended keys only; index scores with their -inf pattern.
+/// Rows of a tap that count here: padded queries out, attended keys only; index scores with their
+/// -inf pattern.
 RowLayout layout_of(const CaseRun& run, const Subject& subject, TapName tap, const Shape& shape) {
   if (tap.info.kind == TapKind::scores) tap.info.kind = TapKind::token;
   const HostTensor* topk = tap.layer ? subject.trace->find(layer_tap(*tap.layer, "topk")) : nullptr;
@@ -38,25 +39,29 @@ Gap gap(const RowLayout& layout, const HostTensor& a, const HostTensor& b) {
   return {std::sqrt(distance), std::sqrt(norm)};
 }
 
-/// The subject's tap is what the hypothesis gives, up to rounding: the whole-tensor test of the limits table.
-bool same_values(const CaseRun& run, const Subject& subject, const Verdict& failure, const HostTensor& judged,
-                 const HostTensor& oracle, const HostTensor& reference) {
+/// The subject's tap is what the hypothesis gives, up to rounding: the whole-tensor test of the
+/// limits table.
+bool same_values(const CaseRun& run, const Subject& subject, const Verdict& failure,
+                 const HostTensor& judged, const HostTensor& oracle, const HostTensor& reference) {
   const TapName tap = *parse_tap(failure.tap);
   const RowLayout layout = layout_of(run, subject, tap, oracle.shape());
   const Gap rounding = gap(layout, reference, oracle);
   const double noise = std::max(rounding.distance, rounding_floor(subject.dtype) * rounding.norm);
-  const double limit = limits_for(tap, failure.mode, subject.dtype).tensor_ratio * small_tensor_factor(oracle.numel());
+  const double limit = limits_for(tap, failure.mode, subject.dtype).tensor_ratio *
+                       small_tensor_factor(oracle.numel());
   return gap(layout, judged, oracle).distance <= limit * noise;
 }
 
 /// The sets differ in no more rows than rounding alone makes them differ.
-bool same_sets(const Batch& batch, const HostTensor& judged, const HostTensor& oracle, const HostTensor& reference) {
-  return count_flips(judged, oracle, batch).differing_rows <= count_flips(reference, oracle, batch).differing_rows;
+bool same_sets(const Batch& batch, const HostTensor& judged, const HostTensor& oracle,
+               const HostTensor& reference) {
+  return count_flips(judged, oracle, batch).differing_rows <=
+         count_flips(reference, oracle, batch).differing_rows;
 }
 
 /// nullopt for a hypothesis that cannot be run on these shapes: it explains nothing.
-std::optional<Hypothesis> try_under(const CaseRun& run, const Subject& subject, const Dialect& dialect,
-                                    const Verdict& failure) {
+std::optional<Hypothesis> try_under(const CaseRun& run, const Subject& subject,
+                                    const Dialect& dialect, const Verdict& failure) {
   try {
     return run.under(subject, dialect, failure);
   } catch (const Error& error) {
@@ -65,7 +70,8 @@ std::optional<Hypothesis> try_under(const CaseRun& run, const Subject& subject, 
   }
 }
 
-bool explains(const CaseRun& run, const Subject& subject, const Dialect& dialect, const Verdict& failure) {
+bool explains(const CaseRun& run, const Subject& subject, const Dialect& dialect,
+              const Verdict& failure) {
   const std::optional<Hypothesis> tried = try_under(run, subject, dialect, failure);
   if (!tried) return false;
   const Hypothesis& hypothesis = *tried;
@@ -80,7 +86,8 @@ bool explains(const CaseRun& run, const Subject& subject, const Dialect& dialect
   return same_values(run, subject, failure, *judged, *oracle, *reference);
 }
 
-std::vector<std::string> matching_dialects(const CaseRun& run, const Subject& subject, const Verdict& failure) {
+std::vector<std::string> matching_dialects(const CaseRun& run, const Subject& subject,
+                                           const Verdict& failure) {
   std::vector<std::string> causes;
   for (const Dialect& preset : dialect_presets()) {
     if (same_function(run.the_case().config, subject.dtype, preset, subject.dialect)) continue;
@@ -94,21 +101,24 @@ std::vector<std::string> matching_dialects(const CaseRun& run, const Subject& su
   return causes;
 }
 
-std::vector<std::string> matching_bugs(const CaseRun& run, const Subject& subject, const Verdict& failure) {
+std::vector<std::string> matching_bugs(const CaseRun& run, const Subject& subject,
+                                       const Verdict& failure) {
   std::vector<std::string> causes;
   const std::string stem = tap_stem(failure.tap);
   for (const KnownBug& bug : known_bugs()) {
     if (bug.first_tap != stem) continue;
     Dialect planted = subject.dialect;
     bug.plant(planted);
-    if (explains(run, subject, planted, failure)) causes.push_back("known bug " + bug.name + ": " + bug.description);
+    if (explains(run, subject, planted, failure))
+      causes.push_back("known bug " + bug.name + ": " + bug.description);
   }
   return causes;
 }
 
 }  // namespace
 
-std::vector<std::string> find_causes(const CaseRun& run, const Subject& subject, const std::vector<Verdict>& verdicts) {
+std::vector<std::string> find_causes(const CaseRun& run, const Subject& subject,
+                                     const std::vector<Verdict>& verdicts) {
   const Verdict* failure = first_failure(verdicts);
   if (failure == nullptr || !parse_tap(failure->tap)) return {};
   std::vector<std::string> causes = matching_dialects(run, subject, *failure);

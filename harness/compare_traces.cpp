@@ -30,7 +30,11 @@ class Pair {
 
  private:
   Verdict open(const TapName& tap) const {
-    return {.case_name = case_.name, .subject = subject_, .tap = tap.full, .layer = tap.layer, .mode = Mode::free};
+    return {.case_name = case_.name,
+            .subject = subject_,
+            .tap = tap.full,
+            .layer = tap.layer,
+            .mode = Mode::free};
   }
   Verdict absent(const std::string& name, const char* why) const {
     Verdict verdict = open(*parse_tap(name));
@@ -62,7 +66,8 @@ class Pair {
         norm += std::isfinite(x[i]) ? x[i] * x[i] : 0;
         if (gap <= largest) continue;
         largest = gap;
-        verdict.worst = Worst{layout.unravel(layout.flat_index(row, static_cast<int64_t>(i))), row.number, x[i], y[i]};
+        verdict.worst = Worst{layout.unravel(layout.flat_index(row, static_cast<int64_t>(i))),
+                              row.number, x[i], y[i]};
       }
       verdict.checked += static_cast<int64_t>(x.size());
     }
@@ -76,11 +81,13 @@ class Pair {
     Verdict verdict = open(tap);
     const FlipCount flips = count_flips(a, b, batch_);
     verdict.checked = flips.rows;
-    verdict.measures.push_back({"differing rows", static_cast<double>(flips.differing_rows), 0, "equal sets"});
+    verdict.measures.push_back(
+        {"differing rows", static_cast<double>(flips.differing_rows), 0, "equal sets"});
     verdict.trust = verdict.measures.back().within() ? Trust::pass : Trust::fail;
     if (flips.differing_rows > 0) {
-      verdict.note = std::to_string(flips.differing_elements) + " of " + std::to_string(flips.elements) +
-                     " picks differ; judge each trace with --candidate to learn which flips are legitimate";
+      verdict.note =
+          std::to_string(flips.differing_elements) + " of " + std::to_string(flips.elements) +
+          " picks differ; judge each trace with --candidate to learn which flips are legitimate";
     }
     return verdict;
   }
@@ -103,8 +110,11 @@ Report compare_traces(const std::filesystem::path& a, const std::filesystem::pat
   const Trace first = io::read_trace(a), second = io::read_trace(b);
   const Case c = io::case_of_trace(first);
   if (io::case_json(c) != io::case_json(io::case_of_trace(second))) {
-    throw Error(ExitCode::artefact, {.where = b.string(), .what = "case", .expected = first.metadata.at("case"),
-                                     .got = second.metadata.at("case"), .hint = "only traces of one case can be compared"});
+    throw Error(ExitCode::artefact, {.where = b.string(),
+                                     .what = "case",
+                                     .expected = first.metadata.at("case"),
+                                     .got = second.metadata.at("case"),
+                                     .hint = "only traces of one case can be compared"});
   }
   Report report{.suites = {"compare"}, .cases = {c.name}};
   const std::string subject = a.filename().string() + " and " + b.filename().string();

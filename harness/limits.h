@@ -49,8 +49,8 @@ Measure slope_limit(double measured);
 /// Decision band: an exclusive element may lie within 2 * band * (element noise of the scores) of
 /// the cut. Mode::exact: the judged side's own stored scores, in roundings of them.
 double decision_band(Mode mode);
-/// Noise of a correct float32 run in units of its probe, where there is no reference to measure it: sums of many terms
-/// round more than once.
+/// Noise of a correct float32 run in units of its probe, where there is no reference to measure it:
+/// sums of many terms round more than once.
 double probe_noise();
 /// Share of one group (head, expert, tail rows) of the squared error from which the structure names
 /// it.

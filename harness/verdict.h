@@ -9,7 +9,8 @@
 
 namespace dsv32::harness {
 
-/// What a check is worth. Only `pass` is green; `skipped` needs a reason and is never counted as passed.
+/// What a check is worth. Only `pass` is green; `skipped` needs a reason and is never counted as
+/// passed.
 enum class Trust { pass, fail, vacuous, missing, skipped };
 std::string_view to_string(Trust trust);
 
@@ -19,10 +20,11 @@ std::string_view to_string(Mode mode);
 
 /// One number against one limit. `measured <= limit` passes; NaN fails.
 struct Measure {
-  std::string metric;   // "row ratio", "tensor ratio", "cap", "tail", "max tail", "relative", "exact"
+  std::string
+      metric;  // "row ratio", "tensor ratio", "cap", "tail", "max tail", "relative", "exact"
   double measured = 0;
   double limit = 0;
-  std::string basis;    // why this limit
+  std::string basis;  // why this limit
   bool within() const { return measured <= limit; }
   /// measured / limit; infinite when the limit is 0 and something was measured.
   double margin() const;
@@ -38,16 +40,18 @@ struct Worst {
 /// One check: data, not a print.
 struct Verdict {
   std::string case_name;
-  std::string subject;         // "golden", "reference float32", "candidate fork.safetensors"
-  std::string tap;             // "layers.0.ix.q", "grad.lm_head.weight", or a check name such as "weights loaded"
+  std::string subject;  // "golden", "reference float32", "candidate fork.safetensors"
+  std::string
+      tap;  // "layers.0.ix.q", "grad.lm_head.weight", or a check name such as "weights loaded"
   std::optional<int64_t> layer;
   Mode mode = Mode::exact;
   Trust trust = Trust::pass;
   std::vector<Measure> measures;
   std::optional<Worst> worst;
-  int64_t checked = 0;         // rows or elements that were compared
-  std::string structure;       // "gain 2.500", "one head (3) holds 98 % of the error"; empty when nothing stands out
-  std::string note;            // why vacuous, missing or skipped; what a decision check found
+  int64_t checked = 0;    // rows or elements that were compared
+  std::string structure;  // "gain 2.500", "one head (3) holds 98 % of the error"; empty when
+                          // nothing stands out
+  std::string note;       // why vacuous, missing or skipped; what a decision check found
 
   /// The largest margin of its measures; 0 without measures.
   double margin() const;
@@ -62,9 +66,11 @@ struct Finding {
   std::string case_name;
   std::string subject;
   Fault fault = Fault::none;
-  std::string first_tap;       // first failing tap in execution order; "" if none
-  std::string headline;        // "FAIL: first divergence layers.0.ix.q (staged), 612x the reference error"
-  std::vector<std::string> causes;  // named causes, best first: "matches dialect hf: ..."; may be empty
+  std::string first_tap;  // first failing tap in execution order; "" if none
+  std::string
+      headline;  // "FAIL: first divergence layers.0.ix.q (staged), 612x the reference error"
+  std::vector<std::string>
+      causes;  // named causes, best first: "matches dialect hf: ..."; may be empty
 };
 
 }  // namespace dsv32::harness

@@ -1,4 +1,5 @@
-// Every gradient of one case against golden and oracle; on the tiny cases also against the loss itself.
+// Every gradient of one case against golden and oracle; on the tiny cases also against the loss
+// itself.
 
 #include <gtest/gtest.h>
 
@@ -42,7 +43,8 @@ TEST(Backward, EverySubjectAgreesWithTheOracle) {
 
 TEST(Backward, ReportIsGreen) { EXPECT_EQ(static_cast<int>(report().exit_code()), 0); }
 
-/// The case's weights, moved along one random direction: w + h * d, d = +-1 times the tensor's root mean square.
+/// The case's weights, moved along one random direction: w + h * d, d = +-1 times the tensor's root
+/// mean square.
 class MovedWeights : public WeightSource {
  public:
   MovedWeights(const WeightSource& base, uint64_t direction) : base_(base), direction_(direction) {}
@@ -107,7 +109,8 @@ class LossAlong {
  private:
   double loss(double step) {
     moved_.step = step;
-    const RunOptions options{.dtype = DType::float64, .feeding = Feeding::forced, .feed = &at_rest_};
+    const RunOptions options{
+        .dtype = DType::float64, .feeding = Feeding::forced, .feed = &at_rest_};
     return model_->run(batch_, options).find("loss.lm")->at(0);
   }
   double central_difference(double h) { return (loss(h) - loss(-h)) / (2 * h); }
@@ -127,7 +130,8 @@ TEST(BackwardTiny, GradientsAreTheSlopeOfTheLoss) {
     LossAlong loss(c, direction);
     const double slope = loss.derivative(), expected = loss.from_gradients();
     ASSERT_NE(expected, 0);
-    const harness::Measure measure = harness::slope_limit(std::fabs(slope - expected) / std::fabs(expected));
+    const harness::Measure measure =
+        harness::slope_limit(std::fabs(slope - expected) / std::fabs(expected));
     EXPECT_TRUE(measure.within()) << "direction " << direction << ": relative " << measure.measured;
   }
 }

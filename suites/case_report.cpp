@@ -35,8 +35,10 @@ std::string complaints(const std::vector<Verdict>& verdicts) {
   std::ostringstream text;
   for (const Verdict& v : verdicts) {
     if (v.trust == Trust::pass || v.trust == Trust::skipped) continue;
-    text << v.subject << " " << v.tap << " (" << to_string(v.mode) << "): " << to_string(v.trust) << " " << v.note;
-    for (const harness::Measure& m : v.measures) text << ", " << m.metric << " " << m.measured << " of " << m.limit;
+    text << v.subject << " " << v.tap << " (" << to_string(v.mode) << "): " << to_string(v.trust)
+         << " " << v.note;
+    for (const harness::Measure& m : v.measures)
+      text << ", " << m.metric << " " << m.measured << " of " << m.limit;
     text << "\n";
   }
   return text.str();

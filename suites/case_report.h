@@ -7,11 +7,13 @@
 
 namespace dsv32::suites {
 
-/// The job of one suite on the case named by `--case`, run once per program: golden, reference float32 and bfloat16.
+/// The job of one suite on the case named by `--case`, run once per program: golden, reference
+/// float32 and bfloat16.
 const harness::Report& case_report(const std::string& suite);
 
 /// Verdicts of one subject ("golden", "reference float32", ...).
-std::vector<harness::Verdict> verdicts_of(const harness::Report& report, const std::string& subject);
+std::vector<harness::Verdict> verdicts_of(const harness::Report& report,
+                                          const std::string& subject);
 
 /// All verdicts that are neither passed nor skipped, a line each, for a failure message.
 std::string complaints(const std::vector<harness::Verdict>& verdicts);

@@ -1,4 +1,5 @@
-// Every forward tap of one case: golden, reference float32 and reference bfloat16 against the float64 oracle.
+// Every forward tap of one case: golden, reference float32 and reference bfloat16 against the
+// float64 oracle.
 
 #include <gtest/gtest.h>
 
@@ -37,7 +38,8 @@ void expect_every_tap_judged(const std::string& subject) {
   const Case& c = io::find_case(suite_case());
   const std::set<std::string> judged = judged_taps(subject);
   for (const std::string& tap : forward_taps(c.config)) {
-    const bool free_by_rule = !c.config.use_sparse_attention && parse_tap(tap)->info.kind == TapKind::topk;
+    const bool free_by_rule =
+        !c.config.use_sparse_attention && parse_tap(tap)->info.kind == TapKind::topk;
     EXPECT_EQ(judged.count(tap), free_by_rule ? 0u : 1u) << subject << " " << tap;
   }
 }
@@ -47,7 +49,8 @@ TEST(Forward, ReferenceFloat32AgreesWithTheOracle) { expect_all_green("reference
 TEST(Forward, ReferenceBfloat16AgreesWithTheOracle) { expect_all_green("reference bfloat16"); }
 
 TEST(Forward, EveryTapWasJudgedForEverySubject) {
-  for (const char* subject : {"golden", "reference float32", "reference bfloat16"}) expect_every_tap_judged(subject);
+  for (const char* subject : {"golden", "reference float32", "reference bfloat16"})
+    expect_every_tap_judged(subject);
 }
 
 TEST(Forward, ReferenceIsJudgedStagedAndForced) {

@@ -113,15 +113,17 @@ std::string family_of(const Verdict& verdict, DType dtype) {
   const auto tap = parse_tap(verdict.tap);
   if (!tap) return "check";
   const TapKind kind = tap->info.kind;
-  const char* family = kind == TapKind::gradient                                     ? "gradient"
-                       : kind == TapKind::attention || kind == TapKind::scores       ? "keys"
-                       : kind == TapKind::scalar                                     ? "scalar"
-                       : kind == TapKind::topk || kind == TapKind::experts           ? "decision"
-                                                                                     : "token";
-  return std::string(to_string(verdict.mode)) + " " + family + (item_size(dtype) == 2 ? " 16-bit " : " ");
+  const char* family = kind == TapKind::gradient                               ? "gradient"
+                       : kind == TapKind::attention || kind == TapKind::scores ? "keys"
+                       : kind == TapKind::scalar                               ? "scalar"
+                       : kind == TapKind::topk || kind == TapKind::experts     ? "decision"
+                                                                               : "token";
+  return std::string(to_string(verdict.mode)) + " " + family +
+         (item_size(dtype) == 2 ? " 16-bit " : " ");
 }
 
-void note_extremes(const std::vector<Verdict>& verdicts, DType dtype, const std::string& where, Extremes& extremes) {
+void note_extremes(const std::vector<Verdict>& verdicts, DType dtype, const std::string& where,
+                   Extremes& extremes) {
   for (const Verdict& verdict : verdicts) {
     for (const harness::Measure& m : verdict.measures) {
       Largest& largest = extremes[family_of(verdict, dtype) + m.metric];
@@ -134,7 +136,8 @@ void note_extremes(const std::vector<Verdict>& verdicts, DType dtype, const std:
 void print(const Extremes& extremes) {
   std::printf("%-40s %10s %10s  %s\n", "check", "largest", "limit", "where");
   for (const auto& [name, largest] : extremes) {
-    std::printf("%-40s %10.3g %10.3g  %s\n", name.c_str(), largest.measured, largest.limit, largest.where.c_str());
+    std::printf("%-40s %10.3g %10.3g  %s\n", name.c_str(), largest.measured, largest.limit,
+                largest.where.c_str());
   }
 }
 
@@ -143,7 +146,8 @@ std::string false_alarm(const CaseRun& run, const Variant& variant, Extremes& ex
   const Subject subject{
       .name = variant.name, .dtype = variant.dtype, .trace = &trace, .is_file = true};
   const std::vector<Verdict> verdicts = run.judge_subject(subject);
-  note_extremes(verdicts, variant.dtype, run.the_case().name + " seed " + std::to_string(run.the_case().seed), extremes);
+  note_extremes(verdicts, variant.dtype,
+                run.the_case().name + " seed " + std::to_string(run.the_case().seed), extremes);
   const Verdict* failure = harness::first_failure(verdicts);
   return failure == nullptr ? "" : complaints({*failure});
 }
@@ -166,7 +170,8 @@ TEST(Clean, NoFalseAlarmOnCorrectVariants) {
     Case c = io::find_case(cases[i % cases.size()]);
     c.seed = 1 + static_cast<uint64_t>(i);
     const Variant& variant = all[i % all.size()];
-    const std::string alarm = false_alarm(CaseRun(c, true, {.threads = variant.threads}), variant, extremes);
+    const std::string alarm =
+        false_alarm(CaseRun(c, true, {.threads = variant.threads}), variant, extremes);
     if (alarm.empty()) continue;
     ++alarms;
     ADD_FAILURE() << c.name << " seed " << c.seed << " " << variant.name << ": " << alarm;
