@@ -51,7 +51,11 @@ class Pass {
     const Tensor causal = key <= query + ctx_.dialect.selection.mask_shift;
     const Tensor unmasked =
         (long_tensor(batch_.attention_mask).narrow(1, 0, end) != 0).unsqueeze(1);
-    const Tensor positions = long_tensor(batch_.position_ids).narrow(1, begin, end - begin);
+    Tensor positions = long_tensor(batch_.position_ids).narrow(1, begin, end - begin);
+    if (options_.perturbation > 0) {  // an angle is rounded as any other product
+      positions = perturbed(positions.to(ctx_.rounding.compute_type()), options_.perturbation,
+                            options_.perturbation_seed, "positions" + std::to_string(begin));
+    }
     return {rope_table(ctx_, positions), causal.unsqueeze(0) & unmasked};
   }
 
