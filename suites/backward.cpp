@@ -1,16 +1,11 @@
-// Every gradient of one case against golden and oracle; on the tiny cases also against the loss
-// itself.
+// Every gradient of one case against golden and oracle.
 
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <set>
 
-#include "harness/limits.h"
 #include "src/io/io.h"
-#include "src/model/philox.h"
 #include "src/model/trace.h"
-#include "src/reference/reference.h"
 #include "suites/case_report.h"
 #include "suites/suite.h"
 
@@ -42,99 +37,6 @@ TEST(Backward, EverySubjectAgreesWithTheOracle) {
 }
 
 TEST(Backward, ReportIsGreen) { EXPECT_EQ(static_cast<int>(report().exit_code()), 0); }
-
-/// The case's weights, moved along one random direction: w + h * d, d = +-1 times the tensor's root
-/// mean square.
-class MovedWeights : public WeightSource {
- public:
-  MovedWeights(const WeightSource& base, uint64_t direction) : base_(base), direction_(direction) {}
-  double step = 0;
-
-  HostTensor load(const WeightSpec& spec) const override {
-    HostTensor w = base_.load(spec).cast(DType::float64);
-    if (is_buffer(spec.name) || is_indexer(spec.name)) return w;
-    const std::vector<double> d = direction(spec, w);
-    const auto values = w.data<double>();
-    for (size_t i = 0; i < d.size(); ++i) values[i] += step * d[i];
-    return w;
-  }
-  std::string identity() const override { return base_.identity(); }
-
-  std::vector<double> direction(const WeightSpec& spec, const HostTensor& w) const {
-    const std::vector<double> values = w.to_doubles();
-    double square = 0;
-    for (const double v : values) square += v * v;
-    const double size = std::sqrt(square / static_cast<double>(values.size()));
-    const PhiloxStream stream(direction_, "direction." + spec.name);
-    std::vector<double> d(values.size());
-    for (size_t i = 0; i < d.size(); ++i) d[i] = (stream.lane16(i) & 1) != 0 ? size : -size;
-    return d;
-  }
-
- private:
-  const WeightSource& base_;
-  uint64_t direction_;
-};
-
-/// The float64 loss along one direction, the decisions of the unmoved model replayed.
-class LossAlong {
- public:
-  LossAlong(const Case& c, uint64_t direction)
-      : case_(c), batch_(make_batch(c)), base_(c.seed, c.bias_offset), moved_(base_, direction) {
-    batch_.chunks.clear();
-    model_ = reference::make_reference(case_.config, moved_);
-    at_rest_ = model_->run(batch_, {.dtype = DType::float64, .backward = true});
-  }
-
-  /// Richardson extrapolation of the central difference.
-  double derivative() {
-    constexpr double kStep = 1e-4;
-    const double coarse = central_difference(kStep), fine = central_difference(kStep / 2);
-    return (4 * fine - coarse) / 3;
-  }
-
-  /// Sum over all weights of gradient times direction.
-  double from_gradients() const {
-    double sum = 0;
-    for (const WeightSpec& spec : weight_specs(case_.config)) {
-      const HostTensor* gradient = at_rest_.find("grad." + spec.name);
-      if (gradient == nullptr) continue;
-      const std::vector<double> g = gradient->to_doubles();
-      const std::vector<double> d = moved_.direction(spec, base_.load(spec));
-      for (size_t i = 0; i < g.size(); ++i) sum += g[i] * d[i];
-    }
-    return sum;
-  }
-
- private:
-  double loss(double step) {
-    moved_.step = step;
-    const RunOptions options{
-        .dtype = DType::float64, .feeding = Feeding::forced, .feed = &at_rest_};
-    return model_->run(batch_, options).find("loss.lm")->at(0);
-  }
-  double central_difference(double h) { return (loss(h) - loss(-h)) / (2 * h); }
-
-  Case case_;
-  Batch batch_;
-  SyntheticWeights base_;
-  MovedWeights moved_;
-  std::unique_ptr<Implementation> model_;
-  Trace at_rest_;
-};
-
-TEST(BackwardTiny, GradientsAreTheSlopeOfTheLoss) {
-  const Case& c = io::find_case(suite_case());
-  if (c.config_name != "tiny") return;  // the small case would take minutes
-  for (const uint64_t direction : {1, 2, 3}) {
-    LossAlong loss(c, direction);
-    const double slope = loss.derivative(), expected = loss.from_gradients();
-    ASSERT_NE(expected, 0);
-    const harness::Measure measure =
-        harness::slope_limit(std::fabs(slope - expected) / std::fabs(expected));
-    EXPECT_TRUE(measure.within()) << "direction " << direction << ": relative " << measure.measured;
-  }
-}
 
 }  // namespace
 }  // namespace dsv32::suites
