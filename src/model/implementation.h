@@ -5,6 +5,7 @@
 
 #include "src/model/batch.h"
 #include "src/model/dialect.h"
+#include "src/model/objective.h"
 #include "src/model/trace.h"
 #include "src/model/weights.h"
 
@@ -20,7 +21,8 @@ enum class Feeding {
 struct RunOptions {
   DType dtype = DType::float32;  // float64: the oracle; bfloat16/float16: rounding modes (SPEC 1)
   Dialect dialect = {};
-  bool backward = false;  // also the gradients of loss.lm
+  Objective objective = {};
+  bool backward = false;  // also the gradients of the objective
   Feeding feeding = Feeding::free;
   const Trace* feed = nullptr;  // for forced and staged
   /// Taps to keep; empty function: all.

@@ -1,0 +1,45 @@
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "harness/case_run.h"
+#include "harness/verdict.h"
+#include "src/training/bugs.h"
+
+/// The training suites: each judges the reference against its golden and against the float64 run.
+namespace dsv32::harness {
+
+/// One training suite on one case.
+struct TrainingJob {
+  Case the_case;
+  std::string impl = "reference";
+  RunSettings settings = {};
+  training::Bug bug = training::Bug::none;  // planted in the judged side, by tests only
+  Dialect dialect = {};            // of the judged side; a planted model bug, by tests only
+  uint64_t perturbation_seed = 0;  // other than 0: start weights moved by one ulp (clean runs)
+};
+
+/// What a suite found, and what it measured on the way ("final loss", "recall after", ...).
+struct TrainingResult {
+  std::vector<Verdict> verdicts;
+  std::vector<std::pair<std::string, double>> figures;
+  double tokens = 0;  // trained on by the judged side, for tokens per second
+};
+
+TrainingResult judge_loss_descent(const TrainingJob& job);
+TrainingResult judge_sft_frozen_indexer(const TrainingJob& job);
+TrainingResult judge_indexer_kl(const TrainingJob& job);
+TrainingResult judge_dual_lora(const TrainingJob& job);
+TrainingResult judge_sharded(const TrainingJob& job);
+
+/// Name, cases and function of every training suite, in running order.
+struct TrainingSuite {
+  std::string name;
+  std::vector<std::string> cases;
+  TrainingResult (*judge)(const TrainingJob& job);
+};
+const std::vector<TrainingSuite>& training_suites();
+
+}  // namespace dsv32::harness

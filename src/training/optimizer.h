@@ -1,0 +1,50 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "src/training/bugs.h"
+#include "src/training/tensor_table.h"
+
+namespace dsv32::training {
+
+struct AdamW {
+  double lr = 1e-3;
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double eps = 1e-8;
+  double weight_decay = 0.01;
+};
+
+/// One optimizer of a recipe and the parameters it moves.
+struct Group {
+  std::string name;  // "all", "lm", "indexer"
+  AdamW adamw = {};
+  std::optional<double> clip = {};  // global norm of the group's gradients, as torch clips
+  std::function<bool(const std::string& parameter)> takes = {};  // empty: every parameter
+};
+
+/// Moments and step counts, whole (unsharded) tensors: "<group>/<parameter>/exp_avg",
+/// ".../exp_avg_sq", and "<group>/step".
+using OptimizerState = TensorTable;
+
+/// Moves parameters by gradients: on one process, or sharded over many.
+class Optimizer {
+ public:
+  virtual ~Optimizer() = default;
+  /// One step of every group. `gradients`: of this rank's rows; a parameter without an entry is not
+  /// touched (a frozen one). Returns the global gradient norm before clipping, per group.
+  virtual std::vector<double> step(TensorTable& parameters, const TensorTable& gradients) = 0;
+  virtual OptimizerState state() const = 0;
+  /// Throws Error (artefact) where names or shapes do not fit.
+  virtual void set_state(const OptimizerState& state) = 0;
+};
+
+/// torch::optim::AdamW on one process.
+std::unique_ptr<Optimizer> make_adamw(std::vector<Group> groups, const TensorTable& parameters,
+                                      Bug bug = Bug::none);
+
+}  // namespace dsv32::training

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <torch/torch.h>
+
+#include <map>
+#include <string>
+#include <vector>
+
+namespace dsv32::training {
+
+using torch::Tensor;
+
+/// Named tensors in a fixed order: parameters, gradients, optimizer moments.
+class TensorTable {
+ public:
+  /// Replaces a tensor of the same name.
+  void put(const std::string& name, Tensor value);
+  /// Throws Error (internal) for an unknown name.
+  const Tensor& at(const std::string& name) const;
+  bool has(const std::string& name) const { return values_.count(name) != 0; }
+  const std::vector<std::string>& names() const { return names_; }
+  bool empty() const { return names_.empty(); }
+  /// Every tensor copied.
+  TensorTable clone() const;
+
+ private:
+  std::vector<std::string> names_;
+  std::map<std::string, Tensor> values_;
+};
+
+}  // namespace dsv32::training

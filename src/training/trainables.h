@@ -1,0 +1,36 @@
+#pragma once
+
+#include "src/model/trace.h"
+#include "src/model/weights.h"
+#include "src/training/tensor_table.h"
+
+namespace dsv32::training {
+
+/// What training moves: the weights themselves (FullWeights), or LoRA adapters on frozen ones
+/// (LoraAdapters). As a WeightSource it is what the model reads: the weights in force now.
+class Trainables : public WeightSource {
+ public:
+  /// The tensors that an optimizer may move, by name; every one is a master copy (float32, or
+  /// float64 for the oracle).
+  virtual TensorTable& table() = 0;
+  const TensorTable& table() const { return const_cast<Trainables*>(this)->table(); }
+  /// Gradient of every tensor of the table that has one, from the taps grad.<weight> of a run.
+  virtual TensorTable gradients(const Trace& run) const = 0;
+};
+
+/// Every parameter of the model, resident, in the order of weight_specs. Buffers stay with the
+/// start source.
+class FullWeights : public Trainables {
+ public:
+  FullWeights(const ModelConfig& config, const WeightSource& start, torch::ScalarType type);
+  TensorTable& table() override { return table_; }
+  TensorTable gradients(const Trace& run) const override;
+  HostTensor load(const WeightSpec& spec) const override;
+  std::string identity() const override;
+
+ private:
+  const WeightSource& start_;
+  TensorTable table_;
+};
+
+}  // namespace dsv32::training

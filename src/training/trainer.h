@@ -1,0 +1,75 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "src/model/case.h"
+#include "src/model/implementation.h"
+#include "src/training/optimizer.h"
+#include "src/training/trainables.h"
+
+namespace dsv32::training {
+
+/// Which objective, which optimizers, which batches: one training run. Which parameters move is the
+/// Trainables' and the groups' word.
+struct Recipe {
+  std::string name;  // of the golden's attribute `recipe`
+  Objective objective = {};
+  std::vector<Group> groups;
+  int64_t steps = 0;
+  bool memorised = false;     // every step uses batch 0; else step t uses batch t mod 4 (FORMATS 2)
+  int64_t micro_batches = 1;  // contiguous rows each; gradient = mean of their means
+};
+
+/// What one step saw and did.
+struct StepRecord {
+  double loss = 0;                // of the objective's LM part; mean over micro-batches
+  double kl = 0;                  // mean over layers; 0 without a KL stage
+  std::vector<double> grad_norm;  // per group, before clipping
+  Trace decisions;                // topk and router.experts in force, whole batch
+  TensorTable gradients;          // of this process's rows, after the mean
+};
+
+/// How the model is run in every step.
+struct TrainerOptions {
+  DType dtype = DType::float32;  // of the model; the master copies have the Trainables' type
+  Dialect dialect = {};
+  std::string device = "cpu";
+  Bug bug = Bug::none;
+  /// Rows [first, last) of every batch that this process computes; nullopt: all.
+  std::optional<std::pair<int64_t, int64_t>> rows = {};
+  std::function<void(const std::string&)> progress = {};
+};
+
+/// Runs a recipe step by step. `model` must read its weights from `trainables`.
+class Trainer {
+ public:
+  Trainer(const Case& c, Recipe recipe, const Implementation& model, Trainables& trainables,
+          Optimizer& optimizer, TrainerOptions options = {});
+  /// Step `index` of the recipe. `decisions`: replayed when given, for the whole batch.
+  StepRecord step(int64_t index, const Trace* decisions = nullptr);
+
+ private:
+  Case case_;
+  Recipe recipe_;
+  const Implementation& model_;
+  Trainables& trainables_;
+  Optimizer& optimizer_;
+  TrainerOptions options_;
+};
+
+/// Parameters and optimizer state at one moment: for re-synchronisation and for saving.
+struct Snapshot {
+  TensorTable parameters;
+  OptimizerState optimizer;
+};
+
+/// Rows [first, last) of a batch.
+Batch slice_rows(const Batch& batch, int64_t first, int64_t last);
+/// Decisions of rows [first, last) of the whole batch's.
+Trace slice_decisions(const Trace& decisions, int64_t first, int64_t last);
+
+}  // namespace dsv32::training
