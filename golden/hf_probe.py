@@ -7,13 +7,27 @@ The KL is made of Hugging Face's own numbers: index scores from the indexer's un
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
+import dump
 import numpy as np
 import sketch
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+
+def load_eager(checkpoint: Path) -> nn.Module:
+    """The model as its users load it, float32, every kernel the plain one."""
+    transformers = dump.import_transformers(None)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    words = ["--checkpoint", str(checkpoint), "--out", str(checkpoint)]
+    words += ["--attn", "eager", "--dtype", "float32"]
+    model = dump.load_model(transformers, dump.parse_arguments(words))
+    model.set_experts_implementation("eager")
+    return model
 
 
 class TopkArgument(TorchFunctionMode):

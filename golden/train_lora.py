@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
-import dump
 import numpy as np
 import peft
 import torch
-from hf_probe import Probe
+from hf_probe import Probe, load_eager
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from synthetic import Case, make_batch, weight, weight_specs
 from torch import Tensor, nn
@@ -112,13 +111,17 @@ def adapters(wrapped: peft.PeftModel, case: Case) -> dict[str, Adapter]:
 
 
 def _module_order(case: Case) -> list[str]:
-    """Modules of the checkpoint in paper order; fused experts stand before the shared one."""
+    """Modules in the order of the C++ weight_specs: o_proj follows the indexer, fused experts stand
+    before the shared one."""
     out: list[str] = []
     for name in weight_specs(case.config):
         module = name.removesuffix(".weight")
         if ".experts.0.gate_proj" in module:
             fused = module.replace(".0.gate_proj", "")
             out += [f"{fused}.gate_up_proj", f"{fused}.down_proj"]
+        elif module.endswith("indexer.weights_proj"):
+            out += [module, out.pop(out.index(module.replace("indexer.weights_proj", "o_proj")))]
+            continue
         out.append(module)
     return out
 
@@ -230,12 +233,7 @@ def train(
     experts: bool = False,
 ) -> LoraRun:
     """The whole recipe on the checkpoint of the case. Throws LeakError."""
-    transformers = dump.import_transformers(None)
-    words = ["--checkpoint", str(checkpoint), "--out", str(checkpoint)]
-    words += ["--attn", "eager", "--dtype", "float32"]
-    model = dump.load_model(transformers, dump.parse_arguments(words))
-    model.set_experts_implementation("eager")
-    lora = DualLora(model, case, recipe, experts)
+    lora = DualLora(load_eager(checkpoint), case, recipe, experts)
     start = base_digest(lora.wrapped)
     lora.wrapped.train()
     for index in range(recipe["steps"]):
