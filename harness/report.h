@@ -10,7 +10,7 @@
 
 namespace dsv32::harness {
 
-inline constexpr int kReportSchemaVersion = 1;
+inline constexpr int kReportSchemaVersion = 2;
 
 /// A report: the only source of truth; every rendering is a function of it.
 struct Report {
@@ -22,8 +22,10 @@ struct Report {
   std::vector<std::string> warnings;
   std::vector<Verdict> verdicts;
   std::vector<Finding> findings;
+  std::vector<Figure> figures;          // in the order of the suites
   std::vector<std::string> not_tested;  // one reason a line
-  /// Seconds; the only part that may differ between equal runs.
+  /// Seconds, and what a name says: "CASE SUITE tokens per second", "CASE SUITE peak memory GiB".
+  /// The only part that may differ between equal runs.
   std::map<std::string, double> timing;
 
   /// DESIGN 4: parity fail 1, vacuous in a sparse case or missing not green, zero checks 5.

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <map>
 #include <set>
+#include <tuple>
 
 #include "harness/report_text.h"
 #include "src/model/trace.h"
@@ -41,7 +42,9 @@ void find_first_failure(Group& group) {
 
 void find_worst(Group& group) {
   for (const Verdict* v : group.verdicts) {
-    if (v->measures.empty() || (v->trust != Trust::pass && v->trust != Trust::fail)) continue;
+    const bool executed =
+        v->trust == Trust::fail || (v->trust == Trust::pass && v->mode != Mode::exact);
+    if (v->measures.empty() || !executed) continue;
     if (group.worst == nullptr || v->margin() > group.worst->margin()) group.worst = v;
   }
 }
@@ -53,14 +56,18 @@ void summarize(Group& group) {
   find_worst(group);
 }
 
-Group& group_of(std::vector<Group>& groups,
-                std::map<std::pair<std::string, std::string>, size_t>& at,
-                const std::string& case_name, const std::string& subject) {
-  const auto [it, added] = at.try_emplace({case_name, subject}, groups.size());
+using GroupIndex = std::map<std::tuple<std::string, std::string, std::string>, size_t>;
+
+/// The group that a verdict or a finding belongs to.
+template <typename Item>
+Group& group_of(std::vector<Group>& groups, GroupIndex& at, const Item& item) {
+  const auto [it, added] =
+      at.try_emplace({item.case_name, item.suite, item.subject}, groups.size());
   if (added) {
     groups.emplace_back();
-    groups.back().case_name = case_name;
-    groups.back().subject = subject;
+    groups.back().case_name = item.case_name;
+    groups.back().suite = item.suite;
+    groups.back().subject = item.subject;
   }
   return groups[it->second];
 }
@@ -72,13 +79,19 @@ bool has_news(const Group& group) {
   return std::any_of(group.findings.begin(), group.findings.end(), tells);
 }
 
-/// Cases in the order of the report, each in one piece.
+/// Cases in the order of the report, each in one piece, and in it each suite in one piece.
 void gather_cases(std::vector<Group>& groups) {
-  std::map<std::string, size_t> first;
-  for (size_t i = 0; i < groups.size(); ++i) first.try_emplace(groups[i].case_name, i);
-  std::stable_sort(groups.begin(), groups.end(), [&](const Group& a, const Group& b) {
-    return first.at(a.case_name) < first.at(b.case_name);
-  });
+  std::map<std::string, size_t> cases;
+  std::map<std::pair<std::string, std::string>, size_t> suites;
+  for (size_t i = 0; i < groups.size(); ++i) {
+    cases.try_emplace(groups[i].case_name, i);
+    suites.try_emplace({groups[i].case_name, groups[i].suite}, i);
+  }
+  const auto place = [&](const Group& g) {
+    return std::pair(cases.at(g.case_name), suites.at({g.case_name, g.suite}));
+  };
+  std::stable_sort(groups.begin(), groups.end(),
+                   [&](const Group& a, const Group& b) { return place(a) < place(b); });
 }
 
 }  // namespace
@@ -127,13 +140,9 @@ std::string Group::state() const {
 
 std::vector<Group> group_verdicts(const Report& report) {
   std::vector<Group> groups;
-  std::map<std::pair<std::string, std::string>, size_t> at;
-  for (const Verdict& v : report.verdicts) {
-    group_of(groups, at, v.case_name, v.subject).verdicts.push_back(&v);
-  }
-  for (const Finding& f : report.findings) {
-    group_of(groups, at, f.case_name, f.subject).findings.push_back(&f);
-  }
+  GroupIndex at;
+  for (const Verdict& v : report.verdicts) group_of(groups, at, v).verdicts.push_back(&v);
+  for (const Finding& f : report.findings) group_of(groups, at, f).findings.push_back(&f);
   // A finding without checks and without news (everything was filtered out) is not worth a line.
   std::erase_if(groups, [](const Group& g) { return g.verdicts.empty() && !has_news(g); });
   gather_cases(groups);
@@ -204,7 +213,22 @@ std::string coverage_text(const Group& group) {
 
 std::string subject_text(const Group& group) {
   const bool complete = group.subject.empty() || group.subject.find(" vs ") != std::string::npos;
-  return clean(group.subject, 80) + (complete ? "" : " vs oracle");
+  const std::string suite = group.suite.empty() ? "" : clean(group.suite, 40) + ": ";
+  return suite + clean(group.subject, 80) + (complete ? "" : " vs oracle");
+}
+
+std::string figures_text(const Report& report, const Group& group) {
+  std::string text;
+  for (const Figure& f : report.figures) {
+    if (f.case_name != group.case_name || f.suite != group.suite) continue;
+    text += (text.empty() ? "" : ", ") + clean(f.name, 60) + " " + number(f.value);
+  }
+  return text;
+}
+
+bool ends_suite(const std::vector<Group>& groups, size_t at) {
+  return at + 1 == groups.size() || groups[at + 1].case_name != groups[at].case_name ||
+         groups[at + 1].suite != groups[at].suite;
 }
 
 std::string verdict_word(const Report& report) {
@@ -233,8 +257,7 @@ std::string counts_text(const Counts& counts) {
 std::string repro_command(const Report& report, const Verdict& verdict) {
   const std::string command = clean(report.command);
   if (command.empty() || command.find(" -k ") != std::string::npos) return command;
-  return command + " -k " +
-         shell_word(verdict.case_name + "/" + verdict.subject + "/" + verdict.tap);
+  return command + " -k " + shell_word(check_path(verdict));
 }
 
 std::vector<NoteGroup> notes_of(const Group& group, Trust trust) {

@@ -15,15 +15,17 @@ struct Counts {
   void add(Trust trust);
 };
 
-/// Every verdict about one subject in one case, in the order of the report.
+/// Every verdict about one subject in one case and suite, in the order of the report.
 struct Group {
-  std::string case_name, subject;
+  std::string case_name, suite, subject;
   std::vector<const Verdict*> verdicts;
   std::vector<const Finding*> findings;
   Counts counts;
   size_t taps = 0, gradients = 0;          // distinct names
   const Verdict* first_failure = nullptr;  // as the finding says, else the first in report order
-  const Verdict* worst = nullptr;          // largest margin among executed checks with measures
+  /// Largest margin among executed checks with measures; an exact check that passed is not close to
+  /// anything and does not count.
+  const Verdict* worst = nullptr;
 
   bool failed() const;
   bool green() const;
@@ -49,7 +51,7 @@ std::string worst_text(const Worst& worst);
 std::string severity_text(const Verdict& verdict);
 /// "219 taps, 402 gradients"
 std::string coverage_text(const Group& group);
-/// "golden vs oracle"
+/// "golden vs oracle", "loss_descent: golden vs oracle"
 std::string subject_text(const Group& group);
 /// "PASS", "FAIL", "NOT GREEN" or "NOTHING CHECKED" for the whole report.
 std::string verdict_word(const Report& report);
@@ -57,6 +59,11 @@ std::string verdict_word(const Report& report);
 std::string counts_text(const Counts& counts);
 /// The report's command narrowed to one check.
 std::string repro_command(const Report& report, const Verdict& verdict);
+
+/// "final loss 4.21, loss fell by 0.53" of this group's case and suite; empty without figures.
+std::string figures_text(const Report& report, const Group& group);
+/// The group is the last one of its case and suite, so that figures can follow it.
+bool ends_suite(const std::vector<Group>& groups, size_t at);
 
 /// Verdicts of one trust state that share a note: "12: absent from the file (layers.0.ix.q, ...)".
 struct NoteGroup {

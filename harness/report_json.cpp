@@ -42,6 +42,7 @@ Json verdict_json(const Verdict& v) {
   for (const Measure& m : v.measures) measures.push_back(measure_json(m));
   Json j;
   j["case"] = v.case_name;
+  j["suite"] = v.suite;
   j["subject"] = v.subject;
   j["tap"] = v.tap;
   j["layer"] = v.layer ? Json(*v.layer) : Json(nullptr);
@@ -56,12 +57,15 @@ Json verdict_json(const Verdict& v) {
 }
 
 Json finding_json(const Finding& f) {
-  return {{"case", f.case_name},
-          {"subject", f.subject},
-          {"fault", std::string(to_string(f.fault))},
-          {"first_tap", f.first_tap},
-          {"headline", f.headline},
+  return {{"case", f.case_name},      {"suite", f.suite},
+          {"subject", f.subject},     {"fault", std::string(to_string(f.fault))},
+          {"first_tap", f.first_tap}, {"headline", f.headline},
           {"causes", f.causes}};
+}
+
+Json figure_json(const Figure& f) {
+  return {
+      {"case", f.case_name}, {"suite", f.suite}, {"name", f.name}, {"value", number_json(f.value)}};
 }
 
 Json counts_json(const Counts& c) {
@@ -89,6 +93,8 @@ Json report_json(const Report& r) {
   for (const Finding& f : r.findings) j["findings"].push_back(finding_json(f));
   j["verdicts"] = Json::array();
   for (const Verdict& v : r.verdicts) j["verdicts"].push_back(verdict_json(v));
+  j["figures"] = Json::array();
+  for (const Figure& f : r.figures) j["figures"].push_back(figure_json(f));
   j["timing"] = Json::object();
   for (const auto& [name, seconds] : r.timing) j["timing"][name] = number_json(seconds);
   return j;
@@ -239,6 +245,7 @@ Worst read_worst(const Reader& r) {
 Verdict read_verdict(const Reader& r) {
   Verdict v;
   v.case_name = r.text("case");
+  v.suite = r.text("suite");
   v.subject = r.text("subject");
   v.tap = r.text("tap");
   if (!r.at("layer").is_null()) v.layer = r.integer("layer");
@@ -256,6 +263,7 @@ Verdict read_verdict(const Reader& r) {
 Finding read_finding(const Reader& r) {
   Finding f;
   f.case_name = r.text("case");
+  f.suite = r.text("suite");
   f.subject = r.text("subject");
   f.fault = r.choice("fault", {Fault::none, Fault::candidate, Fault::reference, Fault::golden,
                                Fault::configuration});
@@ -263,6 +271,13 @@ Finding read_finding(const Reader& r) {
   f.headline = r.text("headline");
   f.causes = r.texts("causes");
   return f;
+}
+
+Figure read_figure(const Reader& r) {
+  return {.case_name = r.text("case"),
+          .suite = r.text("suite"),
+          .name = r.text("name"),
+          .value = r.real("value")};
 }
 
 Json parsed(const std::string& text, const std::string& where) {
@@ -287,7 +302,7 @@ std::string to_json(const Report& report) {
   const Json json = report_json(report);
   std::string text = "{";
   for (const auto& [key, value] : json.items()) {
-    const bool lines = key == "findings" || key == "verdicts";
+    const bool lines = key == "findings" || key == "verdicts" || key == "figures";
     text += (text.size() == 1 ? "\n " : ",\n ") + dumped(key) + ": ";
     text += lines ? dumped_lines(value) : dumped(value);
   }
@@ -308,6 +323,7 @@ Report parse_report(const std::string& json, const std::string& where) {
   report.not_tested = r.texts("not_tested");
   report.findings = r.items("findings", read_finding);
   report.verdicts = r.items("verdicts", read_verdict);
+  report.figures = r.items("figures", read_figure);
   report.timing = r.object("timing").real_map();
   const int exit_code = static_cast<int>(report.exit_code());
   if (r.integer("exit_code") != exit_code) {

@@ -5,7 +5,7 @@
 #include "harness/report_groups.h"
 #include "harness/report_text.h"
 
-/// junit.xml: one suite per case and subject, one test case per verdict.
+/// junit.xml: one suite per case, training suite and subject, one test case per verdict.
 namespace dsv32::harness {
 namespace {
 
@@ -35,9 +35,13 @@ std::string details_of(const Report& report, const Group& group, const Verdict& 
   return text;
 }
 
+std::string class_of(const Verdict& v) {
+  return v.case_name + "." + (v.suite.empty() ? "" : v.suite + ".") + v.subject;
+}
+
 void add_verdict(std::ostringstream& out, const Report& report, const Group& g, const Verdict& v) {
   const std::string mode(to_string(v.mode)), trust(to_string(v.trust));
-  out << "    <testcase classname=\"" << xml_text(v.case_name + "." + v.subject) << "\" name=\""
+  out << "    <testcase classname=\"" << xml_text(class_of(v)) << "\" name=\""
       << xml_text(v.tap + " (" + mode + ")") << "\"";
   if (v.trust == Trust::pass) {
     out << "/>\n";
@@ -73,7 +77,8 @@ void add_group(std::ostringstream& out, const Report& report, const Group& g) {
   const bool unproven = g.failed() && g.counts.fail == 0;
   const auto blames = [](const Finding* f) { return f->fault != Fault::none; };
   const size_t faults = std::count_if(g.findings.begin(), g.findings.end(), blames);
-  open_suite(out, g.case_name + " " + g.subject, g.counts, unproven ? faults : 0);
+  const std::string suite = g.suite.empty() ? "" : g.suite + " ";
+  open_suite(out, g.case_name + " " + suite + g.subject, g.counts, unproven ? faults : 0);
   for (const Verdict* v : g.verdicts) add_verdict(out, report, g, *v);
   for (const Finding* f : g.findings) {
     if (unproven && f->fault != Fault::none) {

@@ -12,11 +12,11 @@ namespace {
 constexpr size_t kMaxBytes = 65536;  // what the hosts of pull requests accept for one comment
 
 constexpr size_t kHeadBytes = 4096;
-constexpr size_t kFailureBytes = 24576;
+constexpr size_t kFailureBytes = 20480;
 constexpr size_t kTableBytes = 16384;
-constexpr size_t kNoteBytes = 4096;  // each of: not green, not tested, warnings
+constexpr size_t kNoteBytes = 4096;  // each of: figures, not green, not tested, warnings
 constexpr size_t kFooterBytes = 4096;
-static_assert(kHeadBytes + kFailureBytes + kTableBytes + 3 * kNoteBytes + kFooterBytes < kMaxBytes);
+static_assert(kHeadBytes + kFailureBytes + kTableBytes + 4 * kNoteBytes + kFooterBytes < kMaxBytes);
 
 constexpr size_t kFurther = 5;  // more failing taps of one subject
 constexpr size_t kCauses = 3;
@@ -50,7 +50,8 @@ std::string row(const std::string& label, const std::string& value) {
 }
 
 std::string place(const Group& g) {
-  return markdown_code(g.case_name) + " / " + markdown_code(g.subject);
+  const std::string suite = g.suite.empty() ? "" : markdown_code(g.suite) + " / ";
+  return markdown_code(g.case_name) + " / " + suite + markdown_code(g.subject);
 }
 
 std::vector<const Group*> failing_first(const std::vector<Group>& groups) {
@@ -131,8 +132,9 @@ std::string table_row(const Group& g) {
     worst = "| " + markdown_code(g.worst->tap) + " (" + std::string(to_string(g.worst->mode)) +
             ") | " + severity_text(*g.worst) + " |";
   }
-  return "| " + markdown_code(g.case_name) + " | " + markdown_code(g.subject) + " | " + g.state() +
-         " | " + coverage_text(g) + " " + worst + "\n";
+  const std::string suite = g.suite.empty() ? "" : markdown_code(g.suite) + " ";
+  return "| " + markdown_code(g.case_name) + " | " + suite + markdown_code(g.subject) + " | " +
+         g.state() + " | " + coverage_text(g) + " " + worst + "\n";
 }
 
 std::string table_section(const std::vector<Group>& groups) {
@@ -155,6 +157,17 @@ void add_notes(Section& section, const std::vector<Group>& groups, Trust trust) 
 std::string titled(const std::string& title, const Section& section) {
   const std::string text = section.text();
   return text.empty() ? "" : title + "\n\n" + text + "\n";
+}
+
+std::string figure_section(const Report& report, const std::vector<Group>& groups) {
+  Section section(kNoteBytes - 64);
+  for (size_t i = 0; i < groups.size(); ++i) {
+    const std::string text = ends_suite(groups, i) ? figures_text(report, groups[i]) : "";
+    if (text.empty()) continue;
+    section.add("- " + markdown_code(groups[i].case_name) + " / " + markdown_code(groups[i].suite) +
+                ": " + markdown_text(text, 400) + "\n");
+  }
+  return titled("**Figures**", section);
 }
 
 std::string not_green_section(const std::vector<Group>& groups) {
@@ -195,8 +208,8 @@ std::string footer(const Report& report) {
 std::string to_markdown(const Report& report) {
   const std::vector<Group> groups = group_verdicts(report);
   return head(report, groups) + failure_section(report, groups) + table_section(groups) +
-         not_green_section(groups) + not_tested_section(report, groups) + warning_section(report) +
-         footer(report);
+         figure_section(report, groups) + not_green_section(groups) +
+         not_tested_section(report, groups) + warning_section(report) + footer(report);
 }
 
 }  // namespace dsv32::harness

@@ -39,16 +39,37 @@ class Screen {
     subject_width_ = std::min(subject_width_, kSubjectWidth);
   }
 
+  /// What the training suite measured, and its cost.
+  void add_figures(const Group& g) {
+    if (g.suite.empty()) return;
+    add_detail("figures", figures_text(report_, g));
+    const std::string key = g.case_name + " " + g.suite;
+    std::string cost;
+    const auto add = [&](const std::string& name, const std::string& unit) {
+      const auto found = report_.timing.find(name);
+      if (found == report_.timing.end()) return;
+      cost += (cost.empty() ? "" : ", ") + number(found->second) + " " + unit;
+    };
+    add(key, "s");
+    add(key + " tokens per second", "tokens per second");
+    add(key + " peak memory GiB", "GiB at its peak");
+    add_detail("cost", cost);
+  }
+
   size_t add_case(size_t begin) {
     size_t end = begin;
     bool quiet = true;  // nothing to tell but that it passed
     for (; end < groups_.size() && groups_[end].case_name == groups_[begin].case_name; ++end) {
-      quiet = quiet && groups_[end].green() && groups_[end].counts.skipped == 0;
+      quiet = quiet && groups_[end].green() && groups_[end].counts.skipped == 0 &&
+              groups_[end].suite.empty();  // their figures are worth reading
     }
     if (quiet && !verbose_ && groups_.size() > kMaxLines) {
       add_short_case(begin, end);
     } else {
-      for (size_t i = begin; i < end; ++i) add_group(groups_[i]);
+      for (size_t i = begin; i < end; ++i) {
+        add_group(groups_[i]);
+        if (ends_suite(groups_, i)) add_figures(groups_[i]);
+      }
     }
     return end;
   }

@@ -51,6 +51,11 @@ std::string_view to_string(Fault fault) {
   return "unknown";
 }
 
+std::string check_path(const Verdict& verdict) {
+  const std::string suite = verdict.suite.empty() ? "" : verdict.suite + "/";
+  return verdict.case_name + "/" + suite + verdict.subject + "/" + verdict.tap;
+}
+
 double Measure::margin() const {
   if (std::isnan(measured)) return std::numeric_limits<double>::infinity();
   if (limit > 0) return measured / limit;

@@ -40,9 +40,10 @@ struct Worst {
 /// One check: data, not a print.
 struct Verdict {
   std::string case_name;
+  std::string suite;    // of a training suite; empty: the model's own taps
   std::string subject;  // "golden", "reference float32", "candidate fork.safetensors"
-  std::string
-      tap;  // "layers.0.ix.q", "grad.lm_head.weight", or a check name such as "weights loaded"
+  /// "layers.0.ix.q", "grad.lm_head.weight", or a check name: "weights loaded", "step 7 loss".
+  std::string tap;
   std::optional<int64_t> layer;
   Mode mode = Mode::exact;
   Trust trust = Trust::pass;
@@ -57,9 +58,19 @@ struct Verdict {
   double margin() const;
 };
 
+/// What -k looks at: "case/subject/tap", "case/suite/subject/tap" in a training suite.
+std::string check_path(const Verdict& verdict);
+
 /// Who is wrong in one case, in one sentence.
 enum class Fault { none, candidate, reference, golden, configuration };
 std::string_view to_string(Fault fault);
+
+/// What a training suite measured on the way: data, not a check.
+struct Figure {
+  std::string case_name, suite;
+  std::string name;  // "final loss"
+  double value = 0;
+};
 
 /// What was found about one subject in one case.
 struct Finding {
@@ -70,7 +81,8 @@ struct Finding {
   std::string
       headline;  // "FAIL: first divergence layers.0.ix.q (staged), 612x the reference error"
   std::vector<std::string>
-      causes;  // named causes, best first: "matches dialect hf: ..."; may be empty
+      causes;              // named causes, best first: "matches dialect hf: ..."; may be empty
+  std::string suite = {};  // as the verdicts'
 };
 
 }  // namespace dsv32::harness

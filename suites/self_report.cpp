@@ -86,6 +86,35 @@ Report failing_report() {
   return report;
 }
 
+Verdict of_suite(const std::string& suite, const std::string& subject, const std::string& check) {
+  Verdict v = passing(check, Mode::forced, 1.5);
+  v.suite = suite;
+  v.subject = subject;
+  return v;
+}
+
+/// A model part that passes, and a training suite of the same case in which one check fails.
+Report training_report() {
+  Report report = passing_report();
+  report.suites.push_back("loss_descent");
+  report.verdicts.push_back(of_suite("loss_descent", "golden", "step 0 loss"));
+  report.verdicts.push_back(of_suite("loss_descent", "reference float32", "step 0 loss"));
+  Verdict red = of_suite("loss_descent", "reference float32", "step 7 loss");
+  red.trust = Trust::fail;
+  red.measures[0].measured = 6;
+  report.verdicts.push_back(red);
+  report.findings = {{.case_name = "tiny",
+                      .subject = "reference float32",
+                      .fault = Fault::reference,
+                      .first_tap = "step 7 loss",
+                      .suite = "loss_descent"}};
+  report.figures = {{"tiny", "loss_descent", "final loss", 4.21}};
+  report.timing["tiny loss_descent"] = 3.2;
+  report.timing["tiny loss_descent tokens per second"] = 1030;
+  report.timing["tiny loss_descent peak memory GiB"] = 0.61;
+  return report;
+}
+
 bool holds(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
 }
@@ -232,6 +261,28 @@ TEST(SelfReportTerminal, NanIsTheWorst) {
   EXPECT_TRUE(holds(text, "row ratio nan (limit 3)")) << text;
 }
 
+TEST(SelfReportTerminal, ShowsATrainingSuiteInRowsOfItsOwn) {
+  const std::string text = to_terminal(training_report(), false, false);
+  for (const char* part :
+       {"tiny  golden vs oracle                           PASS     2 taps, 1 gradient",
+        "tiny  loss_descent: golden vs oracle             PASS     1 check",
+        "tiny  loss_descent: reference float32 vs oracle  FAIL     2 checks, 1 failure",
+        "first     step 7 loss (forced): row ratio 6 (limit 3)",
+        "-k 'tiny/loss_descent/reference float32/step 7 loss'", "figures   final loss 4.21\n",
+        "cost      3.2 s, 1.03e+03 tokens per second, 0.61 GiB at its peak\n"}) {
+    EXPECT_TRUE(holds(text, part)) << part << "\nin\n" << text;
+  }
+}
+
+TEST(SelfReportTerminal, WorstIsNeverAGuardThatHolds) {
+  Report report = passing_report();
+  report.verdicts.push_back(passing("selection exercised", Mode::exact, 2.99));
+  EXPECT_TRUE(holds(to_terminal(report, false, false), "worst layers.0.ix.q 0.61 of limit"));
+  report.verdicts.back().measures[0].measured = 4;
+  report.verdicts.back().trust = Trust::fail;
+  EXPECT_TRUE(holds(to_terminal(report, false, false), "worst selection exercised 1.33 of limit"));
+}
+
 // --- hostile text -------------------------------------------------------------------------------
 
 const std::string kHostile =
@@ -326,7 +377,8 @@ Report odd_report() {
 }
 
 TEST(SelfReportJson, RoundTripKeepsEveryByte) {
-  for (const Report& report : {passing_report(), failing_report(), odd_report(), Report{}}) {
+  for (const Report& report :
+       {passing_report(), failing_report(), odd_report(), training_report(), Report{}}) {
     const std::string text = to_json(report);
     const Report again = parse_report(text, "report");
     EXPECT_EQ(to_json(again), text);
@@ -377,7 +429,7 @@ TEST(SelfReportJson, RefusesWhatIsNotAReport) {
   expect_refused("[]", "an object");
   expect_refused("{}", "format");
   expect_refused(std::string(100000, '['), "JSON");
-  expect_refused(changed("\"schema_version\": 1", "\"schema_version\": 2"), "schema_version");
+  expect_refused(changed("\"schema_version\": 2", "\"schema_version\": 3"), "schema_version");
   expect_refused(changed("\"trust\":\"pass\"", "\"trust\":\"green\""), "one of pass, fail");
   expect_refused(changed("\"limit\":3.0", "\"limit\":\"3\""), "a number");
   expect_refused(changed("\"checked\":59", "\"checked\":18446744073709551615"), "an integer");
@@ -405,6 +457,16 @@ TEST(SelfReportMarkdown, HasVerdictTableAndCause) {
   }
 }
 
+TEST(SelfReportMarkdown, HasRowsAndFiguresOfATrainingSuite) {
+  const std::string text = to_markdown(training_report());
+  for (const char* part :
+       {"### `tiny` / `loss_descent` / `reference float32`",
+        "| `tiny` | `loss_descent` `golden` | PASS | 1 check | `step 0 loss` (forced) |",
+        "**Figures**\n\n- `tiny` / `loss_descent`: final loss 4.21\n"}) {
+    EXPECT_TRUE(holds(text, part)) << part << "\nin\n" << text;
+  }
+}
+
 TEST(SelfReportMarkdown, NeverExceedsItsSize) {
   Report report = hostile_report();
   const std::string huge(100000, '&');
@@ -419,6 +481,7 @@ TEST(SelfReportMarkdown, NeverExceedsItsSize) {
     report.findings.push_back(
         {"tiny", "s" + std::to_string(i), Fault::candidate, "", huge, {huge, huge}});
     report.warnings.push_back(huge);
+    report.figures.push_back({"tiny", "s" + std::to_string(i), huge, 1});
     report.not_tested.push_back(huge);
     report.environment["key" + std::to_string(i)] = huge;
   }
@@ -427,6 +490,15 @@ TEST(SelfReportMarkdown, NeverExceedsItsSize) {
   EXPECT_LE(text.size(), kMarkdownBytes);
   EXPECT_GT(text.size(), kMarkdownBytes / 4);
   EXPECT_TRUE(holds(text, "more: see report.json"));
+}
+
+TEST(SelfReportJunit, NamesTheTrainingSuite) {
+  const std::string text = to_junit(training_report());
+  for (const char* part : {"<testsuite name=\"tiny golden\"",
+                           "<testsuite name=\"tiny loss_descent reference float32\" tests=\"2\"",
+                           "classname=\"tiny.loss_descent.reference float32\" name=\"step 7"}) {
+    EXPECT_TRUE(holds(text, part)) << part << "\nin\n" << text;
+  }
 }
 
 TEST(SelfReportJunit, CountsAndMessages) {
@@ -473,6 +545,7 @@ TEST_F(SelfReportFiles, WritesEveryFile) {
                                                                   {"fail", failing_report()},
                                                                   {"odd", odd_report()},
                                                                   {"hostile", hostile_report()},
+                                                                  {"training", training_report()},
                                                                   {"empty", Report{}}}) {
     const fs::path directory = directory_ / name;
     write_report(report, directory);
