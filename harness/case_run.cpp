@@ -64,6 +64,13 @@ void replay(RunOptions& options, const Trace* decisions) {
   options.feed = decisions;
 }
 
+/// The shared reference is the one that this subject asks for.
+bool shared_reference(const ForcedTraces& shared, const ModelConfig& config,
+                      const Subject& subject) {
+  return shared.reference && shared.reference_dtype == subject.dtype &&
+         same_function(config, subject.dtype, shared.dialect, subject.dialect);
+}
+
 }  // namespace
 
 bool has_decisions(const Trace& trace) { return any_name(trace, is_decision); }
@@ -164,7 +171,9 @@ std::vector<Verdict> CaseRun::judge_forced(const Subject& subject,
   Evidence evidence = evidence_of(subject);
   evidence.forced = {.oracle = &forced.oracle, .probe = &forced.probe};
   Trace reference;
-  if (subject.against_reference) {
+  if (subject.against_reference && reuse && shared_reference(*shared, case_.config, subject)) {
+    evidence.forced.reference = &*shared->reference;
+  } else if (subject.against_reference) {
     RunOptions options{.dtype = subject.dtype,
                        .dialect = subject.dialect,
                        .backward = backward_ && has_gradients(subject)};

@@ -3,6 +3,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -38,6 +39,8 @@ struct ForcedTraces {
   Dialect dialect = {};
   Trace oracle;
   Trace probe;
+  std::optional<Trace> reference = {};  // of reference_dtype, with gradients where the case has any
+  DType reference_dtype = DType::float32;
 };
 
 /// One tap computed under a hypothesis about what the subject really does.

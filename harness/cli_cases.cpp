@@ -1,6 +1,8 @@
 #include <algorithm>
 
 #include "harness/cli_commands.h"
+#include "harness/cli_names.h"
+#include "harness/training.h"
 #include "src/io/io.h"
 
 namespace dsv32::harness {
@@ -62,7 +64,63 @@ std::vector<Case> cases_of_candidates(const Options& options) {
   return cases;
 }
 
+constexpr char kAllSuites[] = "all";
+
+bool contains(const std::vector<std::string>& words, const std::string& word) {
+  return std::find(words.begin(), words.end(), word) != words.end();
+}
+
+/// The training suite was asked for by its name.
+bool named(const Options& options, const TrainingSuite& suite) {
+  return contains(options.suites, suite.name);
+}
+
+[[noreturn]] void no_such_case(const TrainingSuite& suite, const std::string& option) {
+  throw Error(ExitCode::usage,
+              {.where = "--suite " + suite.name,
+               .what = "has no case in " + option,
+               .expected = "a case of " + alternatives(suite.cases),
+               .got = option,
+               .hint = "--suite " + suite.name + " --case " + suite.cases.front()});
+}
+
+/// The suite's cases that the options allow, by name.
+std::vector<Case> cases_of_suite(const TrainingSuite& suite, const Options& options) {
+  std::vector<Case> cases;
+  for (const std::string& name : suite.cases) {
+    const Case& c = io::find_case(name);
+    const bool wanted = options.case_name ? name == *options.case_name
+                                          : c.config_name == options.config.value_or("tiny");
+    if (wanted) cases.push_back(c);
+  }
+  if (!cases.empty() || !named(options, suite)) return cases;
+  no_such_case(suite, options.case_name ? "--case " + *options.case_name
+                                        : "--config " + options.config.value_or("tiny"));
+}
+
 }  // namespace
+
+std::vector<std::string> chosen_suites(const Options& options) {
+  std::vector<std::string> chosen = {"forward", "backward"};
+  const bool main_job = options.suites.empty() && options.config == "small" && !options.case_name &&
+                        options.candidates.empty();
+  if (!options.suites.empty() && !contains(options.suites, kAllSuites)) return options.suites;
+  const bool everything = main_job || contains(options.suites, kAllSuites);
+  if (!everything || !options.candidates.empty()) return chosen;
+  for (const TrainingSuite& suite : training_suites()) chosen.push_back(suite.name);
+  return chosen;
+}
+
+std::vector<TrainingTask> chosen_training(const Options& options) {
+  std::vector<TrainingTask> tasks;
+  if (!options.candidates.empty()) return tasks;
+  const std::vector<std::string> chosen = chosen_suites(options);
+  for (const TrainingSuite& suite : training_suites()) {
+    if (!contains(chosen, suite.name)) continue;
+    for (const Case& c : cases_of_suite(suite, options)) tasks.push_back({suite.name, c});
+  }
+  return tasks;
+}
 
 std::vector<Case> chosen_cases(const Options& options) {
   if (!options.candidates.empty()) return cases_of_candidates(options);

@@ -4,6 +4,7 @@
 
 #include "harness/cli_options.h"
 #include "harness/report.h"
+#include "harness/runner.h"
 #include "src/model/case.h"
 #include "src/model/errors.h"
 
@@ -27,6 +28,13 @@ ExitCode show_config_command(const Options& options);
 /// The cases that the options mean: the candidates' own, one case, or those of a config.
 /// Throws Error (artefact) when a candidate contradicts --case, --config or --seed.
 std::vector<Case> chosen_cases(const Options& options);
+
+/// The suites that the options mean: those asked for, else forward and backward and, in the main
+/// job of config small, every training suite.
+std::vector<std::string> chosen_suites(const Options& options);
+/// The training suites among them, each on its cases of the options' config, or on the one case.
+/// Throws Error (usage) when a suite that was named does not have that case.
+std::vector<TrainingTask> chosen_training(const Options& options);
 
 /// Throws Error (environment) unless everything that `options` wants written can be written. Before
 /// a long run.

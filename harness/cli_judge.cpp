@@ -13,8 +13,13 @@ namespace {
 
 Job make_job(const Options& options) {
   Job job;
-  job.cases = chosen_cases(options);
-  job.suites = options.suites;
+  job.suites = chosen_suites(options);
+  const auto asked = [&](const char* suite) {
+    return std::find(job.suites.begin(), job.suites.end(), suite) != job.suites.end();
+  };
+  if (asked("forward") || asked("backward") || !options.candidates.empty())
+    job.cases = chosen_cases(options);
+  job.training = chosen_training(options);
   job.filter = options.filter;
   job.candidates.assign(options.candidates.begin(), options.candidates.end());
   job.dialect = options.dialect.value_or(job.dialect);

@@ -5,6 +5,7 @@
 #include "harness/cli_names.h"
 #include "harness/limits.h"
 #include "harness/report_text.h"
+#include "harness/training.h"
 #include "src/io/io.h"
 #include "src/model/dialect.h"
 #include "src/model/trace.h"
@@ -111,9 +112,14 @@ const std::vector<std::string>& list_groups() {
 }
 
 const std::vector<SuiteInfo>& suites() {
-  static const std::vector<SuiteInfo> all = {
-      {"forward", "every tap, every top-k set, every expert choice, the loss"},
-      {"backward", "every gradient of the loss"}};
+  static const std::vector<SuiteInfo> all = [] {
+    std::vector<SuiteInfo> rows = {
+        {"forward", "every tap, every top-k set, every expert choice, the loss"},
+        {"backward", "every gradient of the loss"}};
+    for (const TrainingSuite& suite : training_suites())
+      rows.push_back({suite.name, suite.about + " (" + alternatives(suite.cases) + ")"});
+    return rows;
+  }();
   return all;
 }
 

@@ -42,7 +42,7 @@ struct Options {
   std::optional<uint64_t> seed;
 
   // how
-  std::vector<std::string> suites = {"forward", "backward"};
+  std::vector<std::string> suites;  // empty: the command's default; "all": every one
   std::string filter;
   std::string device = "auto";
   std::vector<DType> dtypes;  // empty: the command's default
@@ -71,7 +71,7 @@ Options parse_command_line(const std::vector<std::string>& arguments);
 
 /// The groups of `list`.
 const std::vector<std::string>& list_groups();
-/// The suites of this version, and a line about each.
+/// The suites of this version, and a line about each: of the model first, then of training.
 struct SuiteInfo {
   std::string name;
   std::string about;

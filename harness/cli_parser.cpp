@@ -10,6 +10,8 @@ constexpr char kAbout[] =
     "float64 oracle, and names the first op that diverges. Without arguments: --config tiny.";
 
 constexpr char kFooter[] =
+    "Suites: forward and backward by default; --config small runs the training suites as well.\n"
+    "\n"
     "Examples:\n"
     "  dsv32-verify --config small --out report/\n"
     "  dsv32-verify weights make --case small --out ckpt/\n"
@@ -69,7 +71,8 @@ void add_judged(CLI::App& app, Raw& raw) {
 
 void add_how(CLI::App& app, Raw& raw) {
   Options& o = raw.options;
-  add(app, "-t,--suite", o.suites, "SUITE,..", "forward, backward; default both", kHow)
+  add(app, "-t,--suite", o.suites, "SUITE,..", "all, or of dsv32-verify list suites; default below",
+      kHow)
       ->delimiter(',')
       ->allow_extra_args(false);
   add(app, "-k", o.filter, "TEXT", "only checks whose \"case/subject/tap\" contains this", kHow);

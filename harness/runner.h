@@ -11,11 +11,18 @@
 
 namespace dsv32::harness {
 
+/// One training suite on one of its cases.
+struct TrainingTask {
+  std::string suite;
+  Case the_case;
+};
+
 /// One job as the command line describes it.
 struct Job {
-  std::vector<Case> cases;
+  std::vector<Case> cases;  // of the suites forward and backward
   std::vector<std::string> suites = {"forward", "backward"};
-  std::string filter;  // -k: substring of "case/subject/tap"; empty: all
+  std::vector<TrainingTask> training = {};
+  std::string filter;  // -k: substring of check_path (verdict.h); empty: all
   std::vector<std::filesystem::path> candidates;
   std::string dialect = "spec-1";  // what the candidate declares
   std::vector<DType> dtypes = {DType::float32, DType::bfloat16};

@@ -34,12 +34,20 @@ TrainingResult judge_indexer_kl(const TrainingJob& job);
 TrainingResult judge_dual_lora(const TrainingJob& job);
 TrainingResult judge_sharded(const TrainingJob& job);
 
+/// A golden of golden/training_golden.h.
+struct TrainingGoldenName {
+  std::string suite, case_name;
+};
+
 /// Name, cases and function of every training suite, in running order.
 struct TrainingSuite {
   std::string name;
+  std::string about;  // a line for `list suites`
   std::vector<std::string> cases;
+  std::vector<TrainingGoldenName> goldens;  // without one of its case's a suite is `missing`
   TrainingResult (*judge)(const TrainingJob& job);
 };
+/// Every training suite of this version, in running order.
 const std::vector<TrainingSuite>& training_suites();
 
 }  // namespace dsv32::harness
