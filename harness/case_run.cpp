@@ -57,6 +57,12 @@ RunOptions probe_options(RunOptions options) {
   return options;
 }
 
+/// The warm-up is dense whatever the config says.
+Case as_trained(const Objective& objective, Case c) {
+  if (objective.kl == KlStage::warmup) c.config.use_sparse_attention = false;
+  return c;
+}
+
 /// Forced by these decisions, free where there are none.
 void replay(RunOptions& options, const Trace* decisions) {
   if (decisions == nullptr || !has_decisions(*decisions)) return;
@@ -88,20 +94,22 @@ bool same_function(const ModelConfig& config, DType dtype, Dialect a, Dialect b)
 }
 
 CaseRun::CaseRun(Case c, Batch batch, std::shared_ptr<const WeightSource> weights, bool backward,
-                 RunSettings settings)
-    : case_(std::move(c)),
+                 RunSettings settings, Objective objective)
+    : case_(as_trained(objective, std::move(c))),
       batch_(std::move(batch)),
       weights_(std::move(weights)),
       model_(reference::make_reference(case_.config, *weights_)),
       backward_(backward && case_.chunks.empty()),
-      settings_(std::move(settings)) {}
+      settings_(std::move(settings)),
+      objective_(objective) {}
 
-CaseRun::CaseRun(const Case& c, bool backward, RunSettings settings)
+CaseRun::CaseRun(const Case& c, bool backward, RunSettings settings, Objective objective)
     : CaseRun(c, make_batch(c), std::make_shared<SyntheticWeights>(c.seed, c.bias_offset), backward,
-              std::move(settings)) {}
+              std::move(settings), objective) {}
 
 Trace CaseRun::run(RunOptions options, const std::string& what) const {
   options.device = settings_.device;
+  options.objective = objective_;
   reference::set_threads(settings_.threads > 0 ? settings_.threads : threads_for(case_));
   options.progress = [&](const std::string& where) {
     if (settings_.interrupted && settings_.interrupted()) {
@@ -134,6 +142,7 @@ Evidence CaseRun::evidence_of(const Subject& subject) const {
   return {.subject = subject.name,
           .c = &case_,
           .batch = &batch_,
+          .objective = objective_,
           .dtype = subject.dtype,
           .is_file = subject.is_file,
           .judged = subject.trace,

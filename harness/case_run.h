@@ -53,16 +53,20 @@ struct Hypothesis {
 class CaseRun {
  public:
   CaseRun(Case c, Batch batch, std::shared_ptr<const WeightSource> weights, bool backward,
-          RunSettings settings = {});
+          RunSettings settings = {}, Objective objective = {});
   /// The synthetic batch and weights of the case.
-  explicit CaseRun(const Case& c, bool backward = true, RunSettings settings = {});
+  explicit CaseRun(const Case& c, bool backward = true, RunSettings settings = {},
+                   Objective objective = {});
 
+  /// Under the warm-up its config says dense attention, which is what that stage computes.
   const Case& the_case() const { return case_; }
   const Batch& batch() const { return batch_; }
   bool backward() const { return backward_; }
+  const Objective& objective() const { return objective_; }
   const WeightSource& weights() const { return *weights_; }
 
-  /// What the implementation gives under these options; progress and interruption are added.
+  /// What the implementation gives under these options; objective, progress and interruption are
+  /// added.
   Trace run(RunOptions options, const std::string& what) const;
   /// The decisions of the subject replayed (free where it has none).
   ForcedTraces forced_traces(const Dialect& dialect, const Trace* decisions) const;
@@ -91,6 +95,7 @@ class CaseRun {
   std::unique_ptr<Implementation> model_;
   bool backward_;
   RunSettings settings_;
+  Objective objective_;
 };
 
 /// Both dialects are the same function of this config at this precision (rounding style does not

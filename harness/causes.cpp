@@ -101,12 +101,17 @@ std::vector<std::string> matching_dialects(const CaseRun& run, const Subject& su
   return causes;
 }
 
+/// A bug of the KL can only be seen where there is one.
+bool applies(const KnownBug& bug, const Objective& objective) {
+  return bug.objective.kl == KlStage::none || objective.kl != KlStage::none;
+}
+
 std::vector<std::string> matching_bugs(const CaseRun& run, const Subject& subject,
                                        const Verdict& failure) {
   std::vector<std::string> causes;
   const std::string stem = tap_stem(failure.tap);
   for (const KnownBug& bug : known_bugs()) {
-    if (bug.first_tap != stem) continue;
+    if (bug.first_tap != stem || !applies(bug, run.objective())) continue;
     Dialect planted = subject.dialect;
     bug.plant(planted);
     if (explains(run, subject, planted, failure))

@@ -49,6 +49,7 @@ std::string_view shape_of(TapKind kind) {
     case TapKind::attention:
       return "[B,H,S,T]";
     case TapKind::scores:
+    case TapKind::keys:
       return "[B,S,T]";
     case TapKind::topk:
       return "[B,S,index_topk] set";

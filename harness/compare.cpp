@@ -17,7 +17,7 @@ enum class Outside { free, minus_infinity, zero };
 
 Outside outside_rule(const TapName& tap) {
   if (tap.info.name == "ix.scores") return Outside::minus_infinity;
-  if (tap.info.name == "attn.probs") return Outside::zero;
+  if (tap.info.name == "attn.probs" || tap.info.kind == TapKind::keys) return Outside::zero;
   return Outside::free;
 }
 
@@ -218,6 +218,35 @@ Verdict compare_values(const Comparison& c) {
   if (c.judged->shape() != oracle->shape()) return wrong_shape(c, oracle->shape());
   Verdict verdict = compare_layout(c, *oracle);
   return c.mode == Mode::free ? relax(c, *oracle, std::move(verdict)) : verdict;
+}
+
+Verdict compare_score_gradient(const Comparison& c, const HostTensor& student,
+                               const HostTensor& target) {
+  Verdict verdict = open_verdict(c);
+  const RowLayout layout(c.tap, c.judged->shape(), c.batch, c.support, RowView::judged);
+  if (layout.rows().empty()) return unmeasured(c, Trust::vacuous, "no row is judged");
+  std::vector<double> gradient, q, p;
+  double worst = 0;
+  for (const Row& row : layout.rows()) {
+    layout.gather(*c.judged, row, gradient);
+    layout.gather(student, row, q);
+    layout.gather(target, row, p);
+    verdict.checked += layout.judged_elements(row);
+    for (size_t i = 0; i < q.size(); ++i) {
+      const double expected = q[i] - p[i];
+      // Every one of the three is rounded, the largest of them most.
+      const double size = std::max({std::fabs(q[i]), std::fabs(p[i]), epsilon(c.dtype)});
+      const double units = std::fabs(gradient[i] - expected) / (epsilon(c.dtype) * size);
+      if (!std::isnan(units) && units <= worst) continue;
+      if (std::isnan(worst)) continue;
+      worst = units;
+      verdict.worst = Worst{layout.unravel(layout.flat_index(row, static_cast<int64_t>(i))),
+                            row.number, expected, gradient[i]};
+    }
+  }
+  verdict.measures.push_back(score_gradient_limit(worst));
+  settle(verdict);
+  return verdict;
 }
 
 double element_noise(const Comparison& c, int64_t element) {

@@ -40,8 +40,8 @@ struct Comparison {
   DType dtype = DType::float32;        // the judged side's dtype
   const HostTensor* judged = nullptr;  // nullptr for a sketch
   Yardstick yardstick;
-  /// Attention taps: attended keys [B,S,T] as 0/1 from the decisions in force (nullptr: all visible
-  /// keys).
+  /// Attention and keys taps: attended keys [B,S,T] as 0/1 from the decisions in force (nullptr:
+  /// all visible keys).
   const std::vector<uint8_t>* support = nullptr;
   /// Name of the config when the judged side is a golden: its relative distance is judged as well.
   std::string golden_config = {};
@@ -57,6 +57,11 @@ void settle(Verdict& verdict);
 /// Rows, elements and tails of a continuous tap or a gradient (DESIGN 3). NaN fails. A tap whose
 /// oracle is all zero demands exact zero; an all-zero gradient of a used weight is vacuous.
 Verdict compare_values(const Comparison& c);
+
+/// SPEC 2: d(sum of the KL rows)/d(score) is student - target on the support. Of the judged side's
+/// own three taps; `c.judged` is kl.dscores, `c.support` the support.
+Verdict compare_score_gradient(const Comparison& c, const HostTensor& student,
+                               const HostTensor& target);
 
 /// The same for a sketched golden: chosen rows in full, row norms and projections of all rows.
 Verdict compare_sketch(const Comparison& c, const golden::SketchedTap& judged);

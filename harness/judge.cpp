@@ -38,7 +38,8 @@ class Judge {
 
   std::vector<Verdict> run() {
     judge_selection();
-    const std::vector<std::string> forward = forward_taps(config_);
+    std::vector<std::string> forward = forward_taps(config_);
+    for (std::string& name : kl_taps(config_, e_.objective)) forward.push_back(std::move(name));
     if (!anything(forward)) return give_up();
     find_unreplayed(forward);
     if (e_.staged.oracle != nullptr)
@@ -66,7 +67,7 @@ class Judge {
 
   bool anything(const std::vector<std::string>& forward) const {
     const auto known = [this](const std::string& name) { return present(name); };
-    const std::vector<std::string> gradients = gradient_taps(config_);
+    const std::vector<std::string> gradients = gradient_taps(config_, e_.objective);
     return std::any_of(forward.begin(), forward.end(), known) ||
            std::any_of(gradients.begin(), gradients.end(), known);
   }
@@ -116,7 +117,8 @@ class Judge {
     c.dtype = e_.dtype;
     c.judged = tensor(tap.full);
     c.yardstick = yardstick;
-    if (tap.info.kind == TapKind::attention) c.support = support(*tap.layer, yardstick);
+    if (tap.info.kind == TapKind::attention || tap.info.kind == TapKind::keys)
+      c.support = support(*tap.layer, yardstick);
     if (e_.golden != nullptr && mode == Mode::forced) c.golden_config = e_.c->config_name;
     return c;
   }
@@ -169,7 +171,18 @@ class Judge {
   void judge_forced(const TapName& tap) {
     const Mode mode = unreplayed_.contains(tap.full) ? Mode::free : Mode::forced;
     if (!present(tap.full)) return list_absent(tap);
-    if (e_.forced.oracle != nullptr) verdicts_.push_back(compare(comparison(tap, mode, e_.forced)));
+    if (e_.forced.oracle == nullptr) return;
+    verdicts_.push_back(compare(comparison(tap, mode, e_.forced)));
+    if (tap.info.name == "kl.dscores") judge_score_gradient(tap);
+  }
+
+  // The three taps of the judged side against each other: no oracle is asked.
+  void judge_score_gradient(const TapName& tap) {
+    const HostTensor* student = tensor(layer_tap(*tap.layer, "kl.student"));
+    const HostTensor* target = tensor(layer_tap(*tap.layer, "kl.target"));
+    if (student == nullptr || target == nullptr || tensor(tap.full) == nullptr) return;
+    const Comparison c = comparison(tap, Mode::exact, e_.forced);
+    verdicts_.push_back(compare_score_gradient(c, *student, *target));
   }
 
   void list_absent(const TapName& tap) {
@@ -187,7 +200,7 @@ class Judge {
   // --- gradients --------------------------------------------------------------------------------
 
   void judge_gradients() {
-    const std::vector<std::string> expected = gradient_taps(config_);
+    const std::vector<std::string> expected = gradient_taps(config_, e_.objective);
     const bool any = std::any_of(expected.begin(), expected.end(),
                                  [this](const std::string& name) { return present(name); });
     for (const std::string& name : expected) {
@@ -200,7 +213,7 @@ class Judge {
       }
       verdicts_.push_back(judge_gradient(tap));
     }
-    judge_indexer_gradients();
+    judge_untrained_gradients(expected);
   }
 
   Verdict judge_gradient(const TapName& tap) {
@@ -215,14 +228,18 @@ class Judge {
     return verdict;
   }
 
-  // The LM loss gives the indexer nothing: no gradient, or one of exact zeros.
-  void judge_indexer_gradients() {
-    for (const std::string& name : e_.judged->names()) {
-      if (!name.starts_with(kGradient) || !is_indexer(name.substr(kGradient.size()))) continue;
+  // The LM loss gives the indexer nothing and the KL gives it to the indexer alone: no gradient, or
+  // one of exact zeros. In back-propagation order.
+  void judge_untrained_gradients(const std::vector<std::string>& trained) {
+    const std::set<std::string> known(trained.begin(), trained.end());
+    const bool kl = e_.objective.kl != KlStage::none;
+    for (const std::string& name : gradient_taps(config_, {.kl = KlStage::sparse})) {
+      if (known.contains(name) || tensor(name) == nullptr) continue;
       Verdict verdict = open_verdict(comparison(*parse_tap(name), Mode::exact, e_.forced));
       verdict.checked = tensor(name)->numel();
       verdict.measures.push_back({"exact", all_zero(*tensor(name)) ? 0.0 : 1.0, 0,
-                                  "SPEC 2: selection is not differentiable"});
+                                  kl ? "SPEC 2: the KL moves the indexer alone"
+                                     : "SPEC 2: selection is not differentiable"});
       settle(verdict);
       verdicts_.push_back(std::move(verdict));
     }
@@ -271,13 +288,14 @@ class Judge {
     const std::set<std::string> known(forward.begin(), forward.end());
     for (const std::string& name : e_.judged->names()) {
       if (known.contains(name) || name.starts_with(kGradient)) continue;
-      Verdict verdict = named("", Trust::skipped, "not a tap of the forward or backward suite");
+      Verdict verdict = named("", Trust::skipped, "not a tap of this objective");
       verdict.tap = name;
       verdicts_.push_back(std::move(verdict));
     }
-    if (e_.is_file && !present("logits") && !present("loss.lm"))
+    const bool kl = e_.objective.kl != KlStage::none;
+    if (e_.is_file && !present("logits") && !present("loss.lm") && !(kl && present("loss.kl")))
       verdicts_.push_back(
-          named("logits or loss.lm", Trust::missing,
+          named(kl ? "logits, loss.lm or loss.kl" : "logits or loss.lm", Trust::missing,
                 "a candidate needs one of them: the other taps do not make a verdict"));
   }
 

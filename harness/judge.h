@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "harness/compare.h"
+#include "src/model/objective.h"
 
 namespace dsv32::harness {
 
@@ -13,6 +14,7 @@ struct Evidence {
   std::string subject;
   const Case* c = nullptr;
   const Batch* batch = nullptr;
+  Objective objective = {};  // what the runs differentiate
   DType dtype = DType::float32;
   bool is_file = false;  // absent taps are listed, not failed, as long as logits or a loss is there
   const Trace* judged = nullptr;

@@ -91,7 +91,8 @@ const std::vector<Entry>& table() {
 }
 
 Family family_of(TapKind kind) {
-  if (kind == TapKind::attention || kind == TapKind::scores) return Family::keys;
+  if (kind == TapKind::attention || kind == TapKind::scores || kind == TapKind::keys)
+    return Family::keys;
   if (kind == TapKind::scalar) return Family::scalar;
   if (kind == TapKind::gradient) return Family::gradient;
   return Family::token;
@@ -199,6 +200,17 @@ Measure pairwise_limit(DType dtype, double measured) {
   return {"relative", measured, roundings * rounding_floor(dtype),
           "two correct runs under equal decisions"};
 }
+
+Measure score_gradient_limit(double measured) {
+  return {"student - target", measured, 16, "SPEC 2: the gradient of the KL by its scores"};
+}
+
+Measure gradient_path_limit(double measured) {
+  return {"relative", measured, 64 * rounding_floor(DType::float32),
+          "the two losses share no path: the same sums, at most in another order"};
+}
+
+double detachment_move() { return 1e-4; }
 
 Measure slope_limit(double measured) {
   return {"slope", measured, 1e-6, "central difference with Richardson extrapolation in float64"};

@@ -43,6 +43,14 @@ Measure free_relative_limit(double measured);
 /// Relative distance of two traces of one case, of the coarser of their dtypes (`compare A B`).
 Measure pairwise_limit(DType dtype, double measured);
 
+/// d(KL)/d(score) against student - target, in roundings of the larger of the two.
+Measure score_gradient_limit(double measured);
+
+/// Relative distance of a gradient under a joint objective and under its own alone.
+Measure gradient_path_limit(double measured);
+/// Relative move of a loss from which it is said to depend on what was moved.
+double detachment_move();
+
 /// Relative distance of the slope of the float64 loss and the gradients' own word about it.
 Measure slope_limit(double measured);
 

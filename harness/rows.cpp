@@ -36,10 +36,11 @@ RowLayout::RowLayout(const TapName& tap, const Shape& shape, const Batch* batch,
                      const std::vector<uint8_t>* support, RowView view)
     : shape_(shape) {
   const TapKind kind = tap.info.kind;
-  if (kind == TapKind::attention || kind == TapKind::scores) {
+  const bool over_support = kind == TapKind::attention || kind == TapKind::keys;
+  if (over_support || kind == TapKind::scores) {
     S_ = batch->S;
     T_ = shape.back();
-    const bool attended = kind == TapKind::attention && support != nullptr;
+    const bool attended = over_support && support != nullptr;
     keys_ = attended ? *support : visible_keys(*batch);
   }
   if (kind == TapKind::scalar || kind == TapKind::series) {

@@ -29,8 +29,8 @@ enum class RowView {
 
 class RowLayout {
  public:
-  /// `support` [B,S,T]: keys that count for attention taps (nullptr: all visible). `batch` may be
-  /// null for gradients.
+  /// `support` [B,S,T]: keys that count for attention and keys taps (nullptr: all visible). `batch`
+  /// may be null for gradients.
   RowLayout(const TapName& tap, const Shape& shape, const Batch* batch,
             const std::vector<uint8_t>* support, RowView view);
 

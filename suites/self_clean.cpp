@@ -113,11 +113,12 @@ std::string family_of(const Verdict& verdict, DType dtype) {
   const auto tap = parse_tap(verdict.tap);
   if (!tap) return "check";
   const TapKind kind = tap->info.kind;
-  const char* family = kind == TapKind::gradient                               ? "gradient"
-                       : kind == TapKind::attention || kind == TapKind::scores ? "keys"
-                       : kind == TapKind::scalar                               ? "scalar"
-                       : kind == TapKind::topk || kind == TapKind::experts     ? "decision"
-                                                                               : "token";
+  const char* family =
+      kind == TapKind::gradient                                                        ? "gradient"
+      : kind == TapKind::attention || kind == TapKind::scores || kind == TapKind::keys ? "keys"
+      : kind == TapKind::scalar                                                        ? "scalar"
+      : kind == TapKind::topk || kind == TapKind::experts                              ? "decision"
+                                                                                       : "token";
   return std::string(to_string(verdict.mode)) + " " + family +
          (item_size(dtype) == 2 ? " 16-bit " : " ");
 }

@@ -105,6 +105,10 @@ TEST(SelfKnownBugs, CasesHaveWhatTheirBugNeeds) {
       EXPECT_LT(c.bias_offset, 0) << bug.name;
     }
     EXPECT_LT(planted.moe.dropped_gradient_expert, c.config.n_routed_experts) << bug.name;
+    EXPECT_EQ(planted.kl == KlVariant{}, bug.objective.kl == KlStage::none) << bug.name;
+    if (planted.kl.mean_over_all) {
+      EXPECT_GT(c.pad, 0) << bug.name;
+    }
   }
 }
 

@@ -48,7 +48,8 @@ void print_table() {
 /// The reference of one case in float32 with a bug planted, as a candidate.
 class MutantCase {
  public:
-  explicit MutantCase(const std::string& name) : run_(io::find_case(name)) {}
+  explicit MutantCase(const std::string& name, const Objective& objective = {})
+      : run_(io::find_case(name), true, {}, objective) {}
 
   Trace trace(const Dialect& dialect) const {
     return run_.run({.dtype = DType::float32, .dialect = dialect, .backward = true}, "mutant");
@@ -80,10 +81,10 @@ class MutantCase {
   CaseRun run_;
 };
 
-const MutantCase& mutant_case(const std::string& name) {
-  static std::map<std::string, std::unique_ptr<MutantCase>> cases;
-  auto& slot = cases[name];
-  if (!slot) slot = std::make_unique<MutantCase>(name);
+const MutantCase& mutant_case(const std::string& name, const Objective& objective = {}) {
+  static std::map<std::pair<std::string, KlStage>, std::unique_ptr<MutantCase>> cases;
+  auto& slot = cases[{name, objective.kl}];
+  if (!slot) slot = std::make_unique<MutantCase>(name, objective);
   return *slot;
 }
 
@@ -91,7 +92,7 @@ class KnownBugTest : public testing::TestWithParam<size_t> {};
 
 TEST_P(KnownBugTest, IsCaughtAtItsFirstTap) {
   const KnownBug& bug = known_bugs()[GetParam()];
-  const MutantCase& c = mutant_case(bug.case_name);
+  const MutantCase& c = mutant_case(bug.case_name, bug.objective);
   Dialect planted;
   bug.plant(planted);
   const Row row = c.judge(bug.name, bug.first_tap, c.trace(planted));
@@ -210,9 +211,11 @@ TEST(Corruption, EachIsCaughtAtItsTap) {
 
 TEST(Unmutated, TheCleanReferencePassesInEveryCaseOfTheTable) {
   for (const char* name : {"tiny-wide", "tiny-yarn", "tiny-bias", "tiny-square"}) {
-    const MutantCase& c = mutant_case(name);
-    const Row row = c.judge("none", "", c.trace({}));
-    EXPECT_FALSE(row.caught) << name << ": " << row.first_tap << " " << row.caught_by;
+    for (const KlStage stage : {KlStage::none, KlStage::warmup, KlStage::sparse}) {
+      const MutantCase& c = mutant_case(name, {.lm = stage == KlStage::none, .kl = stage});
+      const Row row = c.judge("none", "", c.trace({}));
+      EXPECT_FALSE(row.caught) << name << ": " << row.first_tap << " " << row.caught_by;
+    }
   }
 }
 

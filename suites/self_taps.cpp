@@ -38,7 +38,7 @@ TEST(SelfTaps, VocabularyIsInPaperOrder) {
                    "topk",       "attn.logits",   "attn.probs",     "attn.ctx",       "attn.out",
                    "ffn_norm",   "router.logits", "router.experts", "router.weights", "moe.routed",
                    "moe.shared", "mlp.out",       "hidden",         "kl.target",      "kl.student",
-                   "kl.rows",    "loss.kl"}));
+                   "kl.rows",    "kl.dscores",    "loss.kl"}));
 }
 
 TEST(SelfTaps, ParsesLayerTaps) {
@@ -131,6 +131,19 @@ TEST(SelfTaps, InputsComeBeforeTheirTap) {
   }
 }
 
+TEST(SelfTaps, ObjectivesDecideWhichTapsThereAre) {
+  const ModelConfig config = io::read_config("tiny");
+  const Objective warmup{.lm = false, .kl = KlStage::warmup}, joint{.kl = KlStage::sparse};
+  EXPECT_EQ(kl_taps(config, {}), Names{});
+  EXPECT_EQ(kl_taps(config, warmup).size(), 11u);  // 2 layers of 5, and the model's loss
+  EXPECT_EQ(kl_taps(config, warmup).back(), "loss.kl");
+  EXPECT_EQ(gradient_taps(config, {}), gradient_taps(config));
+  EXPECT_EQ(gradient_taps(config, warmup).size(), 10u);  // the indexer's alone
+  EXPECT_EQ(gradient_taps(config, warmup).front(),
+            "grad.model.layers.1.self_attn.indexer.weights_proj.weight");
+  EXPECT_EQ(gradient_taps(config, joint).size(), gradient_taps(config).size() + 10);
+}
+
 TEST(SelfTaps, OnlyTheseTapsAreNotRowsOfTokens) {
   std::vector<std::pair<std::string, TapKind>> special;
   for (const TapInfo& info : tap_vocabulary()) {
@@ -144,6 +157,9 @@ TEST(SelfTaps, OnlyTheseTapsAreNotRowsOfTokens) {
                                                                    {"attn.probs", attention},
                                                                    {"router.experts", experts},
                                                                    {"loss.lm", scalar},
+                                                                   {"kl.target", keys},
+                                                                   {"kl.student", keys},
+                                                                   {"kl.dscores", keys},
                                                                    {"loss.kl", scalar},
                                                                    {"loss.kl", scalar},
                                                                    {"train.loss", series},
@@ -175,6 +191,9 @@ TEST(SelfTaps, StagesReadWhatTheirFormulaReads) {
   EXPECT_EQ(stems("router.weights"), (Names{"router.logits", "router.experts"}));
   EXPECT_EQ(stems("moe.routed"), (Names{"ffn_norm", "router.experts", "router.weights"}));
   EXPECT_EQ(stems("moe.shared"), Names{"ffn_norm"});
+  EXPECT_EQ(stems("kl.target"), Names{"attn.probs"});
+  EXPECT_EQ(stems("kl.student"), (Names{"ix.scores", "topk"}));
+  EXPECT_EQ(stems("kl.rows"), (Names{"kl.target", "ix.scores", "topk"}));
 }
 
 TEST(SelfTaps, ResidualInputsAreThoseOfTheLayerBefore) {
@@ -228,6 +247,7 @@ const std::vector<ShapeRow> kShapes = {
     {"layers.0.kl.target", {2, 33, 33}},
     {"layers.0.kl.student", {2, 33, 33}},
     {"layers.0.kl.rows", {2, 33}},
+    {"layers.0.kl.dscores", {2, 33, 33}},
     {"layers.0.loss.kl", {}},
     {"loss.kl", {}},
     {"grad.model.layers.1.mlp.experts.15.down_proj.weight", {64, 32}},

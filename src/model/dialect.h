@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "src/model/objective.h"
+
 namespace dsv32 {
 
 /// Variants of each op. Every default is spec-1; a dialect or a planted bug changes some of them.
@@ -50,7 +52,8 @@ struct IndexerVariant {
   bool scale_heads = true;  // H_I^-0.5
   bool scale_dim = true;    // D_I^-0.5
   ReluPlace relu = ReluPlace::before_weight;
-  bool hadamard = false;  // rotate q and k before the scores (taps stay before it)
+  bool hadamard = false;         // rotate q and k before the scores (taps stay before it)
+  bool scores_attached = false;  // attention adds scores - detach(scores): 0, with a gradient
 
   bool operator==(const IndexerVariant&) const = default;
 };
@@ -108,6 +111,23 @@ struct LossVariant {
   bool operator==(const LossVariant&) const = default;
 };
 
+/// The indexer's KL (SPEC 2).
+struct KlVariant {
+  bool student_over_visible = false;  // sparse stage: student over every visible key
+  bool dense_target = false;          // sparse stage: target from dense attention
+  bool target_normalised = true;      // L1 over the keys
+  bool max_over_heads = false;        // in place of the sum
+  bool student_scaled = true;         // false: scores without the index scales in the student
+  bool hidden_detached = true;        // what ix.k and ix.weights are made of
+  bool q_latent_detached = true;      // what ix.q is made of
+  bool target_detached = true;
+  double log_epsilon = 0;      // added inside both logarithms
+  bool mean_over_all = false;  // over all tokens in place of the valid query rows
+  bool sum_over_layers = false;
+
+  bool operator==(const KlVariant&) const = default;
+};
+
 struct LinearVariant {
   int split_k = 1;  // partial sums over the inner dimension, added last to first
 
@@ -128,6 +148,7 @@ struct Dialect {
   MoeVariant moe;
   ResidualVariant residual;
   LossVariant loss;
+  KlVariant kl;
   LinearVariant linear;
   RoundingStyle rounding = RoundingStyle::spec;
 
@@ -148,6 +169,7 @@ struct KnownBug {
   std::string first_tap;    // as tap_stem: "ix.q", or "grad.mlp.gate.weight"
   std::string case_name;    // a case in which it shows
   std::function<void(Dialect&)> plant;
+  Objective objective = {};  // under which it shows
 };
 const std::vector<KnownBug>& known_bugs();
 

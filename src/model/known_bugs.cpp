@@ -16,6 +16,12 @@ KnownBug in_case(std::string case_name, KnownBug known) {
   return known;
 }
 
+// A bug of the indexer's KL.
+KnownBug under(KlStage stage, KnownBug known) {
+  known.objective = {.lm = false, .kl = stage};
+  return known;
+}
+
 using Rows = std::vector<KnownBug>;
 
 Rows indexer_bugs() {
@@ -133,6 +139,40 @@ Rows training_bugs() {
   };
 }
 
+// The indexer's KL: those that no forward tap shows are seen in the gradients.
+Rows kl_bugs() {
+  using enum KlStage;
+  constexpr double kEpsilon = 1e-3;
+  return {
+      under(sparse, bug("kl-dense-target", "sparse KL: target from dense attention", "kl.target",
+                        [](Dialect& d) { d.kl.dense_target = true; })),
+      under(warmup, bug("kl-target-not-normalised", "KL target not divided by its sum", "kl.target",
+                        [](Dialect& d) { d.kl.target_normalised = false; })),
+      under(warmup, bug("kl-max-over-heads", "KL target: maximum over the heads, not the sum",
+                        "kl.target", [](Dialect& d) { d.kl.max_over_heads = true; })),
+      under(sparse, bug("kl-student-over-visible", "sparse KL: student over every visible key",
+                        "kl.student", [](Dialect& d) { d.kl.student_over_visible = true; })),
+      under(sparse, bug("kl-student-unscaled", "KL student from scores without the index scales",
+                        "kl.student", [](Dialect& d) { d.kl.student_scaled = false; })),
+      under(sparse, bug("kl-log-epsilon", "epsilon 1e-3 inside the logarithms of the KL", "kl.rows",
+                        [](Dialect& d) { d.kl.log_epsilon = kEpsilon; })),
+      under(sparse, bug("kl-mean-over-all",
+                        "KL is the mean over all tokens instead of the valid query rows", "loss.kl",
+                        [](Dialect& d) { d.kl.mean_over_all = true; })),
+      under(sparse, bug("kl-sum-over-layers", "KL is the sum over the layers instead of their mean",
+                        "loss.kl", [](Dialect& d) { d.kl.sum_over_layers = true; })),
+      under(sparse,
+            bug("kl-hidden-attached", "KL gradient leaks through the hidden state",
+                "grad.input_layernorm.weight", [](Dialect& d) { d.kl.hidden_detached = false; })),
+      under(sparse, bug("kl-q-latent-attached", "KL gradient leaks through the query latent",
+                        "grad.self_attn.q_a_layernorm.weight",
+                        [](Dialect& d) { d.kl.q_latent_detached = false; })),
+      under(warmup, bug("kl-target-attached", "KL gradient leaks through the target",
+                        "grad.self_attn.kv_b_proj.weight",
+                        [](Dialect& d) { d.kl.target_detached = false; })),
+  };
+}
+
 Rows further_bugs() {
   return {
       bug("indexer-rope-missing", "no RoPE in the indexer", "ix.q",
@@ -150,7 +190,7 @@ const std::vector<KnownBug>& known_bugs() {
   static const std::vector<KnownBug> all = [] {
     Rows rows;
     for (const Rows& part : {indexer_bugs(), selection_bugs(), rope_bugs(), router_bugs(),
-                             norm_bugs(), training_bugs(), further_bugs()}) {
+                             norm_bugs(), training_bugs(), kl_bugs(), further_bugs()}) {
       rows.insert(rows.end(), part.begin(), part.end());
     }
     return rows;

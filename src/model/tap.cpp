@@ -41,9 +41,10 @@ std::vector<TapInfo> make_vocabulary() {
       {"final_norm", token, false, {"hidden"}},
       {"logits", token, false, {"final_norm"}},
       {"loss.lm", scalar, false, {"logits"}},
-      {"kl.target", token, true, {"attn.logits", "topk"}},
-      {"kl.student", token, true, {"ix.scores", "topk"}},
-      {"kl.rows", token, true, {"kl.target", "kl.student"}},
+      {"kl.target", keys, true, {"attn.probs"}},
+      {"kl.student", keys, true, {"ix.scores", "topk"}},
+      {"kl.rows", token, true, {"kl.target", "ix.scores", "topk"}},
+      {"kl.dscores", keys, true, {"kl.target", "ix.scores", "topk"}},
       {"loss.kl", scalar, true, {"kl.rows"}},
       {"loss.kl", scalar, false, {}},
       {"train.loss", series, false, {}},
@@ -106,7 +107,7 @@ std::optional<Shape> shape_by_name(std::string_view name, const ModelConfig& c, 
   if (name == "ix.q") return Shape{B, S, c.index_n_heads, c.index_head_dim};
   if (name == "ix.k") return Shape{B, T, c.index_head_dim};
   if (name == "ix.weights") return Shape{B, S, c.index_n_heads};
-  if (is({"ix.scores", "kl.target", "kl.student"})) return Shape{B, S, T};
+  if (is({"ix.scores", "kl.target", "kl.student", "kl.dscores"})) return Shape{B, S, T};
   if (name == "topk") return Shape{B, S, c.index_topk};
   if (is({"attn.logits", "attn.probs"})) return Shape{B, H, S, T};
   if (name == "attn.ctx") return Shape{B, S, H, c.v_head_dim};
@@ -119,6 +120,12 @@ std::optional<Shape> shape_by_name(std::string_view name, const ModelConfig& c, 
   return Shape{B, S, c.hidden_size};
 }
 
+// The indexer's, which have a gradient from the KL alone, in back-propagation order.
+constexpr std::array<std::string_view, 5> kIndexerBackwards = {
+    "self_attn.indexer.weights_proj.weight", "self_attn.indexer.wq_b.weight",
+    "self_attn.indexer.k_norm.weight", "self_attn.indexer.k_norm.bias",
+    "self_attn.indexer.wk.weight"};
+
 // Back-propagation order inside a layer, after the experts.
 constexpr std::array<std::string_view, 8> kAttentionBackwards = {
     "self_attn.o_proj.weight",         "self_attn.kv_b_proj.weight",
@@ -129,6 +136,13 @@ constexpr std::array<std::string_view, 8> kAttentionBackwards = {
 void add_mlp_gradients(const std::string& mlp, std::vector<std::string>& names) {
   for (const char* part : {"down_proj", "gate_proj", "up_proj"}) {
     names.push_back(mlp + part + ".weight");
+  }
+}
+
+void add_indexer_gradients(int64_t layer, std::vector<std::string>& names) {
+  const std::string prefix = "grad.model.layers." + std::to_string(layer) + ".";
+  for (const std::string_view part : kIndexerBackwards) {
+    names.push_back(prefix + std::string(part));
   }
 }
 
@@ -222,12 +236,30 @@ std::vector<std::string> forward_taps(const ModelConfig& config) {
   return names;
 }
 
-std::vector<std::string> gradient_taps(const ModelConfig& config) {
-  std::vector<std::string> names = {"grad.lm_head.weight", "grad.model.norm.weight"};
-  for (int64_t layer = config.num_hidden_layers - 1; layer >= 0; --layer) {
-    add_layer_gradients(config, layer, names);
+std::vector<std::string> kl_taps(const ModelConfig& config, const Objective& objective) {
+  std::vector<std::string> names;
+  if (objective.kl == KlStage::none) return names;
+  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    for (const char* tap : {"kl.target", "kl.student", "kl.rows", "kl.dscores", "loss.kl"}) {
+      names.push_back(layer_tap(layer, tap));
+    }
   }
-  names.emplace_back("grad.model.embed_tokens.weight");
+  names.emplace_back("loss.kl");
+  return names;
+}
+
+std::vector<std::string> gradient_taps(const ModelConfig& config) {
+  return gradient_taps(config, Objective{});
+}
+
+std::vector<std::string> gradient_taps(const ModelConfig& config, const Objective& objective) {
+  std::vector<std::string> names;
+  if (objective.lm) names = {"grad.lm_head.weight", "grad.model.norm.weight"};
+  for (int64_t layer = config.num_hidden_layers - 1; layer >= 0; --layer) {
+    if (objective.kl != KlStage::none) add_indexer_gradients(layer, names);
+    if (objective.lm) add_layer_gradients(config, layer, names);
+  }
+  if (objective.lm) names.emplace_back("grad.model.embed_tokens.weight");
   return names;
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "src/model/config.h"
+#include "src/model/objective.h"
 #include "src/model/tensor.h"
 
 namespace dsv32 {
@@ -18,6 +19,7 @@ enum class TapKind {
   key,        // [B,T,D]: one row per key token (ix.k)
   attention,  // [B,H,S,T]: one row per (b,h,s)
   scores,     // [B,S,T] with -inf where a key is not visible (ix.scores)
+  keys,       // [B,S,T] with 0 off the support (kl.target, kl.student, kl.dscores)
   topk,       // [B,S,index_topk] int32 set, -1 for none
   experts,    // [B,S,K] int32 set
   scalar,     // []
@@ -64,9 +66,13 @@ std::optional<Shape> tap_shape(const TapName& tap, const ModelConfig& config, in
 /// indexer's taps are there in dense mode too (Hugging Face computes them), but topk is then not
 /// judged.
 std::vector<std::string> forward_taps(const ModelConfig& config);
+/// The taps of the indexer's KL, layer by layer, then the model's loss; none without a KL stage.
+std::vector<std::string> kl_taps(const ModelConfig& config, const Objective& objective);
 /// All gradients ("grad.<weight>") in back-propagation order (head first, embedding last), the
 /// indexer's and the buffers' left out.
 std::vector<std::string> gradient_taps(const ModelConfig& config);
+/// Those that an objective gives: LM everything but the indexer, the KL the indexer alone.
+std::vector<std::string> gradient_taps(const ModelConfig& config, const Objective& objective);
 
 /// Named host tensors in execution order plus string metadata: what every implementation hands to
 /// the judge.

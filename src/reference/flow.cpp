@@ -20,7 +20,7 @@ TapName parse(const std::string& name) {
 bool stays_float32(const TapName& tap) {
   const std::string_view name = tap.info.name;
   return name == "ix.weights" || name == "ix.scores" || name == "router.logits" ||
-         name == "router.weights" || tap.info.kind == TapKind::scalar;
+         name == "router.weights" || name.starts_with("kl.") || tap.info.kind == TapKind::scalar;
 }
 
 bool is_decision(TapKind kind) { return kind == TapKind::topk || kind == TapKind::experts; }
@@ -31,7 +31,7 @@ struct Axes {
 };
 Axes axes_of(TapKind kind) {
   if (kind == TapKind::attention) return {2, 3};
-  if (kind == TapKind::scores) return {1, 2};
+  if (kind == TapKind::scores || kind == TapKind::keys) return {1, 2};
   return {1, -1};
 }
 

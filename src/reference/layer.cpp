@@ -26,9 +26,7 @@ class Layer {
   Residual run(const Residual& in) {
     const NormVariant& norm = ctx_.dialect.norm;
     const double eps = eps_or(norm.eps_block, ctx_.config.rms_norm_eps);
-    const Tensor x =
-        put("attn_norm", rms_norm(ctx_, norm_input(ctx_, in), weight("input_layernorm.weight"),
-                                  eps_or(norm.eps_attn_norm, eps)));
+    const Tensor x = attention_input(in);
     const Tensor attn_out = attention(x);
 
     const Tensor start = ctx_.dialect.residual.from_normed ? x : in.hidden;
@@ -43,9 +41,18 @@ class Layer {
     return {sum, put("hidden", sum)};
   }
 
+  void run_attention(const Residual& in) { attention(attention_input(in)); }
+
  private:
   Tensor weight(const std::string& name) { return weights_.get(name); }
   Tensor put(const char* tap, const Tensor& own) { return flow_.put(layer_tap(layer_, tap), own); }
+
+  Tensor attention_input(const Residual& in) {
+    const NormVariant& norm = ctx_.dialect.norm;
+    const double eps = eps_or(norm.eps_block, ctx_.config.rms_norm_eps);
+    return put("attn_norm", rms_norm(ctx_, norm_input(ctx_, in), weight("input_layernorm.weight"),
+                                     eps_or(norm.eps_attn_norm, eps)));
+  }
 
   Tensor attention(const Tensor& x) {
     const ModelConfig& c = ctx_.config;
@@ -72,22 +79,36 @@ class Layer {
 
     const Tensor keys = append(cache_.kv_latent, kv_latent);
     const Tensor rope_keys = append(cache_.k_rope, k_rope);
-    const Tensor support = supported_keys(x, q_raw, q_latent);
+    const Indexed indexed = index_keys(x, q_raw, q_latent);
 
     const Tensor kv_b = weight("self_attn.kv_b_proj.weight");
     const Tensor logits =
-        put("attn.logits", attention_logits(ctx_, q_nope, q_rope, keys, rope_keys, kv_b));
-    const Tensor probs = put("attn.probs", attention_probs(ctx_, logits, support));
+        put("attn.logits",
+            with_scores(attention_logits(ctx_, q_nope, q_rope, keys, rope_keys, kv_b), indexed));
+    const Tensor probs = put("attn.probs", attention_probs(ctx_, logits, indexed.support));
+    if (trains_indexer()) add_kl(logits, probs, indexed);
     const Tensor context = put("attn.ctx", attention_context(ctx_, probs, keys, kv_b));
     return put("attn.out", linear(ctx_, context.flatten(-2), weight("self_attn.o_proj.weight")));
   }
 
-  /// Keys that attention may use, [B,1|H,S,T] bool: the indexer's choice, or every visible key in
-  /// dense mode.
-  Tensor supported_keys(const Tensor& x, const Tensor& q_raw, const Tensor& q_latent) {
-    if (flow_.replaying()) return replayed_support();
-    torch::NoGradGuard no_grad;  // selection is not differentiable (SPEC 2)
-    const Tensor q_source = ctx_.dialect.indexer.raw_q_latent ? q_raw : q_latent;
+  /// What the indexer gives.
+  struct Indexed {
+    Tensor support;  // [B,1|H,S,T] bool: keys that attention may use
+    Tensor scores;   // [B,S,T]; undefined where nobody reads them
+  };
+
+  bool trains_indexer() const { return ctx_.objective.kl != KlStage::none; }
+
+  /// Selection is not differentiable; the scores are, for the KL, but their inputs are detached
+  /// (SPEC 2).
+  Indexed index_keys(const Tensor& hidden, const Tensor& q_raw, const Tensor& q_latent) {
+    const bool differentiable = trains_indexer() || ctx_.dialect.indexer.scores_attached;
+    if (flow_.replaying() && !differentiable) return {replayed_support(), {}};
+    torch::AutoGradMode grad(torch::GradMode::is_enabled() && differentiable);
+    const KlVariant& kl = ctx_.dialect.kl;
+    const Tensor x = kl.hidden_detached ? hidden.detach() : hidden;
+    const Tensor q_found = ctx_.dialect.indexer.raw_q_latent ? q_raw : q_latent;
+    const Tensor q_source = kl.q_latent_detached ? q_found.detach() : q_found;
     const Tensor ix_q = put(
         "ix.q", index_query(ctx_, q_source, weight("self_attn.indexer.wq_b.weight"), chunk_.rope));
     const Tensor ix_k =
@@ -99,8 +120,34 @@ class Layer {
     const Tensor ix_keys = append(cache_.ix_k, ix_k);
     const Tensor scores =
         put("ix.scores", index_scores(ctx_, ix_q, ix_keys, ix_weights, chunk_.visible));
-    if (ctx_.dialect.selection.per_head) return per_head_support(ix_q, ix_keys, ix_weights);
-    return support_from(flow_.decide(layer_tap(layer_, "topk"), choose(scores)));
+    if (flow_.replaying()) return {replayed_support(), scores};
+    if (ctx_.dialect.selection.per_head)
+      return {per_head_support(ix_q, ix_keys, ix_weights), scores};
+    return {support_from(flow_.decide(layer_tap(layer_, "topk"), choose(scores))), scores};
+  }
+
+  /// Selection made differentiable by a term that is 0 and carries the scores' gradient.
+  Tensor with_scores(const Tensor& logits, const Indexed& indexed) const {
+    if (!ctx_.dialect.indexer.scores_attached) return logits;
+    const Tensor seen = indexed.scores.masked_fill(~chunk_.visible, 0);
+    return logits + (seen - seen.detach()).unsqueeze(1);
+  }
+
+  /// The KL of this chunk's queries, added to those of the chunks before.
+  void add_kl(const Tensor& logits, const Tensor& probs, const Indexed& indexed) {
+    const KlVariant& kl = ctx_.dialect.kl;
+    const Tensor support = indexed.support.any(1);  // [B,S,T]
+    const Tensor attention =
+        kl.dense_target ? attention_probs(ctx_, logits, chunk_.visible.unsqueeze(1)) : probs;
+    const Tensor target =
+        put("kl.target", kl_target(ctx_, kl.target_detached ? attention.detach() : attention));
+    const Tensor keys = kl.student_over_visible ? chunk_.visible : support;
+    put("kl.student", kl_student(ctx_, indexed.scores, keys));
+    const Tensor rows = put("kl.rows", kl_rows(ctx_, target, indexed.scores, keys));
+    if (!flow_.replaying())
+      put("kl.dscores", kl_score_gradient(ctx_, target, indexed.scores, keys));
+    const Tensor sum = (rows * chunk_.valid).sum();
+    cache_.kl_sum = cache_.kl_sum.defined() ? cache_.kl_sum + sum : sum;
   }
 
   Tensor choose(const Tensor& scores) const {
@@ -112,7 +159,7 @@ class Layer {
   }
 
   Tensor support_from(const Tensor& topk) const {
-    if (!ctx_.config.use_sparse_attention) return chunk_.visible.unsqueeze(1);
+    if (ctx_.dense_attention()) return chunk_.visible.unsqueeze(1);
     return (support_of(topk, chunk_.visible.size(-1)) & chunk_.visible).unsqueeze(1);
   }
 
@@ -163,6 +210,11 @@ class Layer {
 Residual run_layer(const Context& ctx, int64_t layer, LayerWeights& weights, const Residual& in,
                    const ChunkInputs& chunk, LayerCache& cache, TapFlow& flow) {
   return Layer(ctx, layer, weights, chunk, cache, flow).run(in);
+}
+
+void run_attention(const Context& ctx, int64_t layer, LayerWeights& weights, const Residual& in,
+                   const ChunkInputs& chunk, LayerCache& cache, TapFlow& flow) {
+  Layer(ctx, layer, weights, chunk, cache, flow).run_attention(in);
 }
 
 }  // namespace dsv32::reference

@@ -17,16 +17,21 @@ struct LayerCache {
   Tensor kv_latent;  // [B,T,kv_lora]
   Tensor k_rope;     // [B,T,rope]
   Tensor ix_k;       // [B,T,D_I]
+  Tensor kl_sum;     // [] sum of the KL of the valid queries so far
 };
 
 /// What one chunk brings besides the residual stream.
 struct ChunkInputs {
   RopeTable rope;  // of its S query positions
   Tensor visible;  // [B,S,T] bool: keys that each query may see
+  Tensor valid;    // [B,S] bool: queries that are no padding
 };
 
 /// One transformer layer: h += attention(norm(h)), then h += mlp(norm(h)). SPEC section 1.
 Residual run_layer(const Context& ctx, int64_t layer, LayerWeights& weights, const Residual& in,
+                   const ChunkInputs& chunk, LayerCache& cache, TapFlow& flow);
+/// Its attention alone: all that the indexer's KL (cache.kl_sum) depends on.
+void run_attention(const Context& ctx, int64_t layer, LayerWeights& weights, const Residual& in,
                    const ChunkInputs& chunk, LayerCache& cache, TapFlow& flow);
 
 }  // namespace dsv32::reference

@@ -21,7 +21,8 @@ class Pass {
         ctx_{config,
              options.dialect,
              {options.dtype, options.dialect.rounding},
-             torch::Device(options.device)},
+             torch::Device(options.device),
+             options.objective},
         flow_(config, batch, options, ctx_.rounding, ctx_.device) {
     for (const WeightSpec& spec : weight_specs(config)) {
       if (spec.name.rfind("model.layers.", 0) != 0) outer_specs_.push_back(spec);
@@ -56,7 +57,8 @@ class Pass {
       positions = perturbed(positions.to(ctx_.rounding.compute_type()), options_.perturbation,
                             options_.perturbation_seed, "positions" + std::to_string(begin));
     }
-    return {rope_table(ctx_, positions), causal.unsqueeze(0) & unmasked};
+    const Tensor valid = long_tensor(batch_.attention_mask).narrow(1, begin, end - begin) != 0;
+    return {rope_table(ctx_, positions), causal.unsqueeze(0) & unmasked, valid};
   }
 
   void split_into_chunks() {
@@ -103,6 +105,9 @@ class Pass {
         flow_.begin_chunk(ranges_[i].first, ranges_[i].second);
         stream[i] = run_layer(ctx_, layer, weights, stream[i], chunks_[i], cache, flow_);
       }
+      flow_.begin_chunk(0, batch_.S);
+      if (trains_indexer())
+        kl_losses_.push_back(flow_.put(layer_tap(layer, "loss.kl"), layer_kl(cache)));
     }
     if (options_.backward) layer_inputs_.push_back(join(stream));
     head(stream);
@@ -130,6 +135,25 @@ class Pass {
     }
     flow_.begin_chunk(0, batch_.S);
     flow_.put("loss.lm", lm_loss(ctx_, torch::cat(logits, 1), long_tensor(batch_.labels)));
+    if (trains_indexer()) flow_.put("loss.kl", torch::stack(kl_losses_).sum() / layers_in_mean());
+  }
+
+  // --- the indexer's KL
+  // ---------------------------------------------------------------------------
+
+  bool trains_indexer() const { return ctx_.objective.kl != KlStage::none; }
+
+  /// Mean over the valid query rows.
+  Tensor layer_kl(const LayerCache& cache) const {
+    int64_t rows = 0;
+    for (const int64_t bit : batch_.attention_mask) rows += ctx_.dialect.kl.mean_over_all ? 1 : bit;
+    return cache.kl_sum / std::max<int64_t>(rows, 1);
+  }
+
+  /// The model's loss is the mean over the layers.
+  double layers_in_mean() const {
+    return ctx_.dialect.kl.sum_over_layers ? 1.0
+                                           : static_cast<double>(ctx_.config.num_hidden_layers);
   }
 
   Tensor logits_of(const Residual& residual, LayerWeights& weights) {
@@ -162,14 +186,15 @@ class Pass {
     flow_.replay();
     flow_.begin_chunk(0, batch_.S);
     std::map<std::string, HostTensor> gradients;
-    Tensor upstream = head_backward(gradients);
+    Tensor upstream;  // stays undefined without an LM loss: only the indexer has gradients then
+    if (ctx_.objective.lm) upstream = head_backward(gradients);
     const ChunkInputs whole = inputs_of(0, batch_.S);
     for (int64_t layer = ctx_.config.num_hidden_layers; layer-- > 0;) {
       say(layer_text("backward", layer));
       upstream = layer_backward(layer, whole, upstream, gradients);
     }
-    embedding_gradient(upstream, gradients);
-    for (const std::string& name : gradient_taps(ctx_.config))
+    if (upstream.defined()) embedding_gradient(upstream, gradients);
+    for (const std::string& name : gradient_taps(ctx_.config, ctx_.objective))
       move_gradient(name, gradients, trace);
     for (const auto& [name, value] : gradients)
       trace.put(name, value);  // any other gradient is a finding
@@ -200,8 +225,19 @@ class Pass {
     const Residual input = leaf(layer_inputs_.back());
     layer_inputs_.pop_back();
     LayerCache cache;
-    const Residual output = run_layer(ctx_, layer, weights, input, whole, cache, flow_);
-    output.sum.backward(upstream);
+    std::vector<Tensor> roots, factors;
+    if (upstream.defined()) {
+      roots.push_back(run_layer(ctx_, layer, weights, input, whole, cache, flow_).sum);
+      factors.push_back(upstream);
+    } else {
+      run_attention(ctx_, layer, weights, input, whole, cache, flow_);
+    }
+    if (trains_indexer()) {
+      roots.push_back(layer_kl(cache));
+      factors.push_back(
+          torch::full_like(roots.back(), ctx_.objective.kl_weight / layers_in_mean()));
+    }
+    if (!roots.empty()) torch::autograd::backward(roots, factors);
     for (const WeightSpec& spec : weights.specs()) keep_gradient(weights, spec.name, gradients);
     return input.sum.grad();
   }
@@ -214,8 +250,8 @@ class Pass {
     keep_gradient(weights, "model.embed_tokens.weight", gradients);
   }
 
-  /// An expert without tokens has an exactly zero gradient; the indexer and buffers have none (SPEC
-  /// 2).
+  /// Under LM an expert without tokens has an exactly zero gradient. Whatever the objective does
+  /// not train has none, and buffers never (SPEC 2).
   void keep_gradient(const LayerWeights& weights, const std::string& name,
                      std::map<std::string, HostTensor>& gradients) const {
     const std::string tap = "grad." + name;
@@ -223,7 +259,7 @@ class Pass {
     const Tensor gradient = weights.gradient(name);
     if (gradient.defined()) {
       gradients[tap] = to_host(gradient, options_.dtype);
-    } else if (!is_indexer(name)) {
+    } else if (ctx_.objective.lm && !is_indexer(name)) {
       gradients[tap] = HostTensor(options_.dtype, shape_of(weights, name));
     }
   }
@@ -245,6 +281,7 @@ class Pass {
   std::vector<std::pair<int64_t, int64_t>> ranges_;
   std::vector<ChunkInputs> chunks_;
   std::vector<Tensor> layer_inputs_;
+  std::vector<Tensor> kl_losses_;  // of every layer
 };
 
 class Reference : public Implementation {

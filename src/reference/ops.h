@@ -6,6 +6,7 @@
 
 #include "src/model/config.h"
 #include "src/model/dialect.h"
+#include "src/model/objective.h"
 #include "src/reference/layer_weights.h"
 #include "src/reference/rounding.h"
 
@@ -20,6 +21,11 @@ struct Context {
   const Dialect& dialect;
   Rounding rounding;
   torch::Device device = torch::kCPU;
+  Objective objective = {};
+  /// Attention over every visible key: by config, or in the dense warm-up (SPEC 2, Eq. 3).
+  bool dense_attention() const {
+    return !config.use_sparse_attention || objective.kl == KlStage::warmup;
+  }
   torch::TensorOptions real() const { return torch::dtype(rounding.compute_type()).device(device); }
 };
 
@@ -114,6 +120,22 @@ Tensor swiglu_mlp(const Context& ctx, const Tensor& x, const Tensor& gate, const
 /// Sum over chosen experts in ascending expert id. x [B,S,hidden], experts and weights [B,S,K].
 Tensor routed_experts(const Context& ctx, const Tensor& x, const Tensor& experts,
                       const Tensor& weights, LayerWeights& layer);
+
+// --- kl.cpp -------------------------------------------------------------------------------------
+// The indexer's KL(target || student), SPEC 2. support [B,S,T] bool: every visible key in the
+// warm-up (Eq. 3), the selected ones in the sparse stage (Eq. 4). No epsilon anywhere.
+
+/// Sum over heads of the attention probabilities [B,H,S,T], divided by its sum over the keys.
+/// [B,S,T]; zeros for a query without keys.
+Tensor kl_target(const Context& ctx, const Tensor& probs);
+/// Softmax of the index scores [B,S,T] over the support.
+Tensor kl_student(const Context& ctx, const Tensor& scores, const Tensor& support);
+/// KL of every query, [B,S]: sum over keys of p log p - p log_softmax(score), 0 log 0 = 0.
+Tensor kl_rows(const Context& ctx, const Tensor& target, const Tensor& scores,
+               const Tensor& support);
+/// d(sum of kl_rows)/d(scores) by autograd, [B,S,T]: student - target on the support, 0 off it.
+Tensor kl_score_gradient(const Context& ctx, const Tensor& target, const Tensor& scores,
+                         const Tensor& support);
 
 // --- head.cpp -----------------------------------------------------------------------------------
 
