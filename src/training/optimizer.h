@@ -27,8 +27,8 @@ struct Group {
   std::function<bool(const std::string& parameter)> takes = {};  // empty: every parameter
 };
 
-/// Moments and step counts, whole (unsharded) tensors: "<group>/<parameter>/exp_avg",
-/// ".../exp_avg_sq", and "<group>/step".
+/// Moments and step counts, whole (unsharded) tensors: "<group>/step" (int64 scalar), then
+/// "<group>/<parameter>/exp_avg" and ".../exp_avg_sq" of every parameter that was ever stepped.
 using OptimizerState = TensorTable;
 
 /// Moves parameters by gradients: on one process, or sharded over many.
@@ -37,13 +37,20 @@ class Optimizer {
   virtual ~Optimizer() = default;
   /// One step of every group. `gradients`: of this rank's rows; a parameter without an entry is not
   /// touched (a frozen one). Returns the global gradient norm before clipping, per group.
+  /// The gradients are not changed.
   virtual std::vector<double> step(TensorTable& parameters, const TensorTable& gradients) = 0;
+  /// May share memory with the optimizer: clone it to keep it over a step.
   virtual OptimizerState state() const = 0;
-  /// Throws Error (artefact) where names or shapes do not fit.
+  /// Copies; a parameter without an entry starts anew. Throws Error (artefact) where names or
+  /// shapes do not fit.
   virtual void set_state(const OptimizerState& state) = 0;
 };
 
-/// torch::optim::AdamW on one process.
+/// Names of the parameters that a group moves, in table order.
+std::vector<std::string> parameters_of(const Group& group, const TensorTable& parameters);
+
+/// torch::optim::AdamW on one process, one for each group. `parameters` is the very table that
+/// every step will be given.
 std::unique_ptr<Optimizer> make_adamw(std::vector<Group> groups, const TensorTable& parameters,
                                       Bug bug = Bug::none);
 

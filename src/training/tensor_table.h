@@ -22,6 +22,9 @@ class TensorTable {
   bool empty() const { return names_.empty(); }
   /// Every tensor copied.
   TensorTable clone() const;
+  /// Overwrites every tensor in place by the one of the same name, converted to this table's types.
+  /// Throws Error (artefact) where names or shapes differ.
+  void assign(const TensorTable& values);
 
  private:
   std::vector<std::string> names_;

@@ -11,7 +11,7 @@ namespace dsv32::training {
 class Trainables : public WeightSource {
  public:
   /// The tensors that an optimizer may move, by name; every one is a master copy (float32, or
-  /// float64 for the oracle).
+  /// float64 for the oracle). They are changed in place (TensorTable::assign), never replaced.
   virtual TensorTable& table() = 0;
   const TensorTable& table() const { return const_cast<Trainables*>(this)->table(); }
   /// Gradient of every tensor of the table that has one, from the taps grad.<weight> of a run.
@@ -22,14 +22,22 @@ class Trainables : public WeightSource {
 /// start source.
 class FullWeights : public Trainables {
  public:
-  FullWeights(const ModelConfig& config, const WeightSource& start, torch::ScalarType type);
+  /// Masters of type `master`. A model of a 16-bit `model` type reads them rounded to it; any other
+  /// reads them as they are.
+  FullWeights(const ModelConfig& config, const WeightSource& start, torch::ScalarType master,
+              DType model = DType::float32);
   TensorTable& table() override { return table_; }
+  /// May share memory with the run's taps.
   TensorTable gradients(const Trace& run) const override;
+  /// Shares memory with the master: a run must end before the next optimizer step.
   HostTensor load(const WeightSpec& spec) const override;
   std::string identity() const override;
 
  private:
   const WeightSource& start_;
+  torch::ScalarType master_;
+  DType model_;
+  std::map<std::string, HostTensor> memory_;  // of the masters
   TensorTable table_;
 };
 

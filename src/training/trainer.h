@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "src/model/case.h"
@@ -29,7 +30,7 @@ struct StepRecord {
   double loss = 0;                // of the objective's LM part; mean over micro-batches
   double kl = 0;                  // mean over layers; 0 without a KL stage
   std::vector<double> grad_norm;  // per group, before clipping
-  Trace decisions;                // topk and router.experts in force, whole batch
+  Trace decisions;                // topk and router.experts in force, of this process's rows
   TensorTable gradients;          // of this process's rows, after the mean
 };
 
@@ -51,25 +52,43 @@ class Trainer {
           Optimizer& optimizer, TrainerOptions options = {});
   /// Step `index` of the recipe. `decisions`: replayed when given, for the whole batch.
   StepRecord step(int64_t index, const Trace* decisions = nullptr);
+  /// The same without the optimizer: losses, decisions and gradients; `grad_norm` stays empty.
+  StepRecord measure(int64_t index, const Trace* decisions = nullptr);
 
  private:
+  Batch batch_of(int64_t index) const;
+  Trace run(const Batch& batch, const Trace* decisions) const;
+  void add(const Trace& run, double share, StepRecord& record) const;
+  void leave_gradients(TensorTable& gradients);
+  void thaw_one(TensorTable& gradients) const;
+  void decay_without_gradient(const TensorTable& gradients);
+
   Case case_;
   Recipe recipe_;
   const Implementation& model_;
   Trainables& trainables_;
   Optimizer& optimizer_;
   TrainerOptions options_;
+  TensorTable left_over_;  // Bug::gradients_not_zeroed
 };
 
-/// Parameters and optimizer state at one moment: for re-synchronisation and for saving.
+/// Parameters and optimizer state at one moment, copied: for re-synchronisation and for saving.
 struct Snapshot {
   TensorTable parameters;
   OptimizerState optimizer;
 };
+Snapshot take_snapshot(const Trainables& trainables, const Optimizer& optimizer);
+/// Types are converted: a float64 snapshot sets float32 masters to the nearest values.
+void restore(const Snapshot& snapshot, Trainables& trainables, Optimizer& optimizer);
 
 /// Rows [first, last) of a batch.
 Batch slice_rows(const Batch& batch, int64_t first, int64_t last);
+/// Rows [first, last) of micro-batch or rank `index` of `count`: contiguous, as even as can be.
+std::pair<int64_t, int64_t> share_of_rows(int64_t rows, int64_t index, int64_t count);
 /// Decisions of rows [first, last) of the whole batch's.
 Trace slice_decisions(const Trace& decisions, int64_t first, int64_t last);
+/// Joins decisions of consecutive rows, in their order.
+Trace join_decisions(const std::vector<Trace>& parts);
+bool is_decision(const std::string& tap);
 
 }  // namespace dsv32::training

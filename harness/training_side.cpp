@@ -1,0 +1,59 @@
+#include "harness/training_side.h"
+
+#include "harness/threads.h"
+#include "src/model/errors.h"
+#include "src/reference/reference.h"
+#include "src/training/one_ulp.h"
+
+namespace dsv32::harness {
+
+void set_training_threads(const Case& c, const RunSettings& settings) {
+  reference::set_threads(settings.threads > 0 ? settings.threads : threads_for(c));
+}
+
+std::function<void(const std::string&)> side_progress(const Case& c, const std::string& side,
+                                                      const RunSettings& settings) {
+  return [name = c.name, side, settings](const std::string& where) {
+    if (settings.interrupted && settings.interrupted()) {
+      throw Error(ExitCode::interrupted,
+                  {.where = name, .what = side, .expected = "to finish", .got = "a stop"});
+    }
+    if (settings.progress) settings.progress(name + ": " + side + ": " + where);
+  };
+}
+
+std::unique_ptr<Implementation> make_model(const std::string& impl, const ModelConfig& config,
+                                           const WeightSource& weights) {
+  if (impl == "reference") return reference::make_reference(config, weights);
+  throw Error(ExitCode::usage, {.where = "--impl",
+                                .what = "implementation",
+                                .expected = "reference",
+                                .got = impl,
+                                .hint = "not in this version"});
+}
+
+TrainingSide::TrainingSide(const TrainingJob& job, const training::Recipe& recipe,
+                           const SideOptions& options)
+    : synthetic_(job.the_case.seed, job.the_case.bias_offset),
+      start_(std::make_unique<training::OneUlpWeights>(synthetic_, options.ulp_seed)) {
+  const bool wide = options.dtype == DType::float64;
+  trainables_ = std::make_unique<training::FullWeights>(
+      job.the_case.config, *start_, wide ? torch::kFloat64 : torch::kFloat32, options.dtype);
+  model_ = make_model(job.impl, job.the_case.config, *trainables_);
+  optimizer_ = training::make_adamw(recipe.groups, trainables_->table(), options.bug);
+  trainer_ = std::make_unique<training::Trainer>(
+      job.the_case, recipe, *model_, *trainables_, *optimizer_,
+      training::TrainerOptions{
+          .dtype = options.dtype,
+          .dialect = options.dialect,
+          .device = job.settings.device,
+          .bug = options.bug,
+          .progress = side_progress(job.the_case, options.name, job.settings)});
+}
+
+void TrainingSide::set_to(const TrainingSide& other) {
+  trainables_->table().assign(other.trainables_->table());
+  optimizer_->set_state(other.optimizer_->state());
+}
+
+}  // namespace dsv32::harness

@@ -1,0 +1,56 @@
+#include "src/bridge/bridge.h"
+
+#include <cstring>
+
+#include "src/model/errors.h"
+
+namespace dsv32 {
+
+torch::ScalarType scalar_type(DType dtype) {
+  switch (dtype) {
+    case DType::float64:
+      return torch::kFloat64;
+    case DType::float32:
+      return torch::kFloat32;
+    case DType::bfloat16:
+      return torch::kBFloat16;
+    case DType::float16:
+      return torch::kFloat16;
+    case DType::int64:
+      return torch::kInt64;
+    case DType::int32:
+      return torch::kInt32;
+    case DType::uint8:
+      return torch::kUInt8;
+  }
+  throw Error(ExitCode::internal, {.where = "bridge",
+                                   .what = "dtype",
+                                   .expected = "a known dtype",
+                                   .got = std::to_string(static_cast<int>(dtype))});
+}
+
+DType dtype_of(torch::ScalarType type) {
+  for (const DType dtype : {DType::float64, DType::float32, DType::bfloat16, DType::float16,
+                            DType::int64, DType::int32, DType::uint8})
+    if (scalar_type(dtype) == type) return dtype;
+  throw Error(ExitCode::internal, {.where = "bridge",
+                                   .what = "torch type",
+                                   .expected = "one that a host tensor can have",
+                                   .got = torch::toString(type)});
+}
+
+torch::Tensor to_torch(const HostTensor& tensor) {
+  HostTensor owner = tensor;  // shares the data; released with the torch tensor
+  return torch::from_blob(
+      owner.raw(), tensor.shape(), [owner](void*) {}, scalar_type(tensor.dtype()));
+}
+
+HostTensor to_host(const torch::Tensor& tensor, DType dtype) {
+  const torch::Tensor plain = tensor.detach().to(torch::kCPU, scalar_type(dtype)).contiguous();
+  HostTensor host(dtype, plain.sizes().vec());
+  if (host.bytes() > 0)
+    std::memcpy(host.raw(), plain.data_ptr(), static_cast<size_t>(host.bytes()));
+  return host;
+}
+
+}  // namespace dsv32

@@ -1,0 +1,41 @@
+#include "src/training/one_ulp.h"
+
+#include <cmath>
+#include <limits>
+
+#include "src/model/philox.h"
+
+namespace dsv32::training {
+namespace {
+
+constexpr size_t kBitsPerBlock = 256;
+
+float moved(float value, bool up) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  return std::nextafter(value, up ? kInfinity : -kInfinity);
+}
+
+}  // namespace
+
+HostTensor OneUlpWeights::load(const WeightSpec& spec) const {
+  HostTensor start = base_.load(spec);
+  if (seed_ == 0 || is_buffer(spec.name)) return start;
+  const HostTensor source = start.cast(DType::float32);
+  HostTensor result(DType::float32, source.shape());
+  const auto from = source.data<float>();
+  const auto to = result.data<float>();
+  const PhiloxStream stream(seed_, "one_ulp." + spec.name);
+  std::array<uint64_t, 4> bits = {};
+  for (size_t i = 0; i < from.size(); ++i) {
+    const size_t bit = i % kBitsPerBlock;
+    if (bit == 0) bits = stream.block(1 + i / kBitsPerBlock);
+    to[i] = moved(from[i], ((bits[bit / 64] >> (bit % 64)) & 1) != 0);
+  }
+  return result;
+}
+
+std::string OneUlpWeights::identity() const {
+  return seed_ == 0 ? base_.identity() : base_.identity() + "+ulp:" + std::to_string(seed_);
+}
+
+}  // namespace dsv32::training
