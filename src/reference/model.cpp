@@ -183,6 +183,7 @@ class Pass {
   }
 
   void backward(Trace& trace) {
+    torch::AutoGradMode grad(true);  // whatever the caller has
     flow_.replay();
     flow_.begin_chunk(0, batch_.S);
     std::map<std::string, HostTensor> gradients;
