@@ -4,7 +4,7 @@ One self-contained file: torch >= 2.4, numpy, safetensors and the transformers u
 else.
 
     python golden/dump.py --checkpoint ckpt/ --case small --out fork.safetensors [--transformers
-    PATH] [--mode backward]
+    PATH] [--mode backward | kl-warmup | kl-sparse | train --suite loss_descent]
 
 or, on a live model:
 
@@ -81,6 +81,9 @@ MOE_TAPS = ("router.logits", "router.experts", "router.weights", "moe.routed", "
 
 TRAINING_OUTPUTS = ("indexer_scores", "indexer_kl_target", "indexer_targets")
 KL_FIELDS = ("indexer_kl_loss", "indexer_loss", "kl_loss")
+KL_STAGES = ("warmup", "sparse")  # SPEC Eq. 3 and Eq. 4
+KL_INPUTS = ("attn.probs", "topk")  # kept in a KL run, asked for or not
+KL_TAPS = ("kl.target", "kl.student", "kl.rows", "kl.dscores", "loss.kl")
 
 
 class DumpError(Exception):
@@ -783,6 +786,8 @@ class Recorder(TorchFunctionMode):
         self.moe_layers = {p.layer for p in self.parts.values() if p.role == "moe"}
         self.layouts: dict[str, str] = {}
         self.forced: dict[str, Tensor] = {}
+        self.live = False  # the indexer runs with gradients, on detached inputs
+        self.live_scores: dict[int, Tensor] = {}  # layer -> B * S * T scores with their graph
         self.recording = False
         self.begin(0, 0, 0)
 
@@ -860,6 +865,10 @@ class Recorder(TorchFunctionMode):
                 return frame.part
         return None
 
+    def inside_indexer(self) -> bool:
+        part = self.scope()
+        return part is not None and part.role == "indexer"
+
     def is_map(self, t: Tensor) -> bool:
         B, H, S, T = self.B, self.sizes.heads, self.S, self.T
         return t.is_floating_point() and tuple(t.shape) in ((B, H, S, T), (B, S, H, T))
@@ -871,6 +880,8 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if self.live and self.recording and self.inside_indexer():
+            func = torch.enable_grad()(func)  # whatever no_grad stands around it
         if not self.recording or name not in WATCHED:
             return func(*args, **kwargs)
         part = self.scope()
@@ -914,6 +925,8 @@ class Recorder(TorchFunctionMode):
         if forced is not None and name == "topk":
             out = _replace_indices(out, forced[..., : self.T], scores)
         indices = out if name == "argsort" else out[1]
+        if self.live and scores.requires_grad:
+            self.live_scores[part.layer] = scores
         self.put(part.layer, "scores", scores.reshape(self.B, self.S, self.T))
         picked = indices if name == "topk" else indices[..., : self.sizes.topk]
         if forced is not None:
@@ -1177,6 +1190,40 @@ def watch_modules(recorder: Recorder) -> Iterator[None]:
             handle.remove()
 
 
+@contextlib.contextmanager
+def live_indexers(recorder: Recorder) -> Iterator[None]:
+    """Cuts the indexers off from the rest of the model and lets them have gradients."""
+
+    def detach(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+        return detached(args), detached(kwargs)
+
+    undo: list[Callable[[], Any]] = []
+    for name, part in recorder.parts.items():
+        if part.role == "indexer":
+            indexer = recorder.model.get_submodule(name)
+            undo.append(indexer.register_forward_pre_hook(detach, with_kwargs=True).remove)
+            trained = any(parameter.requires_grad for parameter in indexer.parameters())
+            for parameter in () if trained else indexer.parameters():
+                undo.append(functools.partial(parameter.requires_grad_, parameter.requires_grad))
+                parameter.requires_grad_(parameter.is_floating_point())
+    recorder.live = True
+    try:
+        yield
+    finally:
+        recorder.live = False
+        for step in undo:
+            step()
+
+
+def detached(value: Any) -> Any:
+    """Nested arguments with every tensor cut off from its graph."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if type(value) in (tuple, list):
+        return type(value)(detached(v) for v in value)
+    return {k: detached(v) for k, v in value.items()} if type(value) is dict else value
+
+
 # --- from raw material to taps --------------------------------------------------------------------
 
 
@@ -1391,6 +1438,33 @@ def expected_taps(layers: int, moe_layers: set[int], dense: bool) -> list[str]:
     return [*names, "final_norm", "logits", "loss.lm"]
 
 
+def expected_kl_taps(layers: int) -> list[str]:
+    return [f"layers.{layer}.{tap}" for layer in range(layers) for tap in KL_TAPS] + ["loss.kl"]
+
+
+def indexer_kl(probs: Tensor, scores: Tensor, support: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    """One layer's KL taps by SPEC 2, loss.kl with its graph: for models without a KL of their own.
+
+    probs: [B,H,S,T]; scores (with their graph) and support: [B,S,T]; valid: [B,S].
+    """
+    support = support & valid[..., None]
+    target = (probs.sum(dim=1) * support).to(torch.promote_types(probs.dtype, torch.float32))
+    target = target / target.sum(dim=-1, keepdim=True).masked_fill(~valid[..., None], 1)
+    # A row of a padded query sees nothing: equal scores there, no NaN, cut off below.
+    seen = torch.where(valid[..., None], -math.inf, 0.0)
+    logs = torch.log_softmax(torch.where(support, scores.to(target.dtype), seen), dim=-1)
+    logs = torch.where(support, logs, 0.0)
+    rows = (torch.xlogy(target, target) - target * logs).sum(dim=-1)
+    (slope,) = torch.autograd.grad(rows.sum(), scores, retain_graph=True)
+    return {
+        "kl.target": target,
+        "kl.student": torch.where(support, logs.exp(), 0.0).detach(),
+        "kl.rows": rows.detach(),
+        "kl.dscores": slope,
+        "loss.kl": rows[valid].mean(),
+    }
+
+
 def join_chunks(name: str, pieces: list[Tensor], T: int) -> Tensor:
     """The concatenation over the chunks, keys padded to the final length: -inf in scores and
     logits, 0 in probabilities."""
@@ -1417,9 +1491,16 @@ class Options:
     gradient_checkpointing: bool = False
     taps: tuple[str, ...] = ("*",)
     training_outputs: bool = True
+    kl: str = ""  # one of KL_STAGES: the indexer's KL and its gradients
+
+    @property
+    def mode(self) -> str:
+        return f"kl-{self.kl}" if self.kl else "backward" if self.backward else "forward"
 
     def wanted(self, name: str) -> bool:
         short = re.sub(r"^layers\.\d+\.", "", name)
+        if self.kl and short in KL_INPUTS:
+            return True
         return any(fnmatch.fnmatchcase(n, p) for n in (name, short) for p in self.taps)
 
 
@@ -1438,6 +1519,7 @@ def capture(
     gradient_checkpointing: bool = False,
     taps: tuple[str, ...] = ("*",),
     training_outputs: bool = True,
+    kl: str = "",
 ) -> Capture:
     """Runs `model` on the case's batch (or `batch`) and returns its taps, and its gradients with
     `backward`.
@@ -1450,6 +1532,8 @@ def capture(
     forced: taps `layers.N.topk` and `layers.N.router.experts` that replace the model's own
     decisions.
     taps: patterns of the taps to keep, with or without `layers.N.`.
+    kl: "warmup" or "sparse": the indexer's KL, its taps and gradients, instead of the LM loss. The
+    model's own where it has one, else SPEC 2 on its own index scores and probabilities.
     Throws ModelCrash when the model raises, DumpError when the request makes no sense for this
     case or model.
     """
@@ -1464,6 +1548,7 @@ def capture(
         gradient_checkpointing=gradient_checkpointing,
         taps=tuple(taps),
         training_outputs=training_outputs,
+        kl=kl,
     )
     return _Run(model, case, options, batch, forced).run()
 
@@ -1481,6 +1566,7 @@ class _Run:
     ) -> None:
         self.model, self.case, self.options = model, case, options
         self.dense = case["overrides"].get("use_sparse_attention") is False
+        self.dense |= options.kl == "warmup"
         # In dense mode index_topk of the model is only a switch: the case's own value never shows.
         self.sizes = Sizes.of(model.config)
         self.batch = (
@@ -1507,10 +1593,11 @@ class _Run:
                 f"pad {self.case['pad']}",
                 hint,
             )
-        if self.options.chunks and self.options.backward:
-            raise DumpError(
-                2, "capture", "mode backward", "one pass", f"chunks {list(self.options.chunks)}"
-            )
+        if self.options.kl not in ("", *KL_STAGES):
+            raise DumpError(2, "capture", "kl", " or ".join(KL_STAGES), self.options.kl)
+        if self.options.chunks and (self.options.backward or self.options.kl):
+            got = f"chunks {list(self.options.chunks)}"
+            raise DumpError(2, "capture", f"mode {self.options.mode}", "one pass", got)
         if self.options.chunks and sum(self.options.chunks) != self.case["S"]:
             raise DumpError(
                 2, "capture", "chunks", f"a sum of {self.case['S']}", str(list(self.options.chunks))
@@ -1530,9 +1617,11 @@ class _Run:
             try:
                 stack.enter_context(watch_rotary(recorder))
                 stack.enter_context(watch_modules(recorder))
-                loss = self.passes(recorder)
-                self.gradients(loss)
-                self.training_outputs()
+                if self.options.kl:
+                    self.gradients(self.kl_objective(recorder))
+                else:
+                    self.gradients(self.passes(recorder))
+                    self.training_outputs()
             except DumpError:
                 raise
             except Exception as error:  # the model's own code may raise anything
@@ -1552,7 +1641,7 @@ class _Run:
                 _set_implementation(model, kind, value, stack)
         if self.dense:
             _widen_selection(model, self.case["S"], stack)
-        model.train(options.backward)
+        model.train(options.backward or bool(options.kl))
         if options.gradient_checkpointing:
             verb = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
             getattr(model, f"{verb}_checkpointing_enable")()
@@ -1643,16 +1732,16 @@ class _Run:
             }
         return [f"output_{name}" for name in TRAINING_OUTPUTS if f"output_{name}" in offered]
 
-    def training_outputs(self) -> None:
+    def training_outputs(self) -> Tensor | None:
         """ix.scores (where no hook saw them), kl.target and loss.kl as the implementation hands
-        them out.
+        them out; returns its KL loss, with a graph in the KL modes.
 
         A pass of its own: these switches may add terms to the loss."""
         switches = self.training_switches() if self.options.training_outputs else []
         if not switches or self.options.chunks:
-            return
+            return None
         self.phase = "training outputs"
-        with torch.no_grad():
+        with torch.enable_grad() if self.options.kl else torch.no_grad():
             arguments = self.arguments(0, self.case["S"], None)
             out = self.model(**arguments, **dict.fromkeys(switches, True))
         self.per_layer(getattr(out, "indexer_scores", None), "ix.scores")
@@ -1662,9 +1751,71 @@ class _Run:
         helper = getattr(sys.modules[type(self.model).__module__], "compute_indexer_kl_loss", None)
         if loss is None and helper is not None and targets:
             loss = helper(out.indexer_scores, targets)
-        if isinstance(loss, Tensor) and loss.numel() == 1:
-            self.out.taps["loss.kl"] = keep(loss).reshape(())
         self.out.metadata["training_outputs"] = canonical_json(switches)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            return None
+        self.out.taps["loss.kl"] = keep(loss).reshape(())
+        return loss
+
+    def kl_loss(self) -> Tensor:
+        """kl_objective for a training step: nothing recorded but what it needs."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.model.train, self.model.training)
+            self.settings(stack)
+            recorder = Recorder(self.model, self.sizes, self.options.wanted)
+            stack.enter_context(watch_modules(recorder))
+            return self.kl_objective(recorder)
+
+    def lm_loss(self) -> Tensor | None:
+        """The model's own LM loss on the whole batch."""
+        out = self.model(**self.arguments(0, self.case["S"], None))
+        loss = getattr(out, "lm_loss", None)  # a fork whose `loss` may have more terms
+        loss = getattr(out, "loss", None) if loss is None else loss
+        return loss if isinstance(loss, Tensor) else None
+
+    def kl_objective(self, recorder: Recorder) -> Tensor:
+        """The indexer's KL with its graph; its taps on the way.
+
+        Where the model has a KL of its own, that one is differentiated, leaks and all."""
+        with live_indexers(recorder):
+            self.passes(recorder)
+        own = self.training_outputs()
+        if own is not None and not own.requires_grad:
+            raise DumpError(4, "capture", f"mode {self.options.mode}", "a KL with a graph", "none")
+        losses = [self.layer_kl(recorder, layer) for layer in sorted(recorder.live_scores)]
+        if own is None and len(losses) != self.sizes.layers:
+            want = f"index scores of {self.sizes.layers} layers, as a topk or sort inside them sees"
+            got = f"those of {len(losses)}"
+            raise DumpError(4, "capture", f"mode {self.options.mode}", want, got)
+        self.out.metadata["kl_source"] = "spec" if own is None else "own"
+        if own is not None:
+            return own
+        loss = torch.stack(losses).mean()
+        self.out.taps["loss.kl"] = keep(loss)
+        self.out.derived.append("loss.kl")
+        return loss
+
+    def layer_kl(self, recorder: Recorder, layer: int) -> Tensor:
+        at, shape = f"layers.{layer}.", (recorder.B, recorder.S, recorder.T)
+        scores = recorder.live_scores[layer].reshape(shape)
+        missing = [n for n in KL_INPUTS[: 1 if self.dense else 2] if at + n not in self.out.taps]
+        if missing:
+            want = f"the taps {at}{missing[0]} of the forward pass"
+            raise DumpError(4, "capture", f"mode {self.options.mode}", want, "none")
+        valid = torch.from_numpy(self.batch["attention_mask"]).bool()
+        support = torch.ones(recorder.S, recorder.T).tril().bool() & valid[:, None, :]
+        if not self.dense:
+            picked = self.out.taps[at + "topk"].long()
+            chosen = torch.zeros(*picked.shape[:2], recorder.T + 1, dtype=torch.bool)
+            support &= chosen.scatter(2, picked.masked_fill(picked < 0, recorder.T), True)[..., :-1]
+        tensors = (self.out.taps[at + "attn.probs"], support, valid)
+        probs, support, valid = (value.to(scores.device) for value in tensors)
+        found = indexer_kl(probs, scores, support, valid)
+        for name, value in found.items():
+            if self.options.wanted(at + name) and at + name not in self.out.taps:
+                self.out.taps[at + name] = keep(value)
+                self.out.derived.append(at + name)
+        return found["loss.kl"]
 
     def per_layer(self, values: Any, tap: str) -> None:
         shape = (self.case["B"], self.case["S"], self.case["S"])
@@ -1691,7 +1842,7 @@ class _Run:
             self.out.derived.append("loss.lm")
 
     def gradients(self, loss: Tensor | None) -> None:
-        if not self.options.backward:
+        if self.options.mode == "forward":
             return
         if loss is None or not loss.requires_grad:
             got = "no loss" if loss is None else "a loss without a graph"
@@ -1714,8 +1865,11 @@ class _Run:
                         name, parameter.detach(), self.sizes.hidden, transposed
                     )
                 ]
+        if self.options.kl:  # nothing but the indexer has a gradient, or it is a leak
+            filled = {n: v for n, v in filled.items() if ".indexer." in n or bool((v != 0).any())}
+        else:
+            self.idle_experts(none, filled)
         self.out.taps.update({n: v for n, v in filled.items() if self.options.wanted(n)})
-        self.idle_experts(none, filled)
         self.out.metadata["gradients_none"] = canonical_json(sorted(none))
         self.model.zero_grad(set_to_none=True)
 
@@ -1741,7 +1895,9 @@ class _Run:
 
     def finish(self, recorder: Recorder) -> None:
         layers = max((p.layer for p in recorder.parts.values()), default=-1) + 1
-        expected = expected_taps(max(layers, self.sizes.layers), recorder.moe_layers, self.dense)
+        layers = max(layers, self.sizes.layers)
+        expected = expected_taps(layers, recorder.moe_layers, self.dense)
+        expected += expected_kl_taps(layers) if self.options.kl else []
         order = {name: rank for rank, name in enumerate(expected)}
         ranked = sorted(self.out.taps.items(), key=lambda item: order.get(item[0], len(order)))
         self.out.taps = dict(ranked)
@@ -1768,7 +1924,7 @@ class _Run:
             "format": "dsv32-verify.trace",
             "version": "1",
             "case": case_metadata({**self.case, "chunks": list(options.chunks)}),
-            "mode": "backward" if options.backward else "forward",
+            "mode": options.mode,
             "dtype": str(dtype).removeprefix("torch."),
             "rope_layout": "interleaved",
             "forced": "true" if self.forced else "false",
@@ -1823,6 +1979,250 @@ def _raised_at(error: BaseException) -> str:
             place = f"{file}:{trace.tb_lineno}"
         trace = trace.tb_next
     return place
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """The recipe of a training golden (golden/README.md). AdamW, one group; two with LoRA.
+
+    moves: "all", "rest" (the indexer is frozen), "indexer", or "lora".
+    """
+
+    steps: int
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float | None = 1.0
+    batches: str = "cycle4"
+    lm: bool = True
+    kl: str = ""
+    kl_weight: float = 1.0
+    moves: str = "all"
+
+    def groups(self) -> list[dict[str, Any]]:
+        shared = {"betas": list(self.betas), "eps": 1e-8, "weight_decay": 0.01}
+        if self.moves != "lora":
+            return [{"name": "all", "lr": self.lr, **shared}]
+        return [{"name": name, "lr": lr, **shared} for name, lr in LORA_RATES.items()]
+
+    def recipe(self, steps: int) -> str:
+        fields = {key: getattr(self, key) for key in ("batches", "clip", "kl_weight", "lm")}
+        fields |= {"accumulation": 1, "world": 1, "steps": steps, "kl": self.kl or "none"}
+        return canonical_json(fields | {"groups": self.groups()})
+
+
+LORA_RANK, LORA_ALPHA = 8, 16
+LORA_TARGETS = {
+    "lm": "q_a_proj q_b_proj kv_a_proj_with_mqa kv_b_proj o_proj gate_proj up_proj down_proj",
+    "kl": "wq_b wk weights_proj",
+}
+LORA_RATES = {"lm": 1e-4, "kl": 1e-3}
+SUITES = {
+    "loss_descent": Suite(50),
+    "loss_descent_memorised": Suite(
+        50, lr=1e-4, betas=(0.9, 0.999), clip=None, batches="memorised"
+    ),
+    "sft_frozen_indexer": Suite(20, lr=1e-4, moves="rest"),
+    "indexer_kl_warmup": Suite(50, clip=None, lm=False, kl="warmup", moves="indexer"),
+    "indexer_kl_sparse": Suite(50, clip=None, lm=False, kl="sparse", moves="indexer"),
+    "indexer_kl_joint": Suite(20, clip=None, kl="sparse", kl_weight=0.1),
+    "dual_lora": Suite(20, clip=None, kl="sparse", moves="lora"),
+}
+
+
+def train(
+    model: nn.Module,
+    case: dict[str, Any],
+    suite: str,
+    *,
+    steps: int | None = None,
+    **options: Any,
+) -> Capture:
+    """Trains `model` by the recipe of `suite`, in place.
+
+    Taps: train.loss, train.grad_norm, train.kl [steps], and every parameter after the last step
+    (param.*; with LoRA the merged weights).
+
+    steps: default, those of the golden. options: those of `Options`. Throws as `capture` does.
+    """
+    case = check_case(case, "case")
+    mask = "given" if case.get("mask_given", True) else "none"
+    return _Training(model, case, suite, steps, Options(mask=mask, **options)).run()
+
+
+class _Training:
+    """One training run: who moves, step by step."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        case: dict[str, Any],
+        suite: str,
+        steps: int | None,
+        options: Options,
+    ) -> None:
+        if case["chunks"]:
+            got = f"chunks {list(case['chunks'])}"
+            raise DumpError(2, "train", "case", "a case of one pass", got)
+        self.model, self.case, self.options = model, case, options
+        self.name, self.suite = suite, SUITES[suite]
+        self.steps = self.suite.steps if steps is None else steps
+        self.sizes = Sizes.of(model.config)
+        self.series: dict[str, list[float]] = {"train.loss": [], "train.grad_norm": []}
+        if self.suite.kl:
+            self.series["train.kl"] = []
+        self.out = Capture()
+        self.phase = "setup"
+
+    def run(self) -> Capture:
+        first = self.pass_of(0, self.suite.kl)
+        self.out.metadata = first.describe(Recorder(self.model, self.sizes, self.options.wanted))
+        recipe = self.suite.recipe(self.steps)
+        self.out.metadata |= {"mode": "train", "suite": self.name, "recipe": recipe}
+        with contextlib.ExitStack() as stack:
+            first.settings(stack)
+            self.model.train()
+            try:
+                self.train()
+            except DumpError:
+                raise
+            except Exception as error:  # the model's own code may raise anything
+                self.crash(error)
+                raise ModelCrash(self.out) from error
+            finally:
+                self.keep_series()
+        self.keep_parameters()
+        return self.out
+
+    def pass_of(self, index: int, kl: str = "") -> _Run:
+        batch = make_batch(self.case, self.sizes.vocab, index)
+        options = dataclasses.replace(self.options, kl=kl, backward=False, taps=())
+        return _Run(self.model, self.case, options, batch, None)
+
+    def train(self) -> None:
+        wrapped = attach_lora(self.model, self.case["seed"]) if self.suite.moves == "lora" else None
+        groups = self.parameters()
+        optimizers = [torch.optim.AdamW(groups[o.pop("name")], **o) for o in self.suite.groups()]
+        for index in range(self.steps):
+            self.phase = f"training step {index}"
+            self.step(0 if self.suite.batches == "memorised" else index % 4, groups, optimizers)
+        if wrapped is not None:
+            wrapped.merge_and_unload(adapter_names=list(LORA_TARGETS))
+
+    def parameters(self) -> dict[str, list[nn.Parameter]]:
+        """What each optimizer moves, by the name of its group."""
+        trained: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            indexer = ".indexer." in name
+            if self.suite.moves == "lora":
+                if parameter.requires_grad:
+                    trained.setdefault("kl" if indexer else "lm", []).append(parameter)
+                continue
+            moves = {"all": True, "rest": not indexer, "indexer": indexer}[self.suite.moves]
+            parameter.requires_grad_(moves and parameter.is_floating_point())
+            trained.setdefault("all", []).extend([parameter] if moves else [])
+        return trained
+
+    def step(
+        self,
+        batch: int,
+        groups: dict[str, list[nn.Parameter]],
+        optimizers: list[torch.optim.Optimizer],
+    ) -> None:
+        self.model.zero_grad(set_to_none=True)
+        with torch.enable_grad() if self.suite.lm else torch.no_grad():
+            loss = self.pass_of(batch).lm_loss()
+        if loss is None:
+            raise DumpError(4, "train", "loss", "a loss from the model", "none")
+        if self.suite.lm:
+            loss.backward()
+        self.series["train.loss"].append(float(loss.detach()))
+        if self.suite.kl:
+            kl = self.pass_of(batch, self.suite.kl).kl_loss()
+            (self.suite.kl_weight * kl).backward()
+            self.series["train.kl"].append(float(kl.detach()))
+        limit = math.inf if self.suite.clip is None else self.suite.clip
+        norms = [nn.utils.clip_grad_norm_(group, limit) for group in groups.values()]
+        self.series["train.grad_norm"].append(float(norms[list(groups).index(self.leader(groups))]))
+        for optimizer in optimizers:
+            optimizer.step()
+
+    @staticmethod
+    def leader(groups: dict[str, list[nn.Parameter]]) -> str:
+        """The group whose gradient norm is told: with LoRA that of the LM loss."""
+        return "lm" if "lm" in groups else "all"
+
+    def keep_series(self) -> None:
+        for name, values in self.series.items():
+            if values and self.options.wanted(name):
+                self.out.taps[name] = torch.tensor(values, dtype=torch.float64)
+
+    def keep_parameters(self) -> None:
+        for name, parameter in self.model.named_parameters():
+            transposed = is_transposed(self.model, name)
+            views = checkpoint_views(name, parameter, self.sizes.hidden, transposed)
+            for part, value in views:
+                if self.options.wanted(f"param.{part}"):
+                    self.out.taps[f"param.{part}"] = keep(value).contiguous()
+
+    def crash(self, error: Exception) -> None:
+        self.out.failure = {
+            "phase": self.phase,
+            "where": self.phase,
+            "message": f"{type(error).__name__}: {error}"[:4000],
+            "shapes": [],
+            "raised_at": _raised_at(error),
+        }
+
+
+def attach_lora(model: nn.Module, seed: int) -> Any:
+    """Both adapters of real peft on the model, in place: A of FORMATS section 1, B zero."""
+    try:
+        import peft
+    except ModuleNotFoundError as error:
+        hint = "install it in the implementation's environment"
+        raise DumpError(6, "--suite dual_lora", "packages", "peft", "none", hint) from error
+    wrapped = None
+    with plain_lora_targets():
+        for name, targets in LORA_TARGETS.items():
+            config = peft.LoraConfig(
+                r=LORA_RANK,
+                lora_alpha=LORA_ALPHA,
+                lora_dropout=0.0,
+                target_modules=targets.split(),
+            )
+            if wrapped is None:
+                wrapped = peft.get_peft_model(model, config, adapter_name=name)
+            else:
+                wrapped.add_adapter(name, config)
+    wrapped.base_model.set_adapter(list(LORA_TARGETS))
+    for name, parameter in model.named_parameters():
+        found = re.fullmatch(r"(.*\.lora_A)\.\w+(\.weight)", name)
+        if found:
+            stream = WRAPPERS.sub("", found.group(1) + found.group(2))
+            value = synthetic_start(seed, stream, parameter.shape[-1], parameter.numel(), 0)
+            parameter.data.copy_(value.reshape(parameter.shape))
+    return wrapped
+
+
+@contextlib.contextmanager
+def plain_lora_targets() -> Iterator[None]:
+    """Later peft takes gate_proj, up_proj and down_proj for the experts of an old checkpoint and
+    moves such adapters from the dense and shared MLPs to the fused experts: not here."""
+    try:
+        conversion = importlib.import_module("peft.utils.transformers_weight_conversion")
+        patterns = conversion._MODEL_TO_CONVERSION_PATTERN
+    except (ImportError, AttributeError):  # an earlier peft
+        yield
+        return
+    kept = patterns.pop("deepseek_v32", None)
+    try:
+        yield
+    finally:
+        if kept is not None:
+            patterns["deepseek_v32"] = kept
 
 
 # --- provenance -----------------------------------------------------------------------------------
@@ -2021,9 +2421,11 @@ def dump(
     checkpoint: str | Path | None = None,
     weights: str | None = None,
     extra: dict[str, str] | None = None,
+    suite: str | None = None,
     **options: Any,
 ) -> Capture:
-    """Captures a live model and writes its trace file. `options` are those of `capture`.
+    """Captures a live model and writes its trace file. `options` are those of `capture`; with
+    `suite` the model is trained, and they are those of `train`.
 
     checkpoint: the directory that the model was loaded from; its weights are compared with it bit
     for bit.
@@ -2044,7 +2446,8 @@ def dump(
         own = loaded_tensors(model, Sizes.of(model.config).hidden)
         identity = {"weights": weights or weights_identity(lambda: iter(own.items()), case)}
     try:
-        run = with_stand_in(lambda: capture(model, case, **options))
+        work = functools.partial(train, suite=suite) if suite else capture
+        run = with_stand_in(lambda: work(model, case, **options))
     except ModelCrash as crash:
         refuse_missing_package(crash)
         run = crash.capture
@@ -2193,7 +2596,10 @@ def parse_arguments(words: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, required=True, help="trace file to write (safetensors)")
     add("--case", help=f"name or JSON; default: {CASE_FILE} in the checkpoint")
     add("--batch", type=Path, help="own data: safetensors with input_ids, attention_mask, labels")
-    add("--mode", choices=("forward", "backward"), default="forward")
+    modes = ("forward", "backward", *(f"kl-{stage}" for stage in KL_STAGES), "train")
+    add("--mode", choices=modes, default="forward")
+    add("--suite", choices=tuple(SUITES), help="mode train: whose recipe")
+    add("--steps", type=int, help="mode train; default: as many as the suite's golden has")
     add(
         "--transformers",
         type=Path,
@@ -2286,25 +2692,41 @@ def check_output(out: Path) -> None:
 def run_options(
     arguments: argparse.Namespace, case: dict[str, Any], batch: dict[str, np.ndarray] | None
 ) -> dict[str, Any]:
-    return {
-        "backward": arguments.mode == "backward",
+    both = {
         "attn_implementation": None if arguments.attn == "default" else arguments.attn,
         "experts_implementation": None if arguments.experts == "default" else arguments.experts,
-        "mask": arguments.mask,
-        "batch": batch,
         "use_cache": False if arguments.no_cache else None,
         "gradient_checkpointing": arguments.gradient_checkpointing,
         "taps": tuple(arguments.taps.split(",")),
         "training_outputs": not arguments.no_training_outputs,
     }
+    if arguments.mode == "train":
+        return both | {"suite": arguments.suite, "steps": arguments.steps}
+    own = {"backward": arguments.mode == "backward", "kl": arguments.mode.partition("kl-")[2]}
+    return both | own | {"mask": arguments.mask, "batch": batch}
+
+
+def check_training(arguments: argparse.Namespace) -> None:
+    """Words that go with mode train, and only with it."""
+    training = arguments.mode == "train"
+    if training != (arguments.suite is not None):
+        want = "one of " + ", ".join(SUITES) if training else "mode train"
+        raise DumpError(2, "--suite", f"mode {arguments.mode}", want, str(arguments.suite))
+    if arguments.steps is not None and (not training or arguments.steps < 1):
+        got = f"{arguments.steps} in mode {arguments.mode}"
+        raise DumpError(2, "--steps", "steps", "at least 1, in mode train", got)
+    if training and (arguments.batch or arguments.mask):
+        raise DumpError(2, "--mode", "train", "the batches of the case", "--batch or --mask")
 
 
 def run_command(arguments: argparse.Namespace) -> int:
+    check_training(arguments)
     check_output(arguments.out)
     config = read_config(arguments.checkpoint)
     case = find_case(arguments.case, arguments.checkpoint)
-    if arguments.mode == "backward" and case["chunks"]:
-        raise DumpError(2, "--mode", "backward", "a case of one pass", f"chunks {case['chunks']}")
+    if arguments.mode != "forward" and case["chunks"]:
+        got = f"chunks {case['chunks']}"
+        raise DumpError(2, "--mode", arguments.mode, "a case of one pass", got)
     check_overrides(case, config, arguments.checkpoint)
     batch = None
     if arguments.batch:
