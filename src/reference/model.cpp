@@ -187,8 +187,10 @@ class Pass {
     flow_.replay();
     flow_.begin_chunk(0, batch_.S);
     std::map<std::string, HostTensor> gradients;
+    const Residual last = leaf(layer_inputs_.back());
+    layer_inputs_.pop_back();
     Tensor upstream;  // stays undefined without an LM loss: only the indexer has gradients then
-    if (ctx_.objective.lm) upstream = head_backward(gradients);
+    if (ctx_.objective.lm) upstream = head_backward(last, gradients);
     const ChunkInputs whole = inputs_of(0, batch_.S);
     for (int64_t layer = ctx_.config.num_hidden_layers; layer-- > 0;) {
       say(layer_text("backward", layer));
@@ -209,10 +211,8 @@ class Pass {
     from.erase(found);
   }
 
-  Tensor head_backward(std::map<std::string, HostTensor>& gradients) {
+  Tensor head_backward(const Residual& input, std::map<std::string, HostTensor>& gradients) {
     LayerWeights weights = outer_weights(true);
-    const Residual input = leaf(layer_inputs_.back());
-    layer_inputs_.pop_back();
     const Tensor loss = lm_loss(ctx_, logits_of(input, weights), long_tensor(batch_.labels));
     loss.backward();
     for (const char* name : {"lm_head.weight", "model.norm.weight"})
