@@ -1,0 +1,37 @@
+// SFT with a frozen indexer on one case: golden and reference against the float64 run.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "suites/case_report.h"
+#include "suites/suite.h"
+
+namespace dsv32::suites {
+namespace {
+
+using harness::Trust;
+using harness::Verdict;
+
+const harness::Report& report() { return case_report("sft_frozen_indexer"); }
+
+TEST(SftFrozenIndexer, GoldenAgreesWithTheOracle) {
+  EXPECT_FALSE(verdicts_of(report(), "golden").empty());
+  EXPECT_EQ(complaints(verdicts_of(report(), "golden")), "");
+}
+
+TEST(SftFrozenIndexer, ReferenceAgreesWithTheOracle) {
+  EXPECT_FALSE(verdicts_of(report(), "reference float32").empty());
+  EXPECT_EQ(complaints(verdicts_of(report(), "reference float32")), "");
+}
+
+TEST(SftFrozenIndexer, ReportIsGreenAndHasItsCost) {
+  EXPECT_EQ(static_cast<int>(report().exit_code()), 0);
+  EXPECT_FALSE(report().figures.empty());
+  const std::string key = suite_case() + " sft_frozen_indexer";
+  EXPECT_EQ(report().timing.count(key + " tokens per second"), 1u);
+  EXPECT_EQ(report().timing.count(key + " peak memory GiB"), 1u);
+}
+
+}  // namespace
+}  // namespace dsv32::suites
