@@ -9,6 +9,7 @@
 
 #include "src/model/batch.h"
 #include "src/model/case.h"
+#include "src/model/lora.h"
 #include "src/model/trace.h"
 #include "src/model/weights.h"
 
@@ -169,6 +170,28 @@ struct CheckpointReport {
 /// wrong), then every value: finite, and the synthetic bits if dsv32_case.json is there. Memory:
 /// one tensor.
 CheckpointReport check_checkpoint(const fs::path& dir);
+
+// --- adapters -----------------------------------------------------------------------------------
+
+/// A LoRA adapter as peft keeps it: adapter_config.json and adapter_model.safetensors in a folder.
+struct Adapter {
+  std::vector<LoraModule> modules;            // in the order of lora_modules
+  std::map<std::string, HostTensor> tensors;  // a_name() and b_name() of every module
+  std::vector<std::string> warnings;          // dropout, targets and fields that say nothing here
+};
+/// What an adapter's user counts on.
+struct AdapterDemand {
+  std::optional<int64_t> rank = {};
+  std::optional<double> scale = {};  // alpha / rank
+};
+/// Every target of the config must have its pair in the file and nothing else may be there; ranks,
+/// shapes and dtypes are checked, values are finite. Stored float64 stays, every other float type
+/// becomes float32 (exact). Settings that would change the function (DoRA, rsLoRA, biases, ...) are
+/// refused; dropout is a warning, because it is random.
+Adapter read_adapter(const fs::path& dir, const ModelConfig& config,
+                     const AdapterDemand& demand = {});
+/// Tensors as they are, under peft's names.
+void write_adapter(const fs::path& dir, const ModelConfig& config, const Adapter& adapter);
 
 // --- whole files --------------------------------------------------------------------------------
 
