@@ -8,6 +8,8 @@
 #include <sstream>
 
 #include "golden/golden.h"
+#include "golden/pinned.h"
+#include "golden/training_commands.h"
 #include "src/io/io.h"
 #include "src/io/json.h"
 #include "src/io/text.h"
@@ -28,10 +30,11 @@ size_t count_taps(const Golden& golden, bool gradients) {
 }
 
 /// "transformers 5.23.0, torch 2.11.0+cpu" from the attribute `producer`.
-std::string versions_of(const Golden& golden, const std::string& where) {
-  const io::Json producer = io::parse_json(golden.attributes.at("producer"), where + ": producer");
+std::string versions_of(const std::map<std::string, std::string>& attributes,
+                        const std::string& where) {
+  const io::Json producer = io::parse_json(attributes.at("producer"), where + ": producer");
   std::string text;
-  for (const char* library : {"transformers", "torch"}) {
+  for (const char* library : {"transformers", "torch", "peft", "deepspeed"}) {
     const io::Json flat = producer.is_object() ? producer.flatten() : io::Json::object();
     for (const auto& [key, value] : flat.items()) {
       if (!key.ends_with(std::string("/") + library) || !value.is_string()) continue;
@@ -50,13 +53,20 @@ std::string size_text(uint64_t bytes) {
 }
 
 bool verify_entry(const ManifestEntry& entry, const fs::path& directory) {
-  std::cout << std::left << std::setw(14) << entry.case_name << std::setw(8) << entry.kind
+  constexpr int kNameWidth = 36;
+  std::cout << std::left << std::setw(kNameWidth) << entry.case_name << std::setw(8) << entry.kind
             << std::right << std::setw(10) << size_text(entry.size) << "  ";
   try {
+    if (is_training(entry)) {
+      const TrainingGolden golden = load_training(entry, directory);
+      std::cout << "ok   " << summary(golden) << "  " << golden.dialect << "  "
+                << versions_of(golden.attributes, entry.file) << "\n";
+      return true;
+    }
     const Golden golden = load(entry.case_name, directory);
     std::cout << "ok   " << count_taps(golden, false) << " taps, " << count_taps(golden, true)
-              << " gradients  " << golden.dialect << "  " << versions_of(golden, entry.file)
-              << "\n";
+              << " gradients  " << golden.dialect << "  "
+              << versions_of(golden.attributes, entry.file) << "\n";
     return true;
   } catch (const Error& error) {
     std::cout << "BAD  " << error.what() << "\n";
@@ -96,9 +106,9 @@ double norm_of(std::span<const double> values) {
   return std::sqrt(sum);
 }
 
-void show_attributes(const Golden& golden) {
-  for (const auto& [name, value] : golden.attributes) {
-    if (name == "taps") continue;
+void show_attributes(const std::map<std::string, std::string>& attributes) {
+  for (const auto& [name, value] : attributes) {
+    if (name == "taps" || name == "parameters") continue;  // listed below
     std::cout << "  " << std::left << std::setw(20) << io::printable(name) << " "
               << io::printable(value, 2000) << "\n";
   }
@@ -124,10 +134,6 @@ void show_taps(const Golden& golden) {
 }
 
 // --- diff ---------------------------------------------------------------------------------------
-
-struct Change {
-  std::string tap, text;
-};
 
 double relative(std::span<const double> a, std::span<const double> b) {
   double difference = 0, size = 0;
@@ -210,14 +216,15 @@ void compare_sketches(const Golden& a, const Golden& b, std::vector<Change>& cha
   }
 }
 
-void compare_attributes(const Golden& a, const Golden& b, std::vector<Change>& changes) {
-  for (const auto& [name, value] : b.attributes) {
-    const auto it = a.attributes.find(name);
-    if (it == a.attributes.end() || it->second != value)
-      changes.push_back({"attribute " + name, "differs"});
+using Attributes = std::map<std::string, std::string>;
+
+void compare_attributes(const Attributes& a, const Attributes& b, std::vector<Change>& changes) {
+  for (const auto& [name, value] : b) {
+    const auto it = a.find(name);
+    if (it == a.end() || it->second != value) changes.push_back({"attribute " + name, "differs"});
   }
-  for (const auto& [name, value] : a.attributes) {
-    if (b.attributes.count(name) == 0) changes.push_back({"attribute " + name, "removed"});
+  for (const auto& [name, value] : a) {
+    if (b.count(name) == 0) changes.push_back({"attribute " + name, "removed"});
   }
 }
 
@@ -233,7 +240,26 @@ void print_changes(const std::string& case_name, const std::vector<Change>& chan
   if (changes.size() > kShown) std::cout << "  ... and " << changes.size() - kShown << " more\n";
 }
 
+bool diff_training(const ManifestEntry& a, const fs::path& in_a, const ManifestEntry& b,
+                   const fs::path& in_b) {
+  const TrainingGolden left = load_training(a, in_a), right = load_training(b, in_b);
+  std::vector<Change> changes;
+  compare_attributes(left.attributes, right.attributes, changes);
+  compare_content(left, right, changes);
+  print_changes(left.name, changes);
+  return changes.empty();
+}
+
 bool diff_case(const std::string& case_name, const fs::path& a, const fs::path& b) {
+  const std::vector<ManifestEntry> of_a = read_manifest(a), of_b = read_manifest(b);
+  const ManifestEntry *left_entry = find_entry(of_a, case_name, true),
+                      *right_entry = find_entry(of_b, case_name, true);
+  if (left_entry != nullptr && right_entry != nullptr)
+    return diff_training(*left_entry, a, *right_entry, b);
+  if (left_entry != nullptr || right_entry != nullptr) {
+    std::cout << case_name << ": " << (left_entry != nullptr ? "removed" : "added") << "\n";
+    return false;
+  }
   const bool in_a = exists(case_name, a), in_b = exists(case_name, b);
   if (!in_a || !in_b) {
     std::cout << case_name << ": " << (in_a ? "removed" : "added") << "\n";
@@ -241,7 +267,7 @@ bool diff_case(const std::string& case_name, const fs::path& a, const fs::path& 
   }
   const Golden left = load(case_name, a), right = load(case_name, b);
   std::vector<Change> changes;
-  compare_attributes(left, right, changes);
+  compare_attributes(left.attributes, right.attributes, changes);
   compare_taps(left.trace, right.trace, changes);
   compare_sketches(left, right, changes);
   print_changes(case_name, changes);
@@ -272,14 +298,23 @@ int verify_command(const fs::path& directory) {
   return code_of(whole ? ExitCode::ok : ExitCode::artefact);
 }
 
-int show_command(const std::string& case_name, const fs::path& directory) {
-  const Golden golden = load(case_name, directory);
+int show_command(const std::string& name, const fs::path& directory) {
+  const std::vector<ManifestEntry> entries = read_manifest(directory);
+  if (const ManifestEntry* entry = find_entry(entries, name, true)) {
+    const TrainingGolden golden = load_training(*entry, directory);
+    std::cout << "golden " << golden.name << " (train, dialect " << golden.dialect << ", "
+              << versions_of(golden.attributes, name) << ")\nprovenance\n";
+    show_attributes(golden.attributes);
+    show_content(golden);
+    return code_of(ExitCode::ok);
+  }
+  const Golden golden = load(name, directory);
   std::cout << "golden " << golden.case_name << " (" << golden.kind << ", dialect "
-            << golden.dialect << ", " << versions_of(golden, case_name) << ")\nprovenance\n";
-  show_attributes(golden);
+            << golden.dialect << ", " << versions_of(golden.attributes, name) << ")\nprovenance\n";
+  show_attributes(golden.attributes);
   std::cout << "inputs\n";
-  for (const auto& [name, values] : golden.inputs) {
-    std::cout << "  " << std::left << std::setw(20) << name << " " << values.size() << " values\n";
+  for (const auto& [input, values] : golden.inputs) {
+    std::cout << "  " << std::left << std::setw(20) << input << " " << values.size() << " values\n";
   }
   std::cout << "taps\n";
   show_taps(golden);

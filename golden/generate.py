@@ -25,9 +25,11 @@ from pathlib import Path
 import dump
 import h5file
 import h5py
+import manifest
 import numpy as np
 import torch
 from compare import differences
+from manifest import sha256
 from synthetic import (
     ROOT,
     Case,
@@ -38,13 +40,8 @@ from synthetic import (
 )
 
 DATA = ROOT / "golden" / "data"
-MANIFEST_FORMAT = "dsv32-verify.golden-manifest"
 PINNED = "5.23.0"
 THREADS = 2  # sums depend on it, so it is part of the golden
-
-
-def sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 # Taken at import, like the code itself: an edit during the run is not what made the golden.
@@ -154,18 +151,6 @@ def generate(case: Case, folder: Path, transformers_path: Path | None) -> Path:
     return files[0]
 
 
-def update_manifest(folder: Path, cases: dict[str, Case]) -> None:
-    """Every golden in the folder, in the order of the cases."""
-    files = []
-    for case in cases.values():
-        file = folder / f"{case.name}.h5"
-        if file.is_file():
-            entry = {"case": case.name, "file": file.name, "kind": case.golden}
-            files.append(entry | {"sha256": sha256(file), "size": file.stat().st_size})
-    document = {"format": MANIFEST_FORMAT, "version": 1, "files": files}
-    (folder / "manifest.json").write_text(dump.canonical_json(document) + "\n")
-
-
 def check(case: Case, committed: Path, transformers_path: Path | None) -> list[str]:
     """What a new run does differently; nothing when the bytes are the same."""
     if not committed.is_file():
@@ -216,7 +201,7 @@ def main(words: list[str] | None = None) -> int:
             enter_release(source)
         found = [line for name in arguments.case for line in step(cases[name], arguments, path)]
         if not arguments.check:
-            update_manifest(arguments.out, cases)
+            manifest.update(arguments.out)
     except (GoldenError, dump.DumpError, dump.ModelCrash) as error:
         say(str(error))
         return getattr(error, "code", 4)

@@ -1,10 +1,8 @@
 #include "golden/golden.h"
 
-#include <algorithm>
-#include <mutex>
-
 #include "golden/hdf5_file.h"
 #include "golden/layout.h"
+#include "golden/pinned.h"
 #include "src/io/io.h"
 #include "src/io/text.h"
 #include "src/model/sketch.h"
@@ -17,24 +15,6 @@ constexpr int64_t kMaxChosenRows = 64;
 [[noreturn]] void refuse(const std::string& where, const std::string& what,
                          const std::string& expected, const std::string& got) {
   io::refuse({.where = where, .what = what, .expected = expected, .got = io::printable(got)});
-}
-
-/// The whole file, once, and only when it is the one of the manifest. HDF5 sees these bytes and no
-/// file: nothing can change between the hash and the open.
-std::string pinned_bytes(const std::filesystem::path& path, const ManifestEntry& entry) {
-  std::error_code error;
-  const uint64_t size = std::filesystem::file_size(path, error);
-  if (error)
-    refuse(path.string(), "file", "the golden of case " + entry.case_name, error.message());
-  if (size != entry.size) {
-    refuse(path.string(), "size", std::to_string(entry.size) + " bytes (manifest.json)",
-           std::to_string(size));
-  }
-  std::string bytes = io::read_file(path, kMaxFileBytes);
-  const std::string hash = io::sha256_hex(bytes.data(), bytes.size());
-  if (hash != entry.sha256)
-    refuse(path.string(), "sha256", entry.sha256 + " (manifest.json)", hash);
-  return bytes;
 }
 
 template <typename T>
@@ -191,34 +171,13 @@ class Loader {
   Golden golden_;
 };
 
-const ManifestEntry* find_entry(const std::vector<ManifestEntry>& entries,
-                                const std::string& name) {
-  const auto it = std::find_if(entries.begin(), entries.end(),
-                               [&](const ManifestEntry& e) { return e.case_name == name; });
-  return it == entries.end() ? nullptr : &*it;
-}
-
-[[noreturn]] void refuse_unknown(const std::string& name,
-                                 const std::vector<ManifestEntry>& entries) {
-  std::vector<std::string> known;
-  for (const ManifestEntry& entry : entries) known.push_back(entry.case_name);
-  const std::string near = nearest(name, known);
-  throw Error(ExitCode::usage, {.where = "golden",
-                                .what = "case",
-                                .expected = "one of " + io::listed(known),
-                                .got = io::printable(name),
-                                .hint = near.empty() ? "" : "did you mean " + near + "?"});
-}
-
 }  // namespace
 
 Golden load(const std::string& case_name, const std::filesystem::path& directory) {
-  // Debian's HDF5 is built without thread safety.
-  static std::mutex mutex;
-  const std::lock_guard<std::mutex> lock(mutex);
+  const std::lock_guard<std::mutex> lock(hdf5_mutex());
   const std::vector<ManifestEntry> entries = read_manifest(directory);
-  const ManifestEntry* entry = find_entry(entries, case_name);
-  if (entry == nullptr) refuse_unknown(case_name, entries);
+  const ManifestEntry* entry = find_entry(entries, case_name, false);
+  if (entry == nullptr) refuse_unknown(entries, case_name, false);
   const std::filesystem::path path = directory / entry->file;
   return Loader(io::find_case(case_name), *entry, pinned_bytes(path, *entry), path.string()).load();
 }
@@ -226,7 +185,7 @@ Golden load(const std::string& case_name, const std::filesystem::path& directory
 bool exists(const std::string& case_name, const std::filesystem::path& directory) {
   if (!std::filesystem::exists(directory / "manifest.json")) return false;
   const std::vector<ManifestEntry> entries = read_manifest(directory);
-  return find_entry(entries, case_name) != nullptr;
+  return find_entry(entries, case_name, false) != nullptr;
 }
 
 }  // namespace dsv32::golden

@@ -36,9 +36,9 @@ struct Golden {
 };
 
 struct ManifestEntry {
-  std::string case_name;
-  std::string file;  // plain name next to the manifest
-  std::string kind;  // "full" or "sketch"
+  std::string case_name;  // of a training golden: SUITE.CASE
+  std::string file;       // plain name next to the manifest
+  std::string kind;       // "full", "sketch" or "train"
   std::string sha256;
   uint64_t size = 0;
 };
@@ -55,7 +55,8 @@ bool exists(const std::string& case_name,
 
 /// The commands `golden verify|show|diff`: text on stdout, exit code as DESIGN 4.
 int verify_command(const std::filesystem::path& directory);
-int show_command(const std::string& case_name, const std::filesystem::path& directory);
+/// `name`: a case, or SUITE.CASE of a training golden.
+int show_command(const std::string& name, const std::filesystem::path& directory);
 int diff_command(const std::filesystem::path& a, const std::filesystem::path& b);
 
 }  // namespace dsv32::golden

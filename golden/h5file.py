@@ -15,7 +15,7 @@ FORMAT = "dsv32-verify.golden"
 VERSION = 1
 MAX_DATASET_BYTES = 4 << 20
 COMPACT_BYTES = 2048  # up to here a value lives in its object header
-STORED_DTYPES = {"<f4", "<i4", "<i8", "|u1"}
+STORED_DTYPES = {"<f4", "<f8", "<i4", "<i8", "|u1"}
 
 
 @dataclasses.dataclass
@@ -85,21 +85,21 @@ def _sketch(
 def write(file: Path, content: Content) -> None:
     # The format of Debian 12's HDF5 1.10: older ones cost 2 KiB and more per dataset.
     with h5py.File(file, "w", libver=("v110", "v110"), track_order=False) as h5:
-        _write_attributes(h5, content.attributes)
+        write_attributes(h5, content.attributes)
         inputs = h5.create_group("inputs")
         for name, value in sorted(content.inputs.items()):
-            _write_dataset(inputs, name, value.astype("<i8"))
+            write_dataset(inputs, name, value.astype("<i8"))
         taps = h5.create_group("taps")
         for name in sorted(content.taps.keys() | content.sketches.keys()):
             if name in content.sketches:
                 _write_sketch(taps, name, content.sketches[name])
             elif is_topk(name) and content.attributes["kind"] == "sketch":
-                _write_bitset(taps, name, content.taps[name], content.inputs["labels"].shape[1])
+                write_bitset(taps, name, content.taps[name], content.inputs["labels"].shape[1])
             else:
-                _write_dataset(taps, name, content.taps[name])
+                write_dataset(taps, name, content.taps[name])
 
 
-def _write_attributes(where: h5py.HLObject, attributes: dict[str, str | int | np.ndarray]) -> None:
+def write_attributes(where: h5py.HLObject, attributes: dict[str, str | int | np.ndarray]) -> None:
     for name, value in sorted(attributes.items()):
         if isinstance(value, str):
             size = len(value.encode())
@@ -108,7 +108,7 @@ def _write_attributes(where: h5py.HLObject, attributes: dict[str, str | int | np
             where.attrs.create(name, np.asarray(value, dtype="<i8"))
 
 
-def _write_dataset(group: h5py.Group, name: str, value: np.ndarray) -> h5py.Dataset:
+def write_dataset(group: h5py.Group, name: str, value: np.ndarray) -> h5py.Dataset:
     if value.dtype.str not in STORED_DTYPES or value.size == 0 or value.nbytes > MAX_DATASET_BYTES:
         raise ValueError(f"{name}: cannot store {value.dtype} {value.shape}")
     if value.ndim == 0 or value.nbytes <= COMPACT_BYTES:
@@ -128,23 +128,23 @@ def _write_compact(group: h5py.Group, name: str, value: np.ndarray) -> h5py.Data
     return h5py.Dataset(dataset)
 
 
-def _write_bitset(group: h5py.Group, name: str, topk: np.ndarray, keys: int) -> None:
-    dataset = _write_dataset(group, name, sketch.pack_topk(topk, keys))
-    _write_attributes(dataset, {"encoding": "bitset", "shape": np.array(topk.shape)})
+def write_bitset(group: h5py.Group, name: str, topk: np.ndarray, keys: int) -> None:
+    dataset = write_dataset(group, name, sketch.pack_topk(topk, keys))
+    write_attributes(dataset, {"encoding": "bitset", "shape": np.array(topk.shape)})
 
 
 def _write_sketch(parent: h5py.Group, name: str, value: sketch.Sketch) -> None:
     group = parent.create_group(name)
-    _write_attributes(group, {"shape": np.array(value.shape)})
-    _write_dataset(group, "rows", value.rows.astype("<f4"))
-    _write_dataset(group, "row_index", value.row_index.astype("<i8"))
-    _write_dataset(group, "row_norms", value.row_norms.astype("<f4"))
-    _write_dataset(group, "projections", value.projections.astype("<f4"))
+    write_attributes(group, {"shape": np.array(value.shape)})
+    write_dataset(group, "rows", value.rows.astype("<f4"))
+    write_dataset(group, "row_index", value.row_index.astype("<i8"))
+    write_dataset(group, "row_norms", value.row_norms.astype("<f4"))
+    write_dataset(group, "projections", value.projections.astype("<f4"))
 
 
 def read(file: Path) -> Content:
     with h5py.File(file, "r") as h5:
-        attributes = {name: _read_attribute(value) for name, value in h5.attrs.items()}
+        attributes = {name: read_attribute(value) for name, value in h5.attrs.items()}
         inputs = {name: data[()] for name, data in h5["inputs"].items()}
         taps, sketches = {}, {}
         for name in json.loads(attributes["taps"]):
@@ -159,7 +159,7 @@ def read(file: Path) -> Content:
         return Content(attributes, inputs, taps, sketches)
 
 
-def _read_attribute(value: object) -> str | int | np.ndarray:
+def read_attribute(value: object) -> str | int | np.ndarray:
     if isinstance(value, bytes):
         return value.decode()
     return value if isinstance(value, (str, np.ndarray)) else int(value)

@@ -49,6 +49,8 @@ NativeType native_type(DType dtype) {
   switch (dtype) {
     case DType::float32:
       return {dtype, H5T_IEEE_F32LE, H5T_NATIVE_FLOAT};
+    case DType::float64:
+      return {dtype, H5T_IEEE_F64LE, H5T_NATIVE_DOUBLE};
     case DType::int64:
       return {dtype, H5T_STD_I64LE, H5T_NATIVE_INT64};
     case DType::int32:
@@ -58,7 +60,7 @@ NativeType native_type(DType dtype) {
     default:
       throw Error(ExitCode::internal, {.where = "golden reader",
                                        .what = "dtype",
-                                       .expected = "float32, int64, int32 or uint8",
+                                       .expected = "float32, float64, int64, int32 or uint8",
                                        .got = std::string(to_string(dtype))});
   }
 }

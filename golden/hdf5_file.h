@@ -35,7 +35,7 @@ class Hdf5File {
   /// An int64 attribute of rank 1 (or a scalar) with at most `limit` elements.
   std::vector<int64_t> integer_attribute(const std::string& path, const std::string& name,
                                          int64_t limit) const;
-  /// A dataset of exactly this type (float32, int64, int32, uint8) and shape.
+  /// A dataset of exactly this type (float32, float64, int64, int32, uint8) and shape.
   HostTensor read(const std::string& path, DType dtype, const Shape& shape) const;
   const std::string& where() const { return where_; }
 

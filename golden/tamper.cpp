@@ -2,6 +2,7 @@
 
 #include <hdf5.h>
 
+#include <limits>
 #include <stdexcept>
 
 namespace dsv32::golden {
@@ -27,14 +28,15 @@ std::function<void(const fs::path&)> change(Change&& apply) {
 
 void remove(hid_t file, const char* path) { checked(H5Ldelete(file, path, H5P_DEFAULT)); }
 
-/// A dataset of this type, shape and creation properties (consumed) in the place of kTap.
-void replace(hid_t file, hid_t type, std::vector<hsize_t> dims, hid_t properties) {
-  remove(file, kTap);
+/// A dataset of this type, shape and creation properties (consumed) in the place of another.
+void replace(hid_t file, hid_t type, std::vector<hsize_t> dims, hid_t properties,
+             const char* path = kTap) {
+  remove(file, path);
   const hid_t space =
       checked(H5Screate_simple(static_cast<int>(dims.size()), dims.data(), nullptr));
   const hid_t access = H5P_DEFAULT;
   const hid_t dataset =
-      checked(H5Dcreate2(file, kTap, type, space, H5P_DEFAULT, properties, access));
+      checked(H5Dcreate2(file, path, type, space, H5P_DEFAULT, properties, access));
   H5Dclose(dataset);
   H5Sclose(space);
 }
@@ -229,7 +231,86 @@ std::vector<Damage> make_damages() {
   };
 }
 
+/// The text attribute `name` with the first `from` in it replaced.
+std::function<void(const fs::path&)> edit(const char* name, const std::string& from,
+                                          const std::string& to) {
+  return change([=](hid_t file) {
+    std::string text = read_text(file, name);
+    const size_t at = text.find(from);
+    if (at == std::string::npos) throw std::runtime_error("tampering failed: no " + from);
+    write_text(file, name, text.replace(at, from.size(), to));
+  });
+}
+
+void write_first_loss(hid_t file, double value) {
+  const hid_t dataset = checked(H5Dopen2(file, "/series/loss", H5P_DEFAULT));
+  double losses[50];
+  checked(H5Dread(dataset, H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, losses));
+  losses[0] = value;
+  checked(H5Dwrite(dataset, H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, losses));
+  H5Dclose(dataset);
+}
+
+void unlisted_group(hid_t file) {
+  H5Gclose(checked(H5Gcreate2(file, "/secret", H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT)));
+}
+
+std::vector<Damage> make_training_damages() {
+  const char* loss = "/series/loss";
+  return {
+      {"missing series", "members of /series", change([loss](hid_t f) { remove(f, loss); })},
+      {"series of float32", "type float64",
+       change([loss](hid_t f) { replace(f, H5T_IEEE_F32LE, {50}, allocated(), loss); })},
+      {"shorter series", "shape [50]",
+       change([loss](hid_t f) { replace(f, H5T_IEEE_F64LE, {49}, allocated(), loss); })},
+      {"external series", "external storage",
+       change([loss](hid_t f) { replace(f, H5T_IEEE_F64LE, {50}, external(), loss); })},
+      {"NaN in a series", "finite values",
+       change([](hid_t f) { write_first_loss(f, std::numeric_limits<double>::quiet_NaN()); })},
+      {"missing step", "members of /decisions",
+       change([](hid_t f) { remove(f, "/decisions/49"); })},
+      {"missing decision", "members of /decisions/7",
+       change([](hid_t f) { remove(f, "/decisions/7/layers.0.topk"); })},
+      {"step outside the file", "an external link",
+       change([](hid_t f) { link_outside(f, "/decisions/7"); })},
+      {"narrow projections", "shape [50,76,16]", change([](hid_t f) {
+         replace(f, H5T_IEEE_F32LE, {50, 76, 8}, allocated(), "/parameters/projections");
+       })},
+      {"band without runs", "attribute runs",
+       change([](hid_t f) { checked(H5Adelete_by_name(f, "/band", "runs", H5P_DEFAULT)); })},
+      {"half a band", "members of /band", change([](hid_t f) { remove(f, "/band/variances"); })},
+      {"unlisted group", "members of /", change(unlisted_group)},
+      {"another recipe", "members of /decisions", edit("recipe", "\"steps\":50", "\"steps\":49")},
+      {"a million steps", "recipe.steps", edit("recipe", "\"steps\":50", "\"steps\":1000000")},
+      {"recipe with more", "known fields", edit("recipe", "\"world\":1", "\"world\":1,\"zzz\":1")},
+      {"recipe that is no JSON", "recipe", edit("recipe", "{", "[")},
+      {"other decisions", "attribute decisions",
+       edit("decisions", "layers.0.topk", "layers.1.topk.x")},
+      {"parameter twice", "twice",
+       edit("parameters", "input_layernorm", "post_attention_layernorm")},
+      {"foreign parameter", "parameters of case",
+       edit("parameters", "model.norm.weight", "model.secret.weight")},
+      {"path as a parameter", "attribute parameters",
+       edit("parameters", "model.norm.weight", "../model.norm")},
+      {"tensor of a tebibyte", "at most 4 MiB",
+       edit("tensors", "[]",
+            "[{\"dtype\":\"float32\",\"name\":\"x\",\"shape\":[1048576,1048576]}]")},
+      {"tensor that is not there", "members of /",
+       edit("tensors", "[]", "[{\"dtype\":\"float32\",\"name\":\"x\",\"shape\":[2]}]")},
+      {"another suite", "attribute suite", edit("suite", "loss", "less")},
+      {"another case", "attribute case_name", edit("case_name", "wide", "bias")},
+      {"another config", "attribute config", edit("config", "{", " {")},
+      {"no provenance", "attribute producer",
+       change([](hid_t f) { checked(H5Adelete(f, "producer")); })},
+  };
+}
+
 }  // namespace
+
+const std::vector<Damage>& training_damages() {
+  static const std::vector<Damage> all = make_training_damages();
+  return all;
+}
 
 const std::vector<Damage>& damages() {
   static const std::vector<Damage> all = make_damages();

@@ -23,7 +23,7 @@ import sketch
 import synthetic
 from compare import differences
 
-COMMITTED_LIMIT = 24_000_000  # bytes of all goldens together (DESIGN section 4)
+COMMITTED_LIMIT = 32_000_000  # bytes of all goldens together (DESIGN section 4)
 OTHER_RELEASES = ("5.17", "5.12")
 # tensor, shape, first four values, last value, first 16 digits of the sha256: FORMATS section 1
 VECTORS = (
@@ -321,7 +321,8 @@ class TestRefusals(unittest.TestCase):
 class TestCommitted(unittest.TestCase):
     def test_manifest_matches_the_files(self) -> None:
         manifest = json.loads((generate.DATA / "manifest.json").read_text())
-        self.assertEqual([entry["case"] for entry in manifest["files"]], list(CASES))
+        cases = [entry["case"] for entry in manifest["files"] if entry["kind"] != "train"]
+        self.assertEqual(cases, list(CASES))
         for entry in manifest["files"]:
             file = generate.DATA / entry["file"]
             self.assertEqual(generate.sha256(file), entry["sha256"], entry["case"])

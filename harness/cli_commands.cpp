@@ -89,7 +89,7 @@ ExitCode weights_check_command(const Options& options) {
 }
 
 ExitCode golden_show_command(const Options& options) {
-  const std::string& name = io::find_case(options.arguments.front()).name;
+  const std::string& name = options.arguments.front();
   return static_cast<ExitCode>(golden::show_command(name, golden::default_directory()));
 }
 

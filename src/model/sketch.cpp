@@ -23,7 +23,51 @@ std::array<Signs, 256> make_sign_table() {
   return table;
 }
 
+// Sums by low and by high byte of the codes first: 2 additions per value instead of 16.
+template <typename T>
+ParameterSketch sketch_values(std::span<const T> values, std::span<const uint16_t> codes) {
+  if (values.size() != codes.size()) {
+    throw Error(ExitCode::internal, {.where = "parameter sketch",
+                                     .what = "value and code counts",
+                                     .expected = std::to_string(codes.size()),
+                                     .got = std::to_string(values.size())});
+  }
+  static const std::array<Signs, 256> table = make_sign_table();
+  std::array<std::array<double, 256>, 2> sums = {};  // [byte of the code][its value]
+  double squares = 0;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const double value = values[i];
+    squares += value * value;
+    sums[0][codes[i] & 0xFF] += value;
+    sums[1][codes[i] >> 8] += value;
+  }
+  ParameterSketch sketch{.norm = std::sqrt(squares)};
+  for (int p = 0; p < kParameterProjections; ++p) {
+    for (size_t byte = 0; byte < table.size(); ++byte) {
+      sketch.projections[p] += table[byte][p % kProjections] * sums[p / kProjections][byte];
+    }
+  }
+  return sketch;
+}
+
 }  // namespace
+
+std::vector<uint16_t> parameter_codes(const std::string& name, int64_t size) {
+  const std::vector<uint8_t> bytes = sketch_signs("param." + name, 2 * size);
+  std::vector<uint16_t> codes(static_cast<size_t>(size));
+  for (size_t i = 0; i < codes.size(); ++i) {
+    codes[i] = static_cast<uint16_t>(bytes[2 * i] | bytes[2 * i + 1] << 8);
+  }
+  return codes;
+}
+
+ParameterSketch sketch_parameter(std::span<const float> values, std::span<const uint16_t> codes) {
+  return sketch_values(values, codes);
+}
+
+ParameterSketch sketch_parameter(std::span<const double> values, std::span<const uint16_t> codes) {
+  return sketch_values(values, codes);
+}
 
 std::vector<uint8_t> sketch_signs(const std::string& tap, int64_t row_size) {
   constexpr size_t kBytesPerBlock = 32;

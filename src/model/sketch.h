@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -19,6 +20,21 @@ std::vector<uint8_t> sketch_signs(const std::string& tap, int64_t row_size);
 
 /// The 8 projections of one row, accumulated in double.
 void project(std::span<const double> row, std::span<const uint8_t> signs, std::span<double> out);
+
+inline constexpr int kParameterProjections = 16;
+
+/// What a training golden keeps of a parameter after a step: L2 norm and 16 seeded projections,
+/// summed in double. Sign of element `i` in projection `p`: bit p mod 8 of byte 2 * i + p / 8 of
+/// the bytes of sketch_signs("param." + name); 1 is +1, 0 is -1. golden/README.md section 8.
+struct ParameterSketch {
+  double norm = 0;
+  std::array<double, kParameterProjections> projections = {};
+};
+/// `codes`: parameter_codes of the name, one per value.
+ParameterSketch sketch_parameter(std::span<const float> values, std::span<const uint16_t> codes);
+ParameterSketch sketch_parameter(std::span<const double> values, std::span<const uint16_t> codes);
+/// The 16 sign bits of every element: bit p for projection p.
+std::vector<uint16_t> parameter_codes(const std::string& name, int64_t size);
 
 /// A forward tap seen as B*S rows: token taps as they are; attention taps [B,H,S,T] as rows (b,s)
 /// of H*T values in (h,t) order; a gradient as one row. -inf counts as 0, attn.logits off the
