@@ -26,6 +26,12 @@ std::string failure_note(const io::CandidateNotes::Failure& failure) {
 
 }  // namespace
 
+Objective objective_of_mode(const std::string& mode) {
+  if (mode == "kl-warmup") return {.lm = false, .kl = KlStage::warmup};
+  if (mode == "kl-sparse") return {.lm = false, .kl = KlStage::sparse};
+  return {};
+}
+
 std::vector<Candidate> read_candidates(const std::vector<std::filesystem::path>& paths) {
   std::vector<Candidate> candidates;
   for (const auto& path : paths) {

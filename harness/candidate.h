@@ -7,6 +7,7 @@
 #include "harness/verdict.h"
 #include "src/io/io.h"
 #include "src/model/case.h"
+#include "src/model/objective.h"
 #include "src/model/trace.h"
 #include "src/model/weights.h"
 
@@ -20,6 +21,9 @@ struct Candidate {
   std::string subject;  // "candidate fork.safetensors"
   std::string mode;     // "forward", "backward", ..., "train"
 };
+
+/// What a trace of this mode differentiates: its KL alone, else the LM loss.
+Objective objective_of_mode(const std::string& mode);
 
 /// Throws Error (artefact).
 std::vector<Candidate> read_candidates(const std::vector<std::filesystem::path>& paths);

@@ -28,7 +28,7 @@ std::shared_ptr<const WeightSource> open_weights(const Job& job, const Case& c) 
   return io::open_checkpoint(job.weights, c.config);
 }
 
-CaseRun make_run(const Job& job, Case c) {
+CaseRun make_run(const Job& job, Case c, const Objective& objective) {
   const Batch batch = job.batch_file ? io::read_batch(*job.batch_file, c.config) : make_batch(c);
   if (job.batch_file) {
     c.B = batch.B;
@@ -42,13 +42,8 @@ CaseRun make_run(const Job& job, Case c) {
           batch,
           std::move(weights),
           contains(job.suites, "backward"),
-          {.device = job.device, .progress = job.progress, .interrupted = job.interrupted}};
-}
-
-Subject reference_subject(DType dtype) {
-  return {.name = "reference " + std::string(to_string(dtype)),
-          .dtype = dtype,
-          .against_reference = false};
+          {.device = job.device, .progress = job.progress, .interrupted = job.interrupted},
+          objective};
 }
 
 /// The decisions in force in place of the run's own choice, which the staged verdicts judge.
@@ -60,10 +55,10 @@ void put_decisions(const Trace& decisions, Trace& trace) {
 
 }  // namespace
 
-CaseJob::CaseJob(const Job& job, Case c, Report& report)
+CaseJob::CaseJob(const Job& job, Case c, const Objective& objective, Report& report)
     : job_(job),
       report_(report),
-      run_(make_run(job, std::move(c))),
+      run_(make_run(job, std::move(c), objective)),
       findings_(job, report, run_.the_case().name) {}
 
 void CaseJob::run_golden_and_references() {
@@ -131,6 +126,12 @@ void CaseJob::run_candidate(const Candidate& candidate) {
 
 std::optional<golden::Golden> CaseJob::load_golden() {
   const Case& c = run_.the_case();
+  if (run_.objective().kl != KlStage::none) {
+    report_.not_tested.push_back(c.name +
+                                 ": the goldens of the indexer's KL belong to the suite "
+                                 "indexer_kl");
+    return std::nullopt;
+  }
   if (c.golden == "none" || job_.batch_file || job_.seed || job_.weights != "synthetic") {
     if (c.golden != "none")
       report_.not_tested.push_back(c.name + ": the golden is for the case's own batch and weights");
@@ -159,6 +160,13 @@ void CaseJob::judge_golden(const golden::Golden& golden, const ForcedTraces* sha
                         .trace = &golden.trace,
                         .golden = &golden};
   findings_.add(subject.name, run_.judge_subject(subject, shared));
+}
+
+Subject CaseJob::reference_subject(DType dtype) const {
+  std::string name = "reference " + std::string(to_string(dtype));
+  if (run_.objective().kl == KlStage::warmup) name += ", kl-warmup";
+  if (run_.objective().kl == KlStage::sparse) name += ", kl-sparse";
+  return {.name = name, .dtype = dtype, .against_reference = false};
 }
 
 /// On a free run with its own decisions.

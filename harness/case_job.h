@@ -14,7 +14,7 @@ namespace dsv32::harness {
 /// The model's part of one case of a job: its golden, the reference in each dtype, the candidates.
 class CaseJob {
  public:
-  CaseJob(const Job& job, Case c, Report& report);
+  CaseJob(const Job& job, Case c, const Objective& objective, Report& report);
 
   void run_golden_and_references();
   void run_candidate(const Candidate& candidate);
@@ -24,6 +24,7 @@ class CaseJob {
  private:
   std::optional<golden::Golden> load_golden();
   void judge_golden(const golden::Golden& golden, const ForcedTraces* shared);
+  Subject reference_subject(DType dtype) const;
   std::vector<Verdict> reference_staged(DType dtype) const;
   void judge_reference(DType dtype, std::vector<Verdict> verdicts, const Trace& decisions,
                        const ForcedTraces& shared);

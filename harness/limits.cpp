@@ -216,6 +216,39 @@ Measure slope_limit(double measured) {
   return {"slope", measured, 1e-6, "central difference with Richardson extrapolation in float64"};
 }
 
+Measure replayed_loss_limit(double measured) {
+  return {"relative", measured, 3e-6, "sft tiny-wide: golden 2e-7, 100 clean runs at most 3.2e-7"};
+}
+
+Measure replayed_norm_limit(double measured) {
+  return {"relative", measured, 2e-5, "sft tiny-wide: golden and 100 clean runs 2.1e-6"};
+}
+
+Measure replayed_parameter_limit(double measured) {
+  return {"of its movement", measured, 7.5e-3,
+          "sft tiny-wide: golden 4.4e-4, 100 clean runs at most 7.6e-4"};
+}
+
+Measure masked_tokens_limit(double measured) {
+  return {"relative", measured, 2e-6, "sft tiny-wide: 100 clean runs 0, own loss at most 2e-7"};
+}
+
+Measure loss_fall_limit(double measured) {
+  return {"after / before", measured, 0.97, "sft tiny-wide: 0.925 over 20 steps of lr 1e-4"};
+}
+
+Measure free_curve_limit(int64_t step, double measured) {
+  return {"relative", measured, step == 0 ? 1e-3 : 1e-2, "to be measured"};
+}
+
+Measure free_norm_limit(int64_t step, double measured) {
+  return {"relative", measured, step == 0 ? 1e-2 : 0.1, "to be measured"};
+}
+
+Measure free_parameter_limit(double measured) {
+  return {"of its movement", measured, 0.5, "to be measured"};
+}
+
 double decision_band(Mode mode) {
   // staged, forced and free: the tail limit of the scores themselves. exact: the sigmoids of two
   // correct libraries differ by up to two units in the last place.

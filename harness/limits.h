@@ -54,6 +54,22 @@ double detachment_move();
 /// Relative distance of the slope of the float64 loss and the gradients' own word about it.
 Measure slope_limit(double measured);
 
+/// Relative distance of a training curve from the float64 one, both under the golden's decisions.
+Measure replayed_loss_limit(double measured);
+Measure replayed_norm_limit(double measured);
+/// Distance of a trained parameter from the float64 one, in units of how far that one moved.
+Measure replayed_parameter_limit(double measured);
+/// Relative change of loss or gradients by tokens whose labels are masked; own loss against logits.
+Measure masked_tokens_limit(double measured);
+/// Mean loss of the last cycle through the batches over that of the first.
+Measure loss_fall_limit(double measured);
+
+/// Relative distance of a free training curve from a golden's at step `step`, where no band is
+/// known; of its gradient norm; and of a last parameter, in units of how far the golden moved it.
+Measure free_curve_limit(int64_t step, double measured);
+Measure free_norm_limit(int64_t step, double measured);
+Measure free_parameter_limit(double measured);
+
 /// Decision band: an exclusive element may lie within 2 * band * (element noise of the scores) of
 /// the cut. Mode::exact: the judged side's own stored scores, in roundings of them.
 double decision_band(Mode mode);

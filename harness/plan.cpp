@@ -31,13 +31,16 @@ void check_agreement(const Job& job, const Candidate& candidate) {
                 c.name);
 }
 
-/// The entry of a case, a new one where there is none.
-PlannedCase& entry(std::vector<PlannedCase>& cases, const Case& c) {
+/// The entry of a case and objective, a new one where there is none.
+PlannedCase& entry(std::vector<PlannedCase>& cases, const Case& c,
+                   const Objective& objective = {}) {
   const auto found = std::find_if(cases.begin(), cases.end(), [&](const PlannedCase& known) {
     return io::case_json(known.the_case) == io::case_json(c) &&
-           known.the_case.mask_given == c.mask_given;
+           known.the_case.mask_given == c.mask_given && known.objective == objective;
   });
-  return found != cases.end() ? *found : cases.emplace_back(PlannedCase{.the_case = c});
+  return found != cases.end()
+             ? *found
+             : cases.emplace_back(PlannedCase{.the_case = c, .objective = objective});
 }
 
 }  // namespace
@@ -54,7 +57,11 @@ std::vector<PlannedCase> plan(const Job& job, const std::vector<Candidate>& cand
   }
   for (const Candidate& candidate : candidates) {
     check_agreement(job, candidate);
-    PlannedCase& planned = entry(cases, candidate.the_case);
+    PlannedCase& planned = entry(cases, candidate.the_case, objective_of_mode(candidate.mode));
+    if (candidate.mode == "train") {
+      planned.trained.push_back(&candidate);
+      continue;
+    }
     planned.model = true;
     planned.candidates.push_back(&candidate);
   }

@@ -10,9 +10,11 @@ namespace dsv32::harness {
 /// What a job does in one case.
 struct PlannedCase {
   Case the_case;
+  Objective objective = {};           // of the model's part
   bool model = false;                 // golden and reference, forward and backward
   std::vector<std::string> training;  // suites, in running order
   std::vector<const Candidate*> candidates;
+  std::vector<const Candidate*> trained = {};  // candidates of mode `train`
 };
 
 /// Cases of the job, those of its training suites, and those that candidates bring. Throws Error

@@ -255,8 +255,11 @@ std::string counts_text(const Counts& counts) {
 }
 
 std::string repro_command(const Report& report, const Verdict& verdict) {
-  const std::string command = clean(report.command);
+  std::string command = clean(report.command);
   if (command.empty() || command.find(" -k ") != std::string::npos) return command;
+  const bool chosen = command.find(" --suite ") != std::string::npos ||
+                      command.find(" --candidate ") != std::string::npos;
+  if (!verdict.suite.empty() && !chosen) command += " --suite " + shell_word(verdict.suite);
   return command + " -k " + shell_word(check_path(verdict));
 }
 

@@ -2,9 +2,11 @@
 
 #include <chrono>
 
+#include "harness/candidate.h"
 #include "harness/case_job.h"
 #include "harness/case_run.h"
 #include "harness/plan.h"
+#include "harness/train_candidate.h"
 #include "harness/training_job.h"
 #include "src/io/io.h"
 #include "src/reference/reference.h"
@@ -19,7 +21,7 @@ double seconds_since(Clock::time_point start) {
 }
 
 void run_model(const Job& job, const PlannedCase& planned, Report& report) {
-  CaseJob case_job(job, planned.the_case, report);
+  CaseJob case_job(job, planned.the_case, planned.objective, report);
   case_job.run_golden_and_references();
   for (const Candidate* candidate : planned.candidates) case_job.run_candidate(*candidate);
   case_job.settle();
@@ -33,6 +35,7 @@ void run_case(const Job& job, const PlannedCase& planned, Report& report) {
   report.warnings.insert(report.warnings.end(), warnings.begin(), warnings.end());
   if (planned.model) run_model(job, planned, report);
   for (const std::string& suite : planned.training) run_training_suite(job, c, suite, report);
+  for (const Candidate* candidate : planned.trained) run_train_candidate(job, *candidate, report);
   report.timing[c.name] = seconds_since(start);
 }
 
@@ -68,22 +71,28 @@ std::vector<Verdict> judge_trace(const Case& c, const Trace& judged, DType dtype
 
 Trace make_trace(const Case& c, const std::string& impl, DType dtype, const std::string& mode,
                  const Dialect& dialect, const std::string& device) {
-  const bool backward = mode == "backward";
-  const CaseRun run(c, backward, {.device = device});
+  const bool training = mode == "train";
+  const Objective objective = objective_of_mode(mode);
+  const bool backward = mode == "backward" || objective.kl != KlStage::none;
+  const CaseRun run(c, backward, {.device = device}, objective);
   Trace trace =
-      run.run({.dtype = dtype, .dialect = dialect, .backward = backward && run.backward()}, impl);
-  trace.metadata = {{"format", "dsv32-verify.trace"},
-                    {"version", "1"},
-                    {"case", metadata_case(c)},
-                    {"mode", mode},
-                    {"dtype", std::string(to_string(dtype))},
-                    {"rope_layout", "interleaved"},
-                    {"producer", "{\"dialect\":\"" + dialect.name + "\",\"implementation\":\"" +
-                                     impl + "\",\"torch\":\"" + reference::torch_version() + "\"}"},
-                    {"weights", run.weights().identity()},
-                    {"forced", "false"},
-                    {"attn_implementation", impl},
-                    {"mask", c.mask_given ? "given" : "none"}};
+      training
+          ? make_train_trace(c, impl, dtype, dialect, {.device = device})
+          : run.run({.dtype = dtype, .dialect = dialect, .backward = backward && run.backward()},
+                    impl);
+  trace.metadata.merge(std::map<std::string, std::string>{
+      {"format", "dsv32-verify.trace"},
+      {"version", "1"},
+      {"case", metadata_case(c)},
+      {"mode", mode},
+      {"dtype", std::string(to_string(dtype))},
+      {"rope_layout", "interleaved"},
+      {"producer", "{\"dialect\":\"" + dialect.name + "\",\"implementation\":\"" + impl +
+                       "\",\"torch\":\"" + reference::torch_version() + "\"}"},
+      {"weights", run.weights().identity()},
+      {"forced", "false"},
+      {"attn_implementation", impl},
+      {"mask", c.mask_given ? "given" : "none"}});
   return trace;
 }
 

@@ -3,9 +3,10 @@
 #include <algorithm>
 #include <chrono>
 
-#include "golden/golden.h"
+#include "golden/training_golden.h"
 #include "harness/findings.h"
 #include "harness/memory.h"
+#include "harness/train_candidate.h"
 #include "harness/training.h"
 
 namespace dsv32::harness {
@@ -38,15 +39,10 @@ void add_verdicts(Findings& findings, const Case& c, const std::string& suite,
   }
 }
 
-bool golden_exists(const TrainingGoldenName& golden) {
-  const std::string file = golden.suite + "." + golden.case_name + ".h5";
-  return std::filesystem::exists(golden::default_directory() / file);
-}
-
 std::vector<Verdict> missing_goldens(const TrainingSuite& suite, const Case& c) {
   std::vector<Verdict> verdicts;
   for (const TrainingGoldenName& golden : suite.goldens) {
-    if (golden.case_name != c.name || golden_exists(golden)) continue;
+    if (golden.case_name != c.name || golden::training_exists(golden.suite, c.name)) continue;
     verdicts.push_back({.subject = "golden",
                         .tap = "golden file " + golden.suite + "." + c.name,
                         .trust = Trust::missing,
@@ -84,6 +80,21 @@ void run_training_suite(const Job& job, const Case& c, const std::string& name, 
   for (const auto& [figure, value] : result.figures)
     report.figures.push_back({c.name, name, figure, value});
   add_verdicts(findings, c, name, std::move(result.verdicts));
+  findings.settle();
+}
+
+void run_train_candidate(const Job& job, const Candidate& candidate, Report& report) {
+  const Case& c = candidate.the_case;
+  const io::CandidateNotes notes = io::candidate_notes(candidate.trace, candidate.path.string());
+  check_weights_identity(candidate, SyntheticWeights(c.seed, c.bias_offset));
+  const std::string suite = golden_suite_of(candidate);
+  std::vector<Verdict> verdicts = verdicts_on_loading(candidate, notes);
+  if (!notes.failure) {
+    for (Verdict& verdict : judge_train_candidate(candidate, suite))
+      verdicts.push_back(std::move(verdict));
+  }
+  Findings findings(job, report, c.name, suite);
+  add_verdicts(findings, c, suite, std::move(verdicts));
   findings.settle();
 }
 

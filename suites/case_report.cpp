@@ -1,8 +1,10 @@
 #include "suites/case_report.h"
 
+#include <algorithm>
 #include <sstream>
 
 #include "harness/runner.h"
+#include "harness/training.h"
 #include "src/io/io.h"
 #include "suites/suite.h"
 
@@ -12,11 +14,26 @@ using harness::Report;
 using harness::Trust;
 using harness::Verdict;
 
+namespace {
+
+bool is_training(const std::string& suite) {
+  const auto& all = harness::training_suites();
+  return std::any_of(all.begin(), all.end(),
+                     [&](const auto& known) { return known.name == suite; });
+}
+
+}  // namespace
+
 const Report& case_report(const std::string& suite) {
   static const Report report = [&] {
     harness::Job job;
-    job.cases = {io::find_case(suite_case())};
+    const Case& c = io::find_case(suite_case());
     job.suites = {suite};
+    if (is_training(suite)) {
+      job.training = {{suite, c}};
+    } else {
+      job.cases = {c};
+    }
     job.command = "dsv32-verify --case " + suite_case() + " --suite " + suite;
     return harness::run_job(job);
   }();

@@ -41,6 +41,8 @@ class Usage(CliTest):
         rows = {
             ("--suite", "forwad"): "did you mean forward?",
             ("-t", "forward,backwards"): "did you mean backward?",
+            ("--suite", "sft_frozen_indexr"): "did you mean sft_frozen_indexer?",
+            ("--suite", "al"): "did you mean all?",
             ("--case", "tiny-wode"): "did you mean tiny-wide?",
             ("--config", "smal"): "did you mean small?",
             ("--config", "tiny-wide"): "--case tiny-wide",

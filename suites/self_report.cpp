@@ -268,7 +268,8 @@ TEST(SelfReportTerminal, ShowsATrainingSuiteInRowsOfItsOwn) {
         "tiny  loss_descent: golden vs oracle             PASS     1 check",
         "tiny  loss_descent: reference float32 vs oracle  FAIL     2 checks, 1 failure",
         "first     step 7 loss (forced): row ratio 6 (limit 3)",
-        "-k 'tiny/loss_descent/reference float32/step 7 loss'", "figures   final loss 4.21\n",
+        "--suite loss_descent -k 'tiny/loss_descent/reference float32/step 7 loss'",
+        "figures   final loss 4.21\n",
         "cost      3.2 s, 1.03e+03 tokens per second, 0.61 GiB at its peak\n"}) {
     EXPECT_TRUE(holds(text, part)) << part << "\nin\n" << text;
   }
