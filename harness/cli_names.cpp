@@ -13,8 +13,8 @@ namespace dsv32::harness {
 namespace {
 
 const std::vector<std::string> kDevices = {"auto", "cpu", "cuda"};
-const std::vector<std::string> kModes = {"forward", "backward"};
-const std::vector<std::string> kLaterModes = {"kl-warmup", "kl-sparse", "train"};
+const std::vector<std::string> kModes = {"forward", "backward", "kl-warmup", "kl-sparse"};
+const std::vector<std::string> kLaterModes = {"train"};
 const std::vector<std::string> kLaterSuites = {"ops",        "loss_descent", "sft_frozen_indexer",
                                                "indexer_kl", "dual_lora",    "sharded"};
 

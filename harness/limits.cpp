@@ -5,6 +5,8 @@
 #include <cstdio>
 #include <vector>
 
+#include "harness/curve.h"
+
 namespace dsv32::harness {
 namespace {
 
@@ -210,6 +212,16 @@ Measure gradient_path_limit(double measured) {
           "the two losses share no path: the same sums, at most in another order"};
 }
 
+Measure kl_curve_limit(double measured) { return {"relative", measured, 1e-3, "to be measured"}; }
+
+Measure kl_fall_limit(double measured) {
+  return {"after / before", measured, 0.9, "to be measured"};
+}
+
+Measure recall_limit(double before, double after) {
+  return {"before / after", before / after, 0.99, "to be measured"};
+}
+
 double detachment_move() { return 1e-4; }
 
 Measure slope_limit(double measured) {
@@ -247,6 +259,61 @@ Measure free_norm_limit(int64_t step, double measured) {
 
 Measure free_parameter_limit(double measured) {
   return {"of its movement", measured, 0.5, "to be measured"};
+}
+
+Measure update_limit(double measured) { return {"update", measured, 8, "to be measured"}; }
+
+Measure step_scalar_limit(double measured) {
+  return {"scalar ratio", measured, 8, "to be measured"};
+}
+
+Measure descent_loss_limit(double measured) {
+  return {"relative", measured, 1e-3, "to be measured"};
+}
+
+Measure descent_norm_limit(double measured) {
+  return {"relative", measured, 1e-2, "to be measured"};
+}
+
+Measure band_z_limit(double measured) { return {"max |z|", measured, 8, "to be measured"}; }
+
+Measure band_distance_limit(double measured, int64_t components, int64_t runs) {
+  constexpr double kProbability = 1 - 1e-6;
+  return {"Mahalanobis", measured, hotelling_limit(components, runs, kProbability),
+          "Hotelling's limit for one new run, false alarm 1e-6"};
+}
+
+Measure band_persistence_limit(double measured) {
+  return {"sign persistence", measured, 5, "normal quantile of a false alarm of 1e-6"};
+}
+
+Measure descent_fall_limit(double measured) {
+  return {"after / before", measured, 0.95, "to be measured"};
+}
+
+Measure sharded_loss_limit(double measured) {
+  return {"relative", measured, 1e-6, "to be measured"};
+}
+
+Measure sharded_norm_limit(double measured) {
+  return {"relative", measured, 1e-7, "to be measured"};
+}
+
+Measure sharded_gradient_limit(double measured) {
+  return {"tensor ratio", measured, 4, "the limit of gradients of weights"};
+}
+
+Measure lora_loss_limit(double measured) { return {"relative", measured, 1e-4, "to be measured"}; }
+
+Measure lora_norm_limit(double measured) { return {"relative", measured, 1e-3, "to be measured"}; }
+
+Measure lora_scalar_limit(double measured) {
+  return {"scalar ratio", measured, 30, "to be measured"};
+}
+
+Measure lora_logits_limit(const std::string& config_name, double measured) {
+  const double limit = config_name == "tiny" ? 1e-4 : 1e-3;
+  return {"relative", measured, limit, "to be measured"};
 }
 
 double decision_band(Mode mode) {

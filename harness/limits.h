@@ -48,6 +48,12 @@ Measure score_gradient_limit(double measured);
 
 /// Relative distance of a gradient under a joint objective and under its own alone.
 Measure gradient_path_limit(double measured);
+/// Relative distance of a KL or loss curve from the float64 one, both under the same decisions.
+Measure kl_curve_limit(double measured);
+/// KL after training over KL before it.
+Measure kl_fall_limit(double measured);
+/// Recall before and after training; fails unless it rose.
+Measure recall_limit(double before, double after);
 /// Relative move of a loss from which it is said to depend on what was moved.
 double detachment_move();
 
@@ -69,6 +75,38 @@ Measure loss_fall_limit(double measured);
 Measure free_curve_limit(int64_t step, double measured);
 Measure free_norm_limit(int64_t step, double measured);
 Measure free_parameter_limit(double measured);
+
+/// One parameter's update against AdamW's formula, in roundings of the terms summed.
+Measure update_limit(double measured);
+/// Loss or gradient norm of one step from equal weights, in units of a clean float32 twin's error.
+Measure step_scalar_limit(double measured);
+/// Relative distance of a descent's losses and gradient norms from the float64 run under equal
+/// decisions.
+Measure descent_loss_limit(double measured);
+Measure descent_norm_limit(double measured);
+/// Distance of a free curve from a band of clean runs: largest |z|, squared Mahalanobis distance
+/// along `components` directions of `runs` runs, sign persistence.
+Measure band_z_limit(double measured);
+Measure band_distance_limit(double measured, int64_t components, int64_t runs);
+Measure band_persistence_limit(double measured);
+/// Mean loss of the last cycle through the batches over that of the first; above it a descent is no
+/// descent and its check vacuous.
+Measure descent_fall_limit(double measured);
+
+/// A world's loss against the float64 unsharded one at the same parameters, relative; its gradient
+/// norm against that of the gradient that it reports, relative; the error of an adapter's gradient
+/// in units of the unsharded float32 run's.
+Measure sharded_loss_limit(double measured);
+Measure sharded_norm_limit(double measured);
+Measure sharded_gradient_limit(double measured);
+
+/// Dual LoRA under the golden's decisions: a loss, or a gradient norm, of the float64 run's, relative.
+Measure lora_loss_limit(double measured);
+Measure lora_norm_limit(double measured);
+/// A loss of one step from the oracle's state, in units of a clean float32 twin's error.
+Measure lora_scalar_limit(double measured);
+/// Relative distance of logits after training from the float64 run's.
+Measure lora_logits_limit(const std::string& config_name, double measured);
 
 /// Decision band: an exclusive element may lie within 2 * band * (element noise of the scores) of
 /// the cut. Mode::exact: the judged side's own stored scores, in roundings of them.

@@ -1,4 +1,5 @@
-// The gradients of one case against the loss itself: directional derivatives of the float64 loss.
+// The gradients of one case against the losses themselves: directional derivatives of the float64
+// LM loss along everything but the indexer, and of its KL along the indexer.
 
 #include <gtest/gtest.h>
 
@@ -18,12 +19,13 @@ namespace {
 /// mean square.
 class MovedWeights : public WeightSource {
  public:
-  MovedWeights(const WeightSource& base, uint64_t direction) : base_(base), direction_(direction) {}
+  MovedWeights(const WeightSource& base, uint64_t direction, const Objective& objective)
+      : base_(base), direction_(direction), indexer_(!objective.lm) {}
   double step = 0;
 
   HostTensor load(const WeightSpec& spec) const override {
     HostTensor w = base_.load(spec).cast(DType::float64);
-    if (is_buffer(spec.name) || is_indexer(spec.name)) return w;
+    if (is_buffer(spec.name) || is_indexer(spec.name) != indexer_) return w;
     const std::vector<double> d = direction(spec, w);
     const auto values = w.data<double>();
     for (size_t i = 0; i < d.size(); ++i) values[i] += step * d[i];
@@ -45,16 +47,25 @@ class MovedWeights : public WeightSource {
  private:
   const WeightSource& base_;
   uint64_t direction_;
+  bool indexer_;  // the indexer moves, or everything else
 };
 
 /// The float64 loss along one direction, the decisions of the unmoved model replayed.
 class LossAlong {
  public:
-  LossAlong(const Case& c, uint64_t direction)
-      : case_(c), batch_(make_batch(c)), base_(c.seed, c.bias_offset), moved_(base_, direction) {
+  LossAlong(const Case& c, const Objective& objective, uint64_t direction)
+      : case_(c),
+        objective_(objective),
+        batch_(make_batch(c)),
+        base_(c.seed, c.bias_offset),
+        moved_(base_, direction, objective) {
     batch_.chunks.clear();
     model_ = reference::make_reference(case_.config, moved_);
-    at_rest_ = model_->run(batch_, {.dtype = DType::float64, .backward = true});
+    RunOptions options;
+    options.dtype = DType::float64;
+    options.objective = objective;
+    options.backward = true;
+    at_rest_ = model_->run(batch_, options);
   }
 
   /// Richardson extrapolation of the central difference.
@@ -80,13 +91,17 @@ class LossAlong {
  private:
   double loss(double step) {
     moved_.step = step;
-    const RunOptions options{
-        .dtype = DType::float64, .feeding = Feeding::forced, .feed = &at_rest_};
-    return model_->run(batch_, options).find("loss.lm")->at(0);
+    RunOptions options;
+    options.dtype = DType::float64;
+    options.objective = objective_;
+    options.feeding = Feeding::forced;
+    options.feed = &at_rest_;
+    return model_->run(batch_, options).find(objective_.lm ? "loss.lm" : "loss.kl")->at(0);
   }
   double central_difference(double h) { return (loss(h) - loss(-h)) / (2 * h); }
 
   Case case_;
+  Objective objective_;
   Batch batch_;
   SyntheticWeights base_;
   MovedWeights moved_;
@@ -94,16 +109,24 @@ class LossAlong {
   Trace at_rest_;
 };
 
-TEST(Slope, GradientsAreTheSlopeOfTheLoss) {
+void expect_slope(const Objective& objective) {
   const Case& c = io::find_case(suite_case());
   for (const uint64_t direction : {1, 2, 3}) {
-    LossAlong loss(c, direction);
+    LossAlong loss(c, objective, direction);
     const double slope = loss.derivative(), expected = loss.from_gradients();
     ASSERT_NE(expected, 0);
     const harness::Measure measure =
         harness::slope_limit(std::fabs(slope - expected) / std::fabs(expected));
     EXPECT_TRUE(measure.within()) << "direction " << direction << ": relative " << measure.measured;
   }
+}
+
+TEST(Slope, GradientsAreTheSlopeOfTheLoss) { expect_slope({}); }
+TEST(Slope, IndexerGradientsAreTheSlopeOfTheWarmUpKl) {
+  expect_slope({.lm = false, .kl = KlStage::warmup});
+}
+TEST(Slope, IndexerGradientsAreTheSlopeOfTheSparseKl) {
+  expect_slope({.lm = false, .kl = KlStage::sparse});
 }
 
 }  // namespace

@@ -172,10 +172,12 @@ std::vector<std::string> in_order(const SafetensorsFile& file, const ModelConfig
   const auto add = [&rank](const std::vector<std::string>& names) {
     for (const std::string& name : names) rank.emplace(name, rank.size());
   };
+  const Objective joint{.kl = KlStage::sparse};  // every tap that any mode has
   add(forward_taps(config));
+  add(kl_taps(config, joint));
   const size_t others = rank.size() + 1'000'000'000;  // after every forward tap, before gradients
   std::map<std::string, size_t> gradient_rank;
-  for (const std::string& name : gradient_taps(config))
+  for (const std::string& name : gradient_taps(config, joint))
     gradient_rank.emplace(name, others + 1 + gradient_rank.size());
   const auto place = [&](const std::string& name) {
     if (const auto it = rank.find(name); it != rank.end()) return it->second;

@@ -1,0 +1,71 @@
+#include <algorithm>
+#include <optional>
+
+#include "harness/judge.h"
+#include "harness/kl_step.h"
+#include "harness/kl_training.h"
+
+namespace dsv32::harness {
+namespace {
+
+/// The weight of the KL in the joint loss (issue of the suite: LM + 0.1 KL).
+constexpr double kJointWeight = 0.1;
+
+/// The recipes of the goldens.
+std::vector<KlTask> tasks_of(const Case& c) {
+  const bool tiny = c.config_name == "tiny";
+  const int64_t steps = tiny ? 50 : 10;
+  std::vector<KlTask> tasks = {
+      {"warmup", {.lm = false, .kl = KlStage::warmup}, steps},
+      {"sparse", {.lm = false, .kl = KlStage::sparse}, steps},
+  };
+  if (tiny)
+    tasks.push_back({"joint", {.lm = true, .kl = KlStage::sparse, .kl_weight = kJointWeight}, 20});
+  return tasks;
+}
+
+void append(std::vector<Verdict>& to, std::vector<Verdict> from) {
+  to.insert(to.end(), std::make_move_iterator(from.begin()), std::make_move_iterator(from.end()));
+}
+
+std::optional<golden::TrainingGolden> golden_of(const TrainingJob& job, const KlTask& task) {
+  const std::string suite = "indexer_kl_" + task.name;
+  if (!golden::training_exists(suite, job.the_case.name)) return std::nullopt;
+  return golden::load_training(suite, job.the_case.name);
+}
+
+Verdict no_golden(const KlTask& task) {
+  Verdict verdict;
+  verdict.subject = kl_subject("golden", task);
+  verdict.tap = "golden file";
+  verdict.trust = Trust::missing;
+  verdict.note = "make it with golden/generate_training.py";
+  return verdict;
+}
+
+void judge_task(const TrainingJob& job, const KlTask& task, TrainingResult& result) {
+  const auto golden = golden_of(job, task);
+  if (!golden) result.verdicts.push_back(no_golden(task));
+  std::vector<Verdict> first = judge_kl_step(job, task, golden ? &*golden : nullptr);
+  append(first, task.objective.lm ? judge_kl_paths(job, task) : judge_kl_detachment(job, task));
+  const bool right = first_failure(first) == nullptr;
+  append(result.verdicts, std::move(first));
+  if (right) return judge_kl_training(job, task, golden ? &*golden : nullptr, result);
+  Verdict skipped;
+  skipped.subject = kl_subject("reference float32", task);
+  skipped.tap = "kl curve";
+  skipped.trust = Trust::skipped;
+  skipped.note = "the first step is wrong already: its curve would say nothing more";
+  result.verdicts.push_back(std::move(skipped));
+}
+
+}  // namespace
+
+TrainingResult judge_indexer_kl(const TrainingJob& job) {
+  TrainingResult result;
+  for (const KlTask& task : tasks_of(job.the_case)) judge_task(job, task, result);
+  for (Verdict& verdict : result.verdicts) verdict.case_name = job.the_case.name;
+  return result;
+}
+
+}  // namespace dsv32::harness
