@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <iostream>
@@ -131,6 +132,8 @@ class Launcher {
     // As torchrun does: many ranks that each take every core only wait for each other.
     if (plan_.nproc > 1 && std::getenv("OMP_NUM_THREADS") == nullptr)
       variables["OMP_NUM_THREADS"] = "1";
+    // A broken connection is our message, not a stack trace of the library.
+    if (std::getenv("TORCH_CPP_LOG_LEVEL") == nullptr) variables["TORCH_CPP_LOG_LEVEL"] = "ERROR";
     std::vector<std::string> command = plan_.command;
     if (command.front() == "dsv32-verify") command.front() = own_program();
     Rank& rank = ranks_.emplace_back();

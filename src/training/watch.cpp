@@ -134,6 +134,7 @@ struct Watch::State {
   bool watching = false;  // everybody is here
   bool ending = false;
   bool main_knows = false;  // of the fault: it is about to leave
+  bool last_word_said = false;
   std::optional<Clock::time_point> in_store;
   std::optional<std::string> store_error;
   std::optional<Fault> to_declare, fault;
@@ -174,7 +175,9 @@ void Watch::State::beat() {
       store_error = error;
       break;
     }
-    wake.wait_for(lock, kBeat, [&] { return ending || (to_declare && !fault); });
+    wake.wait_for(lock, kBeat, [&] {
+      return ending || (to_declare && !fault) || (own.left() && !last_word_said);
+    });
   }
   beating_ended = true;
   wake.notify_all();
@@ -200,6 +203,7 @@ void Watch::State::beat_once() {
   const auto values = keys.empty() ? std::vector<std::vector<uint8_t>>() : store->multiGet(keys);
 
   lock.lock();
+  if (Beat::decode(said).left()) last_word_said = true;
   if (!official.empty()) set_fault(decode_fault(official));
   for (size_t rank = 0; rank < values.size(); ++rank) {
     const Beat beat = Beat::decode(text(values[rank]));
@@ -369,12 +373,14 @@ void Watch::leave(Leaving how, const std::string& reason) {
   s.own.phase = how == Leaving::done ? kDone : how == Leaving::failed ? kFailed : kFollowed;
   s.own.reason = reason;
   std::replace(s.own.reason.begin(), s.own.reason.end(), '\n', ' ');
-  const int64_t before = s.own.count;
-  // Two beats later the word has surely been written.
-  s.wake.wait_for(lock, kAgree, [&] { return s.own.count > before + 1 || s.store_error; });
-  if (!s.settings.rank0_hosts || s.settings.rank != 0) return;
-  const auto limit = s.watching ? Clock::duration(kLinger) : Clock::duration(kSilent);
-  s.wake.wait_for(lock, limit, [&] { return (s.watching && s.others_left()) || s.store_error; });
+  s.wake.notify_all();
+  s.wake.wait_for(lock, kAgree, [&] { return s.last_word_said || s.store_error; });
+  if (s.settings.rank0_hosts && s.settings.rank == 0) {
+    const auto limit = s.watching ? Clock::duration(kLinger) : Clock::duration(kSilent);
+    s.wake.wait_for(lock, limit, [&] { return (s.watching && s.others_left()) || s.store_error; });
+  }
+  s.ending = true;  // the store may be gone from here on
+  s.wake.notify_all();
 }
 
 }  // namespace dsv32::training

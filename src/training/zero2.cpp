@@ -101,15 +101,18 @@ class GroupShards {
     }
   }
 
-  /// Takes its entries out of `unknown`.
-  void read(const OptimizerState& state, std::set<std::string>& unknown) {
-    if (unknown.erase(group_.name + kStep) == 0)
-      refuse_state(group_.name + kStep, "a count", "nothing");
-    const Tensor& steps = state.at(group_.name + kStep);
+  /// Throws unless every entry fits; takes them out of `unknown`.
+  void check(const OptimizerState& state, std::set<std::string>& unknown) const {
+    const std::string count = group_.name + kStep;
+    if (unknown.erase(count) == 0) refuse_state(count, "a count", "nothing");
+    const Tensor& steps = state.at(count);
     if (steps.numel() != 1 || torch::isFloatingType(steps.scalar_type()))
-      refuse_state(group_.name + kStep, "one integer", to_string(Shape(steps.sizes().vec())));
+      refuse_state(count, "one integer", to_string(Shape(steps.sizes().vec())));
     check_entries(state, unknown);
-    steps_ = steps.item<int64_t>();
+  }
+
+  void read(const OptimizerState& state) {
+    steps_ = state.at(group_.name + kStep).item<int64_t>();
     first_.zero_();
     second_.zero_();
     for (Piece& piece : pieces_) {
@@ -279,9 +282,10 @@ class Zero2 : public ShardedOptimizer {
   void set_state(const OptimizerState& state) override {
     torch::NoGradGuard no_grad;
     std::set<std::string> unknown(state.names().begin(), state.names().end());
-    for (GroupShards& group : groups_) group.read(state, unknown);
+    for (const GroupShards& group : groups_) group.check(state, unknown);
     if (!unknown.empty())
       refuse_state("entry", "a moment of a parameter of this optimizer", *unknown.begin());
+    for (GroupShards& group : groups_) group.read(state);
   }
 
   int64_t state_bytes() const override {
