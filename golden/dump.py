@@ -1988,10 +1988,11 @@ def _raised_at(error: BaseException) -> str:
 class Suite:
     """The recipe of a training golden (golden/README.md). AdamW, one group; two with LoRA.
 
+    steps: of the golden of a tiny case, and of any other.
     moves: "all", "rest" (the indexer is frozen), "indexer", or "lora".
     """
 
-    steps: int
+    steps: tuple[int, int]
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float | None = 1.0
@@ -2020,15 +2021,15 @@ LORA_TARGETS = {
 }
 LORA_RATES = {"lm": 1e-4, "kl": 1e-3}
 SUITES = {
-    "loss_descent": Suite(50),
+    "loss_descent": Suite((50, 20)),
     "loss_descent_memorised": Suite(
-        50, lr=1e-4, betas=(0.9, 0.999), clip=None, batches="memorised"
+        (50, 20), lr=1e-4, betas=(0.9, 0.999), clip=None, batches="memorised"
     ),
-    "sft_frozen_indexer": Suite(20, lr=1e-4, moves="rest"),
-    "indexer_kl_warmup": Suite(50, clip=None, lm=False, kl="warmup", moves="indexer"),
-    "indexer_kl_sparse": Suite(50, clip=None, lm=False, kl="sparse", moves="indexer"),
-    "indexer_kl_joint": Suite(20, clip=None, kl="sparse", kl_weight=0.1),
-    "dual_lora": Suite(20, clip=None, kl="sparse", moves="lora"),
+    "sft_frozen_indexer": Suite((20, 20), lr=1e-4, moves="rest"),
+    "indexer_kl_warmup": Suite((50, 10), clip=None, lm=False, kl="warmup", moves="indexer"),
+    "indexer_kl_sparse": Suite((50, 10), clip=None, lm=False, kl="sparse", moves="indexer"),
+    "indexer_kl_joint": Suite((20, 10), clip=None, kl="sparse", kl_weight=0.1),
+    "dual_lora": Suite((20, 10), clip=None, kl="sparse", moves="lora"),
 }
 
 
@@ -2068,7 +2069,8 @@ class _Training:
             raise DumpError(2, "train", "case", "a case of one pass", got)
         self.model, self.case, self.options = model, case, options
         self.name, self.suite = suite, SUITES[suite]
-        self.steps = self.suite.steps if steps is None else steps
+        usual = self.suite.steps[0 if case["config"] == "tiny" else 1]
+        self.steps = usual if steps is None else steps
         self.sizes = Sizes.of(model.config)
         self.series: dict[str, list[float]] = {"train.loss": [], "train.grad_norm": []}
         if self.suite.kl:
