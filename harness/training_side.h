@@ -42,6 +42,7 @@ class TrainingSide {
   training::FullWeights& trainables() { return *trainables_; }
   const training::TensorTable& parameters() const { return trainables_->table(); }
   training::Optimizer& optimizer() { return *optimizer_; }
+  const WeightSource& weights() const { return *trainables_; }
   const Implementation& model() const { return *model_; }
   /// Parameters and optimizer state become those of the other side, in this side's types.
   void set_to(const TrainingSide& other);

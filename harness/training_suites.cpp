@@ -4,6 +4,13 @@ namespace dsv32::harness {
 
 const std::vector<TrainingSuite>& training_suites() {
   static const std::vector<TrainingSuite> all = {
+      {.name = "loss_descent",
+       .about = "the LM loss under AdamW, step by step and free: 50 or 20 steps, lr 1e-3",
+       .cases = {"tiny-wide", "small-train"},
+       .goldens = {{"loss_descent", "tiny-wide"},
+                   {"loss_descent", "small-train"},
+                   {"loss_descent_memorised", "tiny-wide"}},
+       .judge = judge_loss_descent},
       {.name = "sft_frozen_indexer",
        .about = "SFT on the LM loss, indexer frozen: 20 steps of AdamW, lr 1e-4",
        .cases = {"tiny-wide", "small-train"},

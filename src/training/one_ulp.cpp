@@ -36,6 +36,18 @@ HostTensor OneUlpWeights::load(const WeightSpec& spec) const {
   return result;
 }
 
+void move_one_ulp(TensorTable& table, uint64_t seed) {
+  torch::NoGradGuard no_grad;
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (const std::string& name : table.names()) {
+    const Tensor& value = table.at(name);
+    auto generator = torch::make_generator<torch::CPUGeneratorImpl>(seed ^ fnv1a64(name));
+    const Tensor bits = torch::randint(0, 2, value.sizes(), generator, torch::kInt8);
+    value.copy_(torch::nextafter(
+        value, torch::where(bits == 1, torch::tensor(kInfinity), torch::tensor(-kInfinity))));
+  }
+}
+
 std::string OneUlpWeights::identity() const {
   return seed_ == 0 ? base_.identity() : base_.identity() + "+ulp:" + std::to_string(seed_);
 }

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "src/model/weights.h"
+#include "src/training/tensor_table.h"
 
 namespace dsv32::training {
 
@@ -20,5 +21,9 @@ class OneUlpWeights : public WeightSource {
   const WeightSource& base_;
   uint64_t seed_;
 };
+
+/// Every value of a float32 table to its next larger or smaller number, in place, by random bits of
+/// (seed, name).
+void move_one_ulp(TensorTable& table, uint64_t seed);
 
 }  // namespace dsv32::training

@@ -54,6 +54,8 @@ class Trainer {
   StepRecord step(int64_t index, const Trace* decisions = nullptr);
   /// The same without the optimizer: losses, decisions and gradients; `grad_norm` stays empty.
   StepRecord measure(int64_t index, const Trace* decisions = nullptr);
+  /// The optimizer's part of a measured step: fills in `grad_norm`.
+  void apply(StepRecord& record);
 
  private:
   Batch batch_of(int64_t index) const;
