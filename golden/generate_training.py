@@ -31,7 +31,7 @@ from synthetic import load_cases
 from training_run import Job
 
 # Each has JOBS: a list of training_run.Job.
-MODULES = ("training_lm", "training_lora", "training_sharded")
+MODULES = ("training_lm", "training_kl", "training_lora", "training_sharded")
 
 
 def jobs() -> dict[str, Job]:

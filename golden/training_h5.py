@@ -60,7 +60,7 @@ def write(file: Path, content: Content) -> None:
         if content.tensors:
             tensors = h5.create_group("tensors")
             for name, value in sorted(content.tensors.items()):
-                h5file.write_dataset(tensors, name, np.ascontiguousarray(value))
+                h5file.write_dataset(tensors, name, np.asarray(value, order="C"))
 
 
 def listing(content: Content) -> dict[str, str]:
