@@ -28,11 +28,16 @@ Trainer::Trainer(const Case& c, Recipe recipe, const Implementation& model, Trai
 
 StepRecord Trainer::step(int64_t index, const Trace* decisions) {
   StepRecord record = measure(index, decisions);
+  apply(record);
+  return record;
+}
+
+void Trainer::apply(StepRecord& record) {
+  torch::NoGradGuard no_grad;
   if (options_.bug == Bug::gradients_not_zeroed) leave_gradients(record.gradients);
   if (options_.bug == Bug::indexer_tensor_trainable) thaw_one(record.gradients);
   record.grad_norm = optimizer_.step(trainables_.table(), record.gradients);
   if (options_.bug == Bug::decay_frozen) decay_without_gradient(record.gradients);
-  return record;
 }
 
 StepRecord Trainer::measure(int64_t index, const Trace* decisions) {
