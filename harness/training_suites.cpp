@@ -16,6 +16,11 @@ const std::vector<TrainingSuite>& training_suites() {
        .cases = {"tiny-wide", "small-train"},
        .goldens = {{"sft_frozen_indexer", "tiny-wide"}, {"sft_frozen_indexer", "small-train"}},
        .judge = judge_sft_frozen_indexer},
+      {.name = "dual_lora",
+       .about = "adapters on the LM loss and on the indexer's KL, two optimizers, against peft",
+       .cases = {"tiny-wide", "small-train"},
+       .goldens = {{"dual_lora", "tiny-wide"}, {"dual_lora", "small-train"}},
+       .judge = judge_dual_lora},
   };
   return all;
 }

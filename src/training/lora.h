@@ -20,6 +20,7 @@ class LoraAdapters : public Trainables {
   LoraAdapters(const ModelConfig& config, std::vector<LoraModule> modules, const WeightSource& base,
                const WeightSource& start, torch::ScalarType master, Bug bug = Bug::none);
 
+  using Trainables::table;
   TensorTable& table() override { return table_; }
   /// A module of whose weights the run has no gradient has none.
   TensorTable gradients(const Trace& run) const override;
