@@ -261,34 +261,39 @@ Measure free_parameter_limit(double measured) {
   return {"of its movement", measured, 0.5, "to be measured"};
 }
 
-Measure update_limit(double measured) { return {"update", measured, 8, "to be measured"}; }
+Measure update_limit(double measured) {
+  return {"update", measured, 8, "clean runs: 2.6; lr x1.05 gives thousands, L2 decay hundreds"};
+}
 
 Measure step_scalar_limit(double measured) {
-  return {"scalar ratio", measured, 8, "to be measured"};
+  return {"scalar ratio", measured, 16, "clean runs: 5.1"};
 }
 
 Measure descent_loss_limit(double measured) {
-  return {"relative", measured, 1e-3, "to be measured"};
+  return {"relative", measured, 1e-4, "50 steps of real transformers: 5.9e-6; clean runs: 8.3e-6"};
 }
 
 Measure descent_norm_limit(double measured) {
-  return {"relative", measured, 1e-2, "to be measured"};
+  return {"relative", measured, 1e-4, "50 steps of real transformers: 2.5e-6"};
 }
 
-Measure band_z_limit(double measured) { return {"max |z|", measured, 8, "to be measured"}; }
+Measure band_z_limit(double measured) {
+  return {"max |z|", measured, 8, "24 clean runs of 50 steps: 4.5"};
+}
 
 Measure band_distance_limit(double measured, int64_t components, int64_t runs) {
   constexpr double kProbability = 1 - 1e-6;
   return {"Mahalanobis", measured, hotelling_limit(components, runs, kProbability),
-          "Hotelling's limit for one new run, false alarm 1e-6"};
+          "Hotelling's limit for one new run, false alarm 1e-6; clean runs: 17"};
 }
 
 Measure band_persistence_limit(double measured) {
-  return {"sign persistence", measured, 5, "normal quantile of a false alarm of 1e-6"};
+  return {"sign persistence", measured, 5,
+          "normal quantile of a false alarm of 1e-6; clean runs: 1.8"};
 }
 
 Measure descent_fall_limit(double measured) {
-  return {"after / before", measured, 0.95, "to be measured"};
+  return {"after / before", measured, 0.9, "50 steps: 0.09, memorised 0.48"};
 }
 
 Measure sharded_loss_limit(double measured) {

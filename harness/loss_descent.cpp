@@ -111,9 +111,6 @@ class Judge {
     Verdict verdict =
         curve_check("golden" + descent_.note, "train.loss", Mode::forced, loss.size());
     verdict.measures.push_back(descent_loss_limit(largest_relative(loss, oracle.loss)));
-    if (has_band()) {
-      verdict.measures.push_back(band_z_limit(largest_gap_in_sigmas(loss, oracle.loss)));
-    }
     settle(verdict);
     put(std::move(verdict));
     Verdict norm =
@@ -123,14 +120,6 @@ class Judge {
     settle(norm);
     put(std::move(norm));
     judge_fall("golden" + descent_.note, loss);
-  }
-
-  double largest_gap_in_sigmas(const std::vector<double>& a, const std::vector<double>& b) const {
-    double largest = 0;
-    for (size_t t = 0; t < b.size(); ++t)
-      largest = keep_larger(
-          largest, std::fabs(a[t] - b[t]) / band_sigma(*golden_.band, static_cast<int64_t>(t)));
-    return largest;
   }
 
   static Verdict curve_check(const std::string& subject, const std::string& tap, Mode mode,
@@ -152,8 +141,8 @@ class Judge {
     if (!fall.within()) verdict.note = "the loss did not fall by the stated amount";
     verdict.measures.push_back(fall);
     put(std::move(verdict));
-    figure(subject + " first loss", loss.front());
-    figure(subject + " last loss", loss.back());
+    result_.figures.emplace_back(subject + " first loss", loss.front());
+    result_.figures.emplace_back(subject + " last loss", loss.back());
   }
 
   // --- the free curve

@@ -22,11 +22,11 @@ double distance(const training::Tensor& a, const training::Tensor& b) {
 }
 
 /// How far the oracle moved a parameter, which is the unit of its error. Rounding the value itself
-/// in every step is no error: where next to nothing moves (weight decay alone) it is the unit.
+/// in every step is no error: where next to nothing moves (weight decay alone) it is the unit. The
+/// factor 1 - lr * decay is rounded alike in every step, so that these errors add up.
 double unit_of(const ReplayedRun& oracle, const std::string& name) {
   const double steps = static_cast<double>(oracle.loss.size());
-  const double rounding =
-      rounding_floor(DType::float32) * std::sqrt(steps) * norm_of(oracle.end.at(name));
+  const double rounding = rounding_floor(DType::float32) * steps * norm_of(oracle.end.at(name));
   return std::max(distance(oracle.end.at(name), oracle.start.at(name)),
                   rounding / replayed_parameter_limit(0).limit);
 }
