@@ -11,19 +11,6 @@ namespace {
 /// The weight of the KL in the joint loss (issue of the suite: LM + 0.1 KL).
 constexpr double kJointWeight = 0.1;
 
-/// The recipes of the goldens.
-std::vector<KlTask> tasks_of(const Case& c) {
-  const bool tiny = c.config_name == "tiny";
-  const int64_t steps = tiny ? 50 : 10;
-  std::vector<KlTask> tasks = {
-      {"warmup", {.lm = false, .kl = KlStage::warmup}, steps},
-      {"sparse", {.lm = false, .kl = KlStage::sparse}, steps},
-  };
-  if (tiny)
-    tasks.push_back({"joint", {.lm = true, .kl = KlStage::sparse, .kl_weight = kJointWeight}, 20});
-  return tasks;
-}
-
 void append(std::vector<Verdict>& to, std::vector<Verdict> from) {
   to.insert(to.end(), std::make_move_iterator(from.begin()), std::make_move_iterator(from.end()));
 }
@@ -43,7 +30,21 @@ Verdict no_golden(const KlTask& task) {
   return verdict;
 }
 
-void judge_task(const TrainingJob& job, const KlTask& task, TrainingResult& result) {
+}  // namespace
+
+std::vector<KlTask> kl_tasks(const Case& c) {
+  const bool tiny = c.config_name == "tiny";
+  const int64_t steps = tiny ? 50 : 10;
+  std::vector<KlTask> tasks = {
+      {"warmup", {.lm = false, .kl = KlStage::warmup}, steps},
+      {"sparse", {.lm = false, .kl = KlStage::sparse}, steps},
+  };
+  if (tiny)
+    tasks.push_back({"joint", {.lm = true, .kl = KlStage::sparse, .kl_weight = kJointWeight}, 20});
+  return tasks;
+}
+
+void judge_kl_task(const TrainingJob& job, const KlTask& task, TrainingResult& result) {
   const auto golden = golden_of(job, task);
   if (!golden) result.verdicts.push_back(no_golden(task));
   std::vector<Verdict> first = judge_kl_step(job, task, golden ? &*golden : nullptr);
@@ -59,11 +60,9 @@ void judge_task(const TrainingJob& job, const KlTask& task, TrainingResult& resu
   result.verdicts.push_back(std::move(skipped));
 }
 
-}  // namespace
-
 TrainingResult judge_indexer_kl(const TrainingJob& job) {
   TrainingResult result;
-  for (const KlTask& task : tasks_of(job.the_case)) judge_task(job, task, result);
+  for (const KlTask& task : kl_tasks(job.the_case)) judge_kl_task(job, task, result);
   for (Verdict& verdict : result.verdicts) verdict.case_name = job.the_case.name;
   return result;
 }

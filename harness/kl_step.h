@@ -16,7 +16,12 @@ struct KlTask {
   std::string name;  // "warmup", "sparse", "joint": of the golden indexer_kl_<name>
   Objective objective;
   int64_t steps = 0;
+  bool whole = true;  // false: fewer steps than the recipe's; what needs all of them is not judged
 };
+/// The recipes of the goldens of a case.
+std::vector<KlTask> kl_tasks(const Case& c);
+/// One of them: its first step, then the training unless that is wrong already.
+void judge_kl_task(const TrainingJob& job, const KlTask& task, TrainingResult& result);
 /// "reference float32, warmup".
 std::string kl_subject(const std::string& side, const KlTask& task);
 

@@ -114,14 +114,16 @@ class Training {
 
   void run() {
     const std::shared_ptr<const KlRun> oracle = oracle_run();
-    if (golden_ != nullptr) judge_golden(*oracle);
+    const bool comparable = task_.whole && job_.perturbation_seed == 0;
+    if (golden_ != nullptr && comparable) judge_golden(*oracle);
     TrainingSide side(job_, recipe_of(task_), side_options(job_, task_, false));
-    const Recall before = recall_of_side(job_, side);
+    const Recall before = task_.whole ? recall_of_side(job_, side) : Recall{};
     const KlRun judged = train(side, task_, &oracle->decisions);
     result_.tokens += static_cast<double>(task_.steps * job_.the_case.B * job_.the_case.S);
     judge_curves(subject(), judged.kl, judged.replayed.loss, *oracle);
     put(judge_parameters(subject(), judged.replayed, oracle->replayed, mover()));
     judge_movement(judged.replayed);
+    if (!task_.whole) return;
     judge_fall(judged.kl);
     judge_recall(before, recall_of_side(job_, side));
   }
@@ -144,7 +146,8 @@ class Training {
   /// because clean runs ask for it over and over.
   std::shared_ptr<const KlRun> oracle_run() const {
     static std::map<std::string, std::shared_ptr<const KlRun>> kept;
-    const std::string name = task_.name + " " + job_.the_case.name;
+    const std::string name =
+        task_.name + " " + job_.the_case.name + " " + std::to_string(task_.steps);
     if (kept.count(name) != 0) return kept.at(name);
     TrainingSide side(job_, recipe_of(task_), side_options(job_, task_, true));
     const auto* decisions = golden_ == nullptr ? nullptr : &golden_->decisions;
