@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -72,7 +73,15 @@ def indexer_gradients(model: nn.Module) -> dict[str, np.ndarray]:
 
 
 def make(suite: str, case: synthetic.Case) -> Content:
-    recipe = RECIPES[suite][case.name]
+    return golden(suite, case, RECIPES[suite][case.name])
+
+
+def first_steps(suite: str, case: synthetic.Case, steps: int) -> Content:
+    """The same run cut short."""
+    return golden(suite, case, dataclasses.replace(RECIPES[suite][case.name], steps=steps))
+
+
+def golden(suite: str, case: synthetic.Case, recipe: Recipe) -> Content:
     loaded = run.load(case)
     if not recipe.lm:
         run.freeze(loaded.model, indexer=False)

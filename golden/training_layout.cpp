@@ -75,6 +75,7 @@ struct RecipeFacts {
   int64_t steps = 0;
   bool lm = true;
   std::string kl;
+  bool sharded = false;
   std::vector<std::string> groups;
 };
 
@@ -105,7 +106,10 @@ RecipeFacts check_recipe(const TrainingGolden& golden, const std::string& where)
     refuse(where, "recipe.kl", "none, warmup or sparse", kl.dump());
   if (!lm.is_boolean()) refuse(where, "recipe.lm", "true or false", lm.dump());
   if (!groups.is_array() || groups.empty()) refuse(where, "recipe.groups", "groups", groups.dump());
-  RecipeFacts facts{.steps = steps.get<int64_t>(), .lm = lm.get<bool>(), .kl = kl};
+  RecipeFacts facts{.steps = steps.get<int64_t>(),
+                    .lm = lm.get<bool>(),
+                    .kl = kl,
+                    .sharded = recipe["world"] != 1};
   for (const io::Json& group : groups) {
     if (!group.is_object() || !group.contains("name") || !group["name"].is_string())
       refuse(where, "recipe.groups", "groups with a name", group.dump());
@@ -148,7 +152,8 @@ void check_config(const TrainingGolden& golden, const Case& c, const std::string
   }
 }
 
-/// Series that a recipe may have; the losses of its objective must be there.
+/// Series that a recipe may have (of a sharded run also those of the same run on one rank); the
+/// losses of its objective must be there.
 void check_series(const TrainingListing& listing, const RecipeFacts& recipe,
                   const std::string& where) {
   std::set<std::string> allowed, needed;
@@ -157,6 +162,10 @@ void check_series(const TrainingListing& listing, const RecipeFacts& recipe,
   allowed = needed;
   for (const std::string& group : recipe.groups)
     allowed.insert(recipe.groups.size() == 1 ? "grad_norm" : "grad_norm." + group);
+  if (recipe.sharded) {
+    for (const std::string& name : std::set<std::string>(allowed))
+      allowed.insert("unsharded." + name);
+  }
   for (const std::string& name : listing.series) {
     if (allowed.count(name) == 0) refuse(where, "attribute series", "series of the recipe", name);
     needed.erase(name);

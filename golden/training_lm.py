@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -106,6 +107,11 @@ def make(suite: str, case: synthetic.Case) -> Content:
     recipe = RECIPES[suite][case.name]
     band = spread(case, recipe) if (suite, case.name) == BANDED else None
     return golden(suite, case, recipe, band)
+
+
+def first_steps(suite: str, case: synthetic.Case, steps: int) -> Content:
+    """The same run cut short, without a band."""
+    return golden(suite, case, dataclasses.replace(RECIPES[suite][case.name], steps=steps), None)
 
 
 JOBS = [
