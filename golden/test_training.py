@@ -17,6 +17,7 @@ import compare_training
 import generate
 import generate_training
 import h5file
+import indexer_kl
 import manifest
 import numpy as np
 import synthetic
@@ -233,7 +234,7 @@ class TestParts(unittest.TestCase):
         support = torch.ones(4, 4).tril().bool()[None].clone()
         support[0, 3, 1] = False
         valid = torch.tensor([[0, 1, 1, 1]])
-        kl = run.layer_kl(probs, scores, support, valid)
+        kl = indexer_kl.layer_kl(probs, scores, support, valid)
         rows = []
         for s in range(1, 4):
             keys = support[0, s]
@@ -251,7 +252,7 @@ class TestParts(unittest.TestCase):
         probs = torch.rand(1, 2, 3, 3, dtype=torch.float64)
         scores = torch.randn(1, 3, 3, dtype=torch.float64, requires_grad=True)
         support = torch.ones(3, 3).tril().bool()[None]
-        kl = run.layer_kl(probs, scores, support, torch.tensor([[0, 1, 1]]))
+        kl = indexer_kl.layer_kl(probs, scores, support, torch.tensor([[0, 1, 1]]))
         kl.rows.sum().backward()
         np.testing.assert_allclose(
             scores.grad.numpy(), (kl.student - kl.target).numpy(), atol=1e-12

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import indexer_kl
 import numpy as np
 import synthetic
 import torch
@@ -54,7 +55,7 @@ def train(
         step = run.forward(model, batch, recipe)
         backward(model, step, recipe)
         if index == 0:
-            first = run.kl_taps(step.kl_layers) | indexer_gradients(model)
+            first = indexer_kl.kl_taps(step.kl_layers) | indexer_gradients(model)
         values = {"kl": float(step.kl.detach()), "grad_norm": run.total_norm(trained)}
         if recipe.lm:
             values["loss"] = float(step.lm.detach())

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,16 +21,20 @@ import sketch
 import synthetic
 import torch
 import training_h5
+from indexer_kl import LayerKl, index_scores, layer_kl, mean_kl
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from training_h5 import PROJECTIONS, Content
 from training_recipe import Recipe
 
-SOURCES = (
-    "generate_training.py training_run.py training_recipe.py training_h5.py training_lm.py "
-    "training_kl.py training_lora.py training_sharded.py dump.py synthetic.py sketch.py "
-    "h5file.py generate.py"
-).split()
+# Taken at import, like the code itself: an edit during the run is not what made the golden.
+SOURCES = {
+    file: generate.sha256(synthetic.ROOT / "golden" / file)
+    for file in (
+        "generate_training.py training_run.py training_recipe.py training_h5.py indexer_kl.py "
+        "training_lm.py training_kl.py training_lora.py training_sharded.py dump.py synthetic.py "
+        "sketch.py h5file.py generate.py"
+    ).split()
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,61 +195,6 @@ def decisions(seen: Watched, batch: dict[str, Tensor], dense: bool) -> dict[str,
     return out
 
 
-# --- indexer KL -----------------------------------------------------------------------------------
-
-
-class _TopkArgument(TorchFunctionMode):
-    """Keeps what `topk` was asked to choose from: the index scores, with their graph."""
-
-    scores: Tensor | None = None
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") == "topk":
-            self.scores = args[0]
-        return func(*args, **(kwargs or {}))
-
-
-def _detached(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach()
-    return type(value)(map(_detached, value)) if isinstance(value, tuple) else value
-
-
-def index_scores(module: nn.Module, args: tuple, kwargs: dict) -> Tensor:
-    """[B, S, T] by the module's own code, without its no_grad and with detached inputs."""
-    undecorated = type(module).forward.__wrapped__
-    with torch.enable_grad(), _TopkArgument() as mode:
-        undecorated(module, *_detached(args), **{k: _detached(v) for k, v in kwargs.items()})
-    if mode.scores is None:
-        raise generate.GoldenError("the indexer chose without topk")
-    return mode.scores
-
-
-@dataclasses.dataclass
-class LayerKl:
-    """[B, S, T] target and student (0 off the support and on padded queries), rows [B, S]."""
-
-    target: Tensor
-    student: Tensor
-    rows: Tensor
-    loss: Tensor  # mean over valid query rows
-
-
-def layer_kl(probs: Tensor, scores: Tensor, support: Tensor, valid: Tensor) -> LayerKl:
-    """SPEC Eq. 3 and 4: KL(p || softmax of the scores on the support), exact xlogy."""
-    valid = valid.bool()
-    support = support & valid[..., None]
-    target = torch.where(support, probs.detach().sum(dim=1), 0.0)
-    target = target / torch.where(valid, target.sum(dim=-1), 1.0)[..., None]
-    # Padded queries get a row of equal scores: no NaN, and their terms are cut off below.
-    kept = torch.where(support, scores, torch.where(valid[..., None], -torch.inf, 0.0))
-    logs = torch.where(support, torch.log_softmax(kept, dim=-1), 0.0)
-    terms = torch.xlogy(target, target) - target * logs
-    rows = terms.sum(dim=-1)
-    student = torch.where(support, logs.exp(), 0.0)
-    return LayerKl(target, student.detach(), rows, rows[valid].mean())
-
-
 def indexer_kl(seen: Watched, batch: dict[str, Tensor], stage: str) -> list[LayerKl]:
     visible = visible_keys(batch)
     out = []
@@ -258,21 +206,6 @@ def indexer_kl(seen: Watched, batch: dict[str, Tensor], stage: str) -> list[Laye
         scores = index_scores(*seen.indexer[layer])
         out.append(layer_kl(seen.probs[layer], scores, support, batch["attention_mask"]))
     return out
-
-
-def kl_taps(layers: list[LayerKl]) -> dict[str, np.ndarray]:
-    """The taps of FORMATS section 4, float32."""
-    taps = {}
-    for number, layer in enumerate(layers):
-        for name in ("target", "student", "rows"):
-            taps[f"layers.{number}.kl.{name}"] = getattr(layer, name)
-        taps[f"layers.{number}.loss.kl"] = layer.loss
-    taps["loss.kl"] = mean_kl(layers)
-    return {name: value.detach().numpy().astype(np.float32) for name, value in taps.items()}
-
-
-def mean_kl(layers: list[LayerKl]) -> Tensor:
-    return torch.stack([layer.loss for layer in layers]).mean()
 
 
 # --- steps ----------------------------------------------------------------------------------------
@@ -400,17 +333,7 @@ def producer(suite: str, case: synthetic.Case, model: nn.Module, libraries: dict
         "experts_implementation": str(model.config._experts_implementation),
         "h5py": generate.h5py.__version__,
         "hdf5": generate.h5py.version.hdf5_version,
-        "sources": source_hashes(),
+        "sources": SOURCES,
         "tool": "golden/generate_training.py",
     }
     return dump.canonical_json(document | libraries)
-
-
-@functools.cache
-def _source_hashes() -> str:
-    folder = synthetic.ROOT / "golden"
-    return json.dumps({n: generate.sha256(folder / n) for n in SOURCES if (folder / n).is_file()})
-
-
-def source_hashes() -> dict[str, str]:
-    return json.loads(_source_hashes())
