@@ -13,6 +13,7 @@
 #include "harness/decisions.h"
 #include "harness/limits.h"
 #include "harness/metrics.h"
+#include "harness/recipe_text.h"
 #include "harness/replayed_curve.h"
 #include "harness/step_judge.h"
 
@@ -61,6 +62,7 @@ class Judge {
   }
 
   TrainingResult run() {
+    if (plan_.golden) judge_recipe();
     follow_oracle();
     if (plan_.free) judge_free();
     if (plan_.narrow) measure_narrow();
@@ -82,6 +84,17 @@ class Judge {
   }
   /// The band, where the golden has one, is of its loss.
   bool has_band() const { return golden_.band.has_value(); }
+
+  /// The golden was trained as this suite trains.
+  void judge_recipe() {
+    const std::string expected = recipe_text(descent_.recipe);
+    const std::string& got = golden_.attributes.at("recipe");
+    Verdict verdict = curve_check("golden" + descent_.note, "recipe", Mode::exact, 1);
+    verdict.measures.push_back({"exact", got == expected ? 0.0 : 1.0, 0, "one recipe for both"});
+    if (got != expected) verdict.note = "expected " + expected + ", got " + got;
+    settle(verdict);
+    put(std::move(verdict));
+  }
 
   // --- the oracle, the golden, and the judged side step by step
   // -----------------------------------

@@ -127,6 +127,34 @@ TEST(FreeCurve, LeavesTheBandUnderEveryBugThatMovesTheLoss) {
   }
 }
 
+/// What golden and reference are said to be when both are judged by another learning rate.
+TrainingResult under_learning_rate(double lr) {
+  const TrainingJob task = job();
+  harness::Descent descent = harness::full_descent(task.the_case);
+  descent.recipe.groups.front().adamw.lr = lr;
+  const DescentPlan plan{.steps = descent.recipe.steps, .judged = [](int64_t) { return false; }};
+  return judge_descent(task, descent, plan);
+}
+
+Trust golden_trust(const TrainingResult& result, const std::string& tap) {
+  for (const Verdict& v : result.verdicts)
+    if (v.subject == "golden" && v.tap == tap) return v.trust;
+  return Trust::missing;
+}
+
+TEST(Golden, OfAnotherLearningRateFailsByRecipeCurveAndParameters) {
+  const TrainingResult result = under_learning_rate(1.05e-3);
+  for (const char* tap :
+       {"recipe", "train.loss", "train.grad_norm", "param model.layers.0.input_layernorm.weight"})
+    EXPECT_EQ(golden_trust(result, tap), Trust::fail) << tap;
+}
+
+TEST(Descent, ThatDoesNotFallIsVacuous) {
+  const TrainingResult result = under_learning_rate(0);
+  EXPECT_EQ(verdict_of(result, "loss falls", Mode::forced).trust, Trust::vacuous);
+  EXPECT_EQ(golden_trust(result, "loss falls"), Trust::pass);
+}
+
 /// Largest share of each limit, by check.
 using Extremes = std::map<std::string, double>;
 
