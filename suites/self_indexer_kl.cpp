@@ -84,9 +84,9 @@ struct Largest {
 std::string family_of(const Verdict& v) {
   const std::string side = v.subject.substr(0, v.subject.find_first_of(" ,"));
   const auto tap = parse_tap(v.tap);
-  if (tap)
-    return side + (tap->info.kind == TapKind::gradient ? " gradient" : " " + tap_stem(v.tap));
-  return side + " " + (v.tap.starts_with("param ") ? "param" : v.tap);
+  std::string what = v.tap.starts_with("param ") ? "param" : v.tap;
+  if (tap) what = tap->info.kind == TapKind::gradient ? "gradient" : tap_stem(v.tap);
+  return side + " " + what;
 }
 
 /// One objective in turn: the first of each to its end, the others two cycles through the batches.

@@ -70,8 +70,10 @@ class LossAlong {
 
   /// Richardson extrapolation of the central difference.
   double derivative() {
-    constexpr double kStep = 1e-4;
-    const double coarse = central_difference(kStep), fine = central_difference(kStep / 2);
+    // The ReLU of the index scores has a kink wherever a product changes its sign: few do within a
+    // small step.
+    const double step = objective_.lm ? 0x1p-13 : 0x1p-23;
+    const double coarse = central_difference(step), fine = central_difference(step / 2);
     return (4 * fine - coarse) / 3;
   }
 
