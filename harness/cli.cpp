@@ -2,6 +2,7 @@
 
 #include "harness/cli_names.h"
 #include "harness/cli_parser.h"
+#include "harness/launch.h"
 #include "harness/report_text.h"
 #include "src/io/io.h"
 #include "src/model/errors.h"
@@ -153,6 +154,24 @@ void refuse_empty(const CLI::App& app) {
   }
 }
 
+/// How many ranks, and where they meet.
+void read_launch(const Raw& raw, Options& options) {
+  constexpr int64_t kMostNodes = 4096, kLastPort = 65535;
+  options.nproc = parse_count("--nproc", raw.nproc, 1, kMostRanks);
+  if (!raw.nnodes.empty()) options.nnodes = parse_count("--nnodes", raw.nnodes, 1, kMostNodes);
+  if (!raw.node_rank.empty())
+    options.node_rank = parse_count("--node-rank", raw.node_rank, 0, options.nnodes - 1);
+  if (!raw.master_port.empty())
+    options.master_port = parse_count("--master-port", raw.master_port, 1, kLastPort);
+  options.master_addr = raw.master_addr.empty() ? std::nullopt : std::optional(raw.master_addr);
+  if (options.nnodes == 1 || (options.master_addr && options.master_port != 0)) return;
+  throw Error(ExitCode::usage,
+              {.where = "--nnodes",
+               .what = "several machines need one meeting place",
+               .expected = "--master-addr and --master-port",
+               .got = options.master_addr ? "no --master-port" : "no --master-addr"});
+}
+
 Options finish(Parser& parser) {
   Raw& raw = parser.raw;
   Options options = std::move(raw.options);
@@ -170,6 +189,7 @@ Options finish(Parser& parser) {
   for (const std::string& text : raw.dtypes) {
     options.dtypes.push_back(parse_float_type("--dtype", text));
   }
+  if (options.command == Command::launch) read_launch(raw, options);
   options.repro = repro_command(parser);
   return options;
 }
@@ -194,8 +214,9 @@ Options parse_command_line(const std::vector<std::string>& arguments) {
     refuse(*parser, error);
   }
   refuse_later(*parser);
-  const std::vector<std::string> extras = parser->app.remaining(true);
+  std::vector<std::string> extras = parser->app.remaining(true);
   CLI::App& last = *reached(parser->app);
+  if (last.get_name() == "launch") std::erase(extras, "--");  // before the command: no extra word
   if (!extras.empty()) refuse_word(last, extras.front());
   refuse_mixed(*parser);
   for (const CLI::App* app = &last; app != nullptr; app = app->get_parent()) refuse_empty(*app);

@@ -117,6 +117,10 @@ ExitCode run_command(const Options& options) {
       return golden_diff_command(options);
     case Command::golden_show:
       return golden_show_command(options);
+    case Command::launch:
+      return launch_command(options);
+    case Command::sharded_rank:
+      return sharded_rank_command(options.arguments);
     case Command::list:
       return list_command(options);
     case Command::show_config:

@@ -19,6 +19,11 @@ ExitCode judge_command(const Options& options);
 /// `compare A B`.
 ExitCode compare_command(const Options& options);
 
+/// `launch --nproc N -- COMMAND`. The exit code may be any that the command has.
+ExitCode launch_command(const Options& options);
+/// One rank of a world that the suite `sharded` starts; harness/sharded_run.h.
+ExitCode sharded_rank_command(const std::vector<std::string>& words);
+
 /// `--list` and `list [GROUP]`.
 ExitCode list_command(const Options& options);
 

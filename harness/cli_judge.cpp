@@ -7,6 +7,7 @@
 #include "harness/stop.h"
 #include "src/model/log.h"
 #include "src/reference/reference.h"
+#include "src/training/rank_env.h"
 
 namespace dsv32::harness {
 namespace {
@@ -55,14 +56,33 @@ Report run_stoppable(Job job, const Options& options) {
   }
 }
 
+/// In a world of ranks only the suite `sharded` has work for all of them, and rank 0 reports.
+bool is_silent_rank(const Job& job) {
+  const auto& suites = job.suites;
+  if (std::find(suites.begin(), suites.end(), "sharded") == suites.end()) return false;
+  const auto env = training::read_rank_environment();
+  if (!env || env->world_size == 1) return false;
+  if (suites.size() > 1) {
+    throw Error(ExitCode::usage,
+                {.where = "rank " + std::to_string(env->rank),
+                 .what = "a world of " + std::to_string(env->world_size) + " ranks",
+                 .expected = "--suite sharded",
+                 .got = std::to_string(suites.size()) + " suites",
+                 .hint = "run the other suites without a launcher"});
+  }
+  return env->rank > 0;
+}
+
 }  // namespace
 
 ExitCode judge_command(const Options& options) {
+  Job job = make_job(options);
+  if (is_silent_rank(job)) return run_stoppable(std::move(job), options).exit_code();
   probe_outputs(options);
   if (options.dialect && options.candidates.empty()) {
     log_warning("--dialect says what a candidate declares; without --candidate it changes nothing");
   }
-  return deliver(run_stoppable(make_job(options), options), options);
+  return deliver(run_stoppable(std::move(job), options), options);
 }
 
 ExitCode compare_command(const Options& options) {

@@ -13,8 +13,7 @@ namespace dsv32::harness {
 namespace {
 
 const std::vector<std::string> kDevices = {"auto", "cpu", "cuda"};
-const std::vector<std::string> kModes = {"forward", "backward", "kl-warmup", "kl-sparse"};
-const std::vector<std::string> kLaterModes = {"train"};
+const std::vector<std::string> kModes = {"forward", "backward", "kl-warmup", "kl-sparse", "train"};
 const std::vector<std::string> kLaterSuites = {"ops",        "loss_descent", "sft_frozen_indexer",
                                                "indexer_kl", "dual_lora",    "sharded"};
 
@@ -87,7 +86,6 @@ void check_weights(const std::string& weights) {
 }
 
 void check_dump(const Options& options) {
-  if (contains(kLaterModes, options.mode)) not_in_this_version("dump --mode " + options.mode);
   expect_one_of("--mode", "mode", options.mode, kModes);
   const bool other_type =
       !options.dtypes.empty() && options.dtypes != std::vector<DType>{DType::float64};
@@ -146,6 +144,20 @@ uint64_t parse_seed(const std::string& where, const std::string& text) {
                                 .what = "not a seed",
                                 .expected = "a whole number from 0 to 2^64 - 1",
                                 .got = "\"" + text + "\""});
+}
+
+int64_t parse_count(const std::string& where, const std::string& text, int64_t first,
+                    int64_t last) {
+  int64_t count = 0;
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, count);
+  if (error == std::errc() && stop == end && count >= first && count <= last) return count;
+  throw Error(ExitCode::usage,
+              {.where = where,
+               .what = "not usable",
+               .expected = "a whole number from " + std::to_string(first) + " to " +
+                           std::to_string(last),
+               .got = "\"" + text + "\""});
 }
 
 double parse_seconds(const std::string& where, const std::string& text) {

@@ -21,6 +21,8 @@ enum class Command {
   golden_verify,
   golden_diff,
   golden_show,
+  launch,
+  sharded_rank,  // one rank of a world that the suite itself starts
   list,
   show_config,
   version,
@@ -61,7 +63,9 @@ struct Options {
 
   // subcommands
   std::string mode = "forward";        // dump
-  std::vector<std::string> arguments;  // compare A B, list GROUP, ...
+  std::vector<std::string> arguments;  // compare A B, list GROUP, launch -- COMMAND, ...
+  int64_t nproc = 0, nnodes = 1, node_rank = 0, master_port = 0;  // launch
+  std::optional<std::string> master_addr;                         // launch
 
   std::string repro;  // a command that gives the same verdict again
 };

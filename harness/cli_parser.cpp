@@ -90,7 +90,7 @@ void add_later(Parser& parser) {
   app.add_option("--html", parser.raw.html)->group("");
   app.add_option("--layers", parser.raw.layers)->group("");
   app.add_flag("--resume", parser.raw.resume)->group("");
-  for (const char* name : {"launch", "bench", "doctor", "diagnose", "report"}) {
+  for (const char* name : {"bench", "doctor", "diagnose", "report"}) {
     CLI::App* later = app.add_subcommand(name)->group("")->prefix_command();
     later->set_help_flag();
     parser.later.push_back(later);
@@ -118,7 +118,7 @@ void add_dump(Parser& parser) {
   add(dump, "--case", raw.case_name, "NAME", "the case to run (required)")->required();
   add(dump, "--out", raw.out, "FILE", "the safetensors file to write (required)")->required();
   add(dump, "--impl", o.impl, "NAME", "oracle or reference (default)");
-  add(dump, "--mode", o.mode, "NAME", "forward (default) or backward");
+  add(dump, "--mode", o.mode, "NAME", "forward (default), backward, kl-warmup, kl-sparse or train");
   add(dump, "--dtype", raw.dtypes, "TYPE", "float64, float32 (default) or bfloat16")->expected(1);
   add(dump, "--dialect", raw.dialect, "NAME", "run as this dialect; default spec-1");
   add(dump, "--device", o.device, "NAME", "auto (default), cpu or cuda");
@@ -161,6 +161,22 @@ void add_golden(Parser& parser) {
   add_words(show, parser.raw, "case", "CASE")->expected(1);
 }
 
+void add_launch(Parser& parser) {
+  Raw& raw = parser.raw;
+  CLI::App& launch = *add_verb(parser, parser.app, Command::launch, "launch",
+                               "run a command on every rank, with torchrun's variables set");
+  add(launch, "--nproc", raw.nproc, "N", "ranks on this machine (required)")->required();
+  add(launch, "--nnodes", raw.nnodes, "N", "machines; default 1");
+  add(launch, "--node-rank", raw.node_rank, "I", "number of this machine; default 0");
+  add(launch, "--master-addr", raw.master_addr, "HOST", "where rank 0 runs; default this machine");
+  add(launch, "--master-port", raw.master_port, "PORT", "where the ranks meet; default a free one");
+  add(launch, "--timeout", raw.timeout, "SECONDS", "how long ranks wait for one; default 60");
+  add_words(launch, raw, "command", "-- COMMAND");
+  CLI::App& rank = *add_verb(parser, parser.app, Command::sharded_rank, "sharded-rank", "");
+  rank.group("");
+  add_words(rank, raw, "plan", "PLAN");
+}
+
 void add_list(Parser& parser) {
   CLI::App& list = *add_verb(parser, parser.app, Command::list, "list",
                              "list suites, cases, taps, dialects, limits, configs");
@@ -191,6 +207,7 @@ std::unique_ptr<Parser> make_parser() {
   add_compare(*parser);
   add_weights(*parser);
   add_golden(*parser);
+  add_launch(*parser);
   add_list(*parser);
   add_later(*parser);
   for (const Verb& verb : parser->verbs) add_talk(*verb.app, parser->raw);

@@ -18,10 +18,10 @@ Trace to_trace(const ShardedRun& run) {
     trace.put(name, to_host(values, dtype_of(values.scalar_type())));
   };
   for (size_t step = 0; step < run.loss.size(); ++step) {
-    put(key("run", step, "loss"), torch::tensor(run.loss[step]));
-    put(key("run", step, "fingerprints"), torch::tensor(run.fingerprints[step]));
+    put(key("run", step, "loss"), torch::tensor(run.loss[step], torch::kFloat64));
+    put(key("run", step, "fingerprints"), torch::tensor(run.fingerprints[step], torch::kInt64));
     std::vector<Tensor> norms;
-    for (const auto& row : run.norms[step]) norms.push_back(torch::tensor(row));
+    for (const auto& row : run.norms[step]) norms.push_back(torch::tensor(row, torch::kFloat64));
     put(key("run", step, "norms"), torch::stack(norms));
     for (const std::string& name : run.decisions[step].names())
       trace.put(key("decisions", step, name), *run.decisions[step].find(name));
@@ -30,8 +30,8 @@ Trace to_trace(const ShardedRun& run) {
     for (const std::string& name : run.parameters[step].names())
       put(key("parameters", step, name), run.parameters[step].at(name));
   }
-  put("state_bytes", torch::tensor(run.state_bytes));
-  put("integer_fingerprints", torch::tensor(run.integer_fingerprints));
+  put("state_bytes", torch::tensor(run.state_bytes, torch::kInt64));
+  put("integer_fingerprints", torch::tensor(run.integer_fingerprints, torch::kInt64));
   return trace;
 }
 

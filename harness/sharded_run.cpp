@@ -66,7 +66,7 @@ int64_t fingerprint(const TensorTable& table) {
 template <typename T>
 std::vector<std::vector<T>> gather(World& world, const std::vector<T>& own) {
   const int64_t count = std::ssize(own);
-  Tensor share = torch::tensor(own).to(world.device());
+  Tensor share = torch::tensor(own, torch::CppTypeToScalarType<T>::value).to(world.device());
   Tensor whole = torch::empty({world.size() * count}, share.options());
   world.all_gather(whole, share);
   whole = whole.cpu();
@@ -161,7 +161,7 @@ ShardedPupil::ShardedPupil(const ShardedPlan& plan, DType dtype)
   const torch::ScalarType master = dtype == DType::float64 ? torch::kFloat64 : torch::kFloat32;
   start = std::make_unique<training::OneUlpWeights>(synthetic, plan.perturbation_seed);
   if (plan.kind == ShardedKind::lora) {
-    adapter_start = std::make_unique<training::ZeroB>(synthetic);
+    adapter_start = std::make_unique<training::ZeroB>(io::find_case(plan.case_name).seed);
     trainables = std::make_unique<training::LoraAdapters>(config, lora_modules(config), *start,
                                                           *adapter_start, master);
   } else {

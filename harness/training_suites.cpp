@@ -30,6 +30,13 @@ const std::vector<TrainingSuite>& training_suites() {
        .cases = {"tiny-wide", "small-train"},
        .goldens = {{"dual_lora", "tiny-wide"}, {"dual_lora", "small-train"}},
        .judge = judge_dual_lora},
+      {.name = "sharded",
+       .about = "ZeRO-2 over c10d: worlds of 1 to 8 ranks against the unsharded run and DeepSpeed",
+       .cases = {"tiny-shard", "small-train"},
+       .goldens = {{"sharded", "tiny-shard"},
+                   {"sharded_accum3", "tiny-shard"},
+                   {"sharded", "small-train"}},
+       .judge = judge_sharded},
   };
   return all;
 }

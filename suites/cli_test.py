@@ -96,7 +96,6 @@ class Usage(CliTest):
 
     def test_what_a_later_version_will_have(self) -> None:
         rows = {
-            ("launch", "--nproc", "2", "--", "x"): "launch",
             ("bench",): "bench",
             ("doctor",): "doctor",
             ("diagnose", "x"): "diagnose",
