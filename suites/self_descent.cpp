@@ -70,8 +70,9 @@ std::vector<Planted> planted() {
           // After one step both moments are corrected to the same numbers.
           {"betas_swapped", Bug::betas_swapped, expect_first(1, update)},
           {"no_bias_correction", Bug::no_bias_correction, expect_first(0, update)},
-          // The first step divides by the gradient's own size: clipping shows in the second.
-          {"clip_after_step", Bug::clip_after_step, expect_first(1, update)},
+          // The first step divides by the gradient's own size: clipping shows where that is not far
+          // above eps.
+          {"clip_after_step", Bug::clip_after_step, expect_first(0, update)},
           {"lr_1_05", Bug::lr_1_05, expect_first(0, update)},
           {"one_never_updated", Bug::one_never_updated,
            expect_first(0, "param." + neglected_parameter())},
@@ -116,14 +117,14 @@ Verdict free_verdict(Bug bug) {
   return verdict_of(judge_descent(task, descent, plan), "train.loss", Mode::free);
 }
 
-TEST(FreeCurve, LeavesTheBandUnderEveryBugThatMovesTheLoss) {
+TEST(FreeCurve, LeavesTheBandUnderEveryPlantedBug) {
   EXPECT_EQ(free_verdict(Bug::none).trust, Trust::pass);
-  for (const Bug bug : {Bug::lr_1_05, Bug::clip_after_step, Bug::batch_repeated}) {
-    const Verdict verdict = free_verdict(bug);
-    EXPECT_EQ(verdict.trust, Trust::fail);
+  for (const Planted& bug : planted()) {
+    const Verdict verdict = free_verdict(bug.bug);
+    EXPECT_EQ(verdict.trust, Trust::fail) << bug.name;
     for (const harness::Measure& m : verdict.measures)
-      std::printf("bug %d: %-18s %10.3g of %g\n", static_cast<int>(bug), m.metric.c_str(),
-                  m.measured, m.limit);
+      std::printf("%-22s %-18s %10.3g of %g\n", bug.name.c_str(), m.metric.c_str(), m.measured,
+                  m.limit);
   }
 }
 
