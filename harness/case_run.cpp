@@ -1,8 +1,8 @@
 #include "harness/case_run.h"
 
 #include <algorithm>
-#include <thread>
 
+#include "harness/threads.h"
 #include "src/model/errors.h"
 #include "src/reference/reference.h"
 
@@ -39,16 +39,6 @@ bool has_gradients(const Subject& subject) {
   }
   return any_name(*subject.trace,
                   [](const TapName& tap) { return tap.info.kind == TapKind::gradient; });
-}
-
-/// Below this many multiplications a layer, threads only wait for each other.
-constexpr int64_t kWorthThreads = int64_t{1} << 27;
-
-int threads_for(const Case& c) {
-  const int64_t work =
-      c.B * c.S * c.config.hidden_size * (c.config.intermediate_size + c.config.hidden_size);
-  return work < kWorthThreads ? 1
-                              : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
 }
 
 RunOptions probe_options(RunOptions options) {
