@@ -100,7 +100,8 @@ Measure sharded_loss_limit(double measured);
 Measure sharded_norm_limit(double measured);
 Measure sharded_gradient_limit(double measured);
 
-/// Dual LoRA under the golden's decisions: a loss, or a gradient norm, of the float64 run's, relative.
+/// Dual LoRA under the golden's decisions: a loss, or a gradient norm, of the float64 run's,
+/// relative.
 Measure lora_loss_limit(double measured);
 Measure lora_norm_limit(double measured);
 /// A loss of one step from the oracle's state, in units of a clean float32 twin's error.
