@@ -4,8 +4,10 @@
 #include <cmath>
 #include <numeric>
 
+#include "harness/compare.h"
 #include "harness/limits.h"
 #include "harness/replayed_curve.h"
+#include "harness/step_judge.h"
 #include "harness/training_side.h"
 
 namespace dsv32::harness {
@@ -76,18 +78,19 @@ KlRun train(TrainingSide& side, const KlTask& task, const std::vector<Trace>* de
 }
 
 /// Two curves step by step.
-Verdict judge_series(const std::string& subject, const std::string& name,
+Verdict judge_series(const std::string& config, const std::string& subject, const std::string& name,
                      const std::vector<double>& judged, const std::vector<double>& oracle) {
   double worst = 0;
   int64_t at = -1, first = -1;
   for (int64_t t = 0; t < std::ssize(oracle); ++t) {
     const double gap = relative(judged.at(t), oracle[t]);
-    if (first < 0 && !kl_curve_limit(gap).within()) first = t;
+    if (first < 0 && !kl_curve_limit(config, gap).within()) first = t;
     if (gap <= worst || std::isnan(worst)) continue;
     worst = gap;
     at = t;
   }
-  Verdict verdict = training_check(subject, name, kl_curve_limit(worst), std::ssize(oracle));
+  Verdict verdict =
+      training_check(subject, name, kl_curve_limit(config, worst), std::ssize(oracle));
   if (at >= 0) {
     verdict.worst = Worst{{at}, at, oracle[at], judged[at]};
     verdict.note = "worst at step " + std::to_string(at);
@@ -121,7 +124,9 @@ class Training {
     const KlRun judged = train(side, task_, &oracle->decisions);
     result_.tokens += static_cast<double>(task_.steps * job_.the_case.B * job_.the_case.S);
     judge_curves(subject(), judged.kl, judged.replayed.loss, *oracle);
-    put(judge_parameters(subject(), judged.replayed, oracle->replayed, mover()));
+    put_parameters(subject(),
+                   judge_parameters(subject(), judged.replayed, oracle->replayed, mover()));
+    if (task_.whole && job_.the_case.config_name == "tiny") judge_steps(*oracle);
     judge_movement(judged.replayed);
     if (!task_.whole) return;
     judge_fall(judged.kl);
@@ -161,16 +166,35 @@ class Training {
     const auto& series = golden_->series;
     judge_curves(name, series.at("kl"),
                  task_.objective.lm ? series.at("loss") : std::vector<double>{}, oracle);
-    for (Verdict& verdict : judge_golden_parameters(*golden_, oracle.replayed)) {
-      verdict.subject = name;
+    put_parameters(name, judge_golden_parameters(*golden_, oracle.replayed));
+  }
+
+  /// Under the limit of this suite: its learning rate is ten times that of the other one.
+  void put_parameters(const std::string& subject, std::vector<Verdict> verdicts) {
+    for (Verdict& verdict : verdicts) {
+      verdict.subject = subject;
+      verdict.trust = Trust::pass;
+      for (Measure& measure : verdict.measures)
+        measure = kl_parameter_limit(job_.the_case.config_name, measure.measured);
+      settle(verdict);
       put(std::move(verdict));
     }
   }
 
+  /// Each step from the oracle's state: the first and the last cycle through the batches.
+  void judge_steps(const KlRun& oracle) {
+    StepJudge steps(job_, recipe_of(task_), subject() + ", step by step");
+    for (int64_t t = 0; t < task_.steps; ++t)
+      steps.step(t, &oracle.decisions.at(t), t < kBatches || t >= task_.steps - kBatches);
+    put(steps.verdicts());
+  }
+
   void judge_curves(const std::string& subject, const std::vector<double>& kl,
                     const std::vector<double>& loss, const KlRun& oracle) {
-    put(judge_series(subject, "kl curve", kl, oracle.kl));
-    if (task_.objective.lm) put(judge_series(subject, "loss curve", loss, oracle.replayed.loss));
+    const std::string& config = job_.the_case.config_name;
+    put(judge_series(config, subject, "kl curve", kl, oracle.kl));
+    if (task_.objective.lm)
+      put(judge_series(config, subject, "loss curve", loss, oracle.replayed.loss));
   }
 
   void judge_fall(const std::vector<double>& kl) {

@@ -49,7 +49,9 @@ Measure score_gradient_limit(double measured);
 /// Relative distance of a gradient under a joint objective and under its own alone.
 Measure gradient_path_limit(double measured);
 /// Relative distance of a KL or loss curve from the float64 one, both under the same decisions.
-Measure kl_curve_limit(double measured);
+Measure kl_curve_limit(const std::string& config_name, double measured);
+/// Distance of a parameter after the KL training, relative to how far the float64 run moved it.
+Measure kl_parameter_limit(const std::string& config_name, double measured);
 /// KL after training over KL before it.
 Measure kl_fall_limit(double measured);
 /// Recall before and after training; fails unless it rose.
