@@ -203,8 +203,8 @@ std::string coverage_text(const Group& group) {
   const auto add = [&](size_t n, const char* noun) {
     if (n > 0) text += (text.empty() ? "" : ", ") + counted(n, noun);
   };
-  add(group.taps, "tap");
-  add(group.gradients, "gradient");
+  if (group.suite.empty()) add(group.taps, "tap");
+  if (group.suite.empty()) add(group.gradients, "gradient");
   if (text.empty()) add(group.counts.executed(), "check");
   add(group.counts.fail, "failure");
   if (group.counts.skipped > 0) text += ", " + std::to_string(group.counts.skipped) + " skipped";

@@ -5,6 +5,7 @@
 
 #include "golden/training_golden.h"
 #include "harness/compare.h"
+#include "harness/curve.h"
 #include "harness/limits.h"
 #include "harness/training_side.h"
 #include "src/bridge/bridge.h"
@@ -47,6 +48,7 @@ class TrainCandidate {
 
   std::vector<Verdict> run() {
     for (const char* name : {"loss", "kl", "grad_norm"}) judge_series(name);
+    judge_band();
     judge_parameters();
     if (!trace_.has("train.loss") && !trace_.has("train.kl")) {
       Verdict& verdict = open("train.loss or train.kl", Mode::free);
@@ -80,6 +82,21 @@ class TrainCandidate {
       verdict.measures.push_back(measure(name, t, series->at(t), expected->second[t]));
       settle(verdict);
     }
+  }
+
+  /// Outside the band of clean runs may be a small bug or a legitimate flip, which cannot be told
+  /// apart without the decisions.
+  void judge_band() {
+    const HostTensor* loss = trace_.find("train.loss");
+    if (loss == nullptr || !golden_.band) return;
+    const BandDistance distance = distance_from_band(*golden_.band, loss->to_doubles());
+    Verdict& verdict = open("loss in the band of clean runs", Mode::free);
+    verdict.checked = loss->numel();
+    verdict.measures.push_back(band_z_limit(distance.largest_z));
+    if (verdict.measures.front().within()) return;
+    verdict.trust = Trust::skipped;
+    verdict.note = "outside it at step " + std::to_string(distance.step) +
+                   ": a small bug, or a decision near a tie, which this file does not hold";
   }
 
   /// Nothing was decided on the way before the first step but in its own forward pass; later steps

@@ -94,6 +94,7 @@ void run_train_candidate(const Job& job, const Candidate& candidate, Report& rep
       verdicts.push_back(std::move(verdict));
   }
   Findings findings(job, report, c.name, suite);
+  for (Verdict& verdict : verdicts) verdict.subject = candidate.subject + " vs golden";
   add_verdicts(findings, c, suite, std::move(verdicts));
   findings.settle();
 }

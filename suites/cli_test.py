@@ -105,7 +105,6 @@ class Usage(CliTest):
             ("--layers", "0,1"): "--layers",
             ("--impl", "optimized"): "--impl optimized",
             ("dump", "--impl", "optimized", "--case", "tiny", "--out", "f"): "--impl optimized",
-            ("dump", "--mode", "train", "--case", "tiny", "--out", "f"): "dump --mode train",
             ("--suite", "ops"): "--suite ops",
         }
         for words, name in rows.items():
@@ -294,6 +293,26 @@ class OtherCommands(CliTest):
                 self.ended(run("dump", "--case", "tiny-wide", "--out", path, *words), OK)
                 self.assertIn("embed", names_in(path))
                 self.ended(run("--candidate", path, "--suite", "forward"), OK)
+
+    def test_the_indexers_kl_as_a_candidate(self) -> None:
+        for mode in ("kl-warmup", "kl-sparse"):
+            path = scratch / f"{mode}.safetensors"
+            with self.subTest(mode):
+                self.ended(run("dump", "--case", "tiny-wide", "--mode", mode, "--out", path), OK)
+                self.assertIn("layers.1.kl.dscores", names_in(path))
+                self.ended(run("--candidate", path), OK)
+                tensors = load_file(path)
+                target, leak = "layers.1.kl.target", "grad.model.layers.0.self_attn.q_a_proj.weight"
+                self.assertNotIn(leak, tensors)
+                rows = {
+                    target: tensors[target] * np.float32(4),  # one for every head
+                    leak: np.full((32, 64), 1e-30, np.float32),
+                }
+                for name, values in rows.items():
+                    changed = tensors | {name: values}
+                    done = run("--candidate", variant("kl", changed, mode=mode, case="tiny-wide"))
+                    self.ended(done, PARITY)
+                    self.assertIn(name, done.stdout)
 
     def test_dump_of_another_dialect_is_found_out(self) -> None:
         path = scratch / "hf.safetensors"

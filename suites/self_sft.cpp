@@ -75,10 +75,10 @@ TEST(SelfSft, PromptThatCountsIsSeenByTheMaskedTokens) {
 
 TEST(SelfSft, OptimizerBugsAreSeenInStepOrParameter) {
   const std::map<Bug, std::string> rows = {{Bug::lr_1_05, "step 1 loss"},
-                                           {Bug::l2_decay, "param model.embed_tokens.weight"},
-                                           {Bug::betas_swapped, "step 2 loss"},
+                                           {Bug::l2_decay, "step 1 loss"},
+                                           {Bug::betas_swapped, "step 3 loss"},
                                            {Bug::batch_repeated, "step 1 loss"},
-                                           {Bug::clip_after_step, "step 2 loss"}};
+                                           {Bug::clip_after_step, "step 4 loss"}};
   for (const auto& [bug, first] : rows) {
     TrainingJob task = job();
     task.bug = bug;
