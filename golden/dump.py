@@ -1663,9 +1663,7 @@ class _Run:
             whole = len(parts) == len(lengths)
             if whole:
                 self.out.taps[name] = join_chunks(name, parts, T) if len(parts) > 1 else parts[0]
-        loss = getattr(out, "lm_loss", None)  # a fork whose `loss` may have more terms
-        loss = getattr(out, "loss", None) if loss is None else loss
-        loss = loss if isinstance(loss, Tensor) else None
+        loss = own_lm_loss(out)
         self.loss(loss)
         return loss
 
@@ -1768,10 +1766,7 @@ class _Run:
 
     def lm_loss(self) -> Tensor | None:
         """The model's own LM loss on the whole batch."""
-        out = self.model(**self.arguments(0, self.case["S"], None))
-        loss = getattr(out, "lm_loss", None)  # a fork whose `loss` may have more terms
-        loss = getattr(out, "loss", None) if loss is None else loss
-        return loss if isinstance(loss, Tensor) else None
+        return own_lm_loss(self.model(**self.arguments(0, self.case["S"], None)))
 
     def kl_objective(self, recorder: Recorder) -> Tensor:
         """The indexer's KL with its graph; its taps on the way.
@@ -1934,6 +1929,13 @@ class _Run:
             "derived_taps": canonical_json(sorted(self.out.derived)),
             "producer": canonical_json(producer),
         }
+
+
+def own_lm_loss(out: Any) -> Tensor | None:
+    """The LM loss in a model's output; `loss` of a fork with an `lm_loss` may have more terms."""
+    loss = getattr(out, "lm_loss", None)
+    loss = getattr(out, "loss", None) if loss is None else loss
+    return loss if isinstance(loss, Tensor) else None
 
 
 def _parameters(function: Callable[..., Any]) -> set[str]:
@@ -2146,15 +2148,11 @@ class _Training:
             (self.suite.kl_weight * kl).backward()
             self.series["train.kl"].append(float(kl.detach()))
         limit = math.inf if self.suite.clip is None else self.suite.clip
-        norms = [nn.utils.clip_grad_norm_(group, limit) for group in groups.values()]
-        self.series["train.grad_norm"].append(float(norms[list(groups).index(self.leader(groups))]))
+        norms = {name: nn.utils.clip_grad_norm_(group, limit) for name, group in groups.items()}
+        told = norms["lm" if self.suite.moves == "lora" else "all"]
+        self.series["train.grad_norm"].append(float(told))
         for optimizer in optimizers:
             optimizer.step()
-
-    @staticmethod
-    def leader(groups: dict[str, list[nn.Parameter]]) -> str:
-        """The group whose gradient norm is told: with LoRA that of the LM loss."""
-        return "lm" if "lm" in groups else "all"
 
     def keep_series(self) -> None:
         for name, values in self.series.items():
