@@ -4,7 +4,6 @@
 #include <cmath>
 #include <numeric>
 
-#include "harness/compare.h"
 #include "harness/limits.h"
 #include "harness/replayed_curve.h"
 #include "harness/step_judge.h"
