@@ -7,7 +7,7 @@
 #include "harness/compare.h"
 #include "harness/limits.h"
 #include "harness/lora_checks.h"
-#include "harness/metrics.h"
+#include "harness/recipe_text.h"
 #include "harness/replayed_curve.h"
 #include "harness/step_book.h"
 #include "src/bridge/bridge.h"
@@ -62,7 +62,8 @@ class Judge {
         plan_(std::move(plan)),
         golden_(golden::load_training(plan_.golden, job.the_case.name)),
         subject_(job.impl + " float32" + plan_.note),
-        batch_(make_batch(job.the_case)) {
+        batch_(make_batch(job.the_case)),
+        clean_run_(job.perturbation_seed != 0) {
     set_training_threads(job.the_case, job.settings);
     for (const std::string& name : golden_.tensors.names()) {
       if (!training::is_decision(name)) continue;
@@ -74,13 +75,13 @@ class Judge {
 
   TrainingResult run() {
     const std::shared_ptr<const LoraOracle> oracle = oracle_of_case();
-    if (job_.perturbation_seed == 0) judge_golden(*oracle);
+    if (!clean_run_) judge_golden(*oracle);
     LoraSide side(job_, plan_,
                   {.name = subject_,
                    .dialect = job_.dialect,
                    .bug = job_.bug,
                    .ulp_seed = job_.perturbation_seed});
-    put(judge_lora_scale(job_, plan_, subject_));
+    if (!clean_run_) put(judge_lora_scale(job_, plan_, subject_));
     put(judge_lora_start(side, batch_, golden_.decisions.at(0), subject_));
     judge_curve(side, *oracle);
     judge_steps(side, *oracle);
@@ -99,9 +100,21 @@ class Judge {
   void figure(const std::string& name, double value) {
     result_.figures.emplace_back(name + plan_.note, value);
   }
-  bool judged_step(int64_t step) const {
+  /// Steps of which the oracle keeps what a judgement needs.
+  bool kept_step(int64_t step) const {
     constexpr int64_t kFirst = 3, kStride = 4;
     return is_tiny(job_.the_case) || step < kFirst || step % kStride == kStride - 1;
+  }
+  /// Clean runs are many: a hundred of them look at fewer steps each.
+  bool judged_step(int64_t step) const {
+    constexpr int64_t kFirst = 2, kStride = 10;
+    if (!clean_run_) return kept_step(step);
+    return step < kFirst || step % kStride == kStride - 1;
+  }
+  int64_t curve_steps() const {
+    constexpr uint64_t kWhole = 10;
+    const bool whole = !clean_run_ || job_.perturbation_seed % kWhole == 0;
+    return whole ? plan_.steps : plan_.steps / 2;
   }
 
   // --- the oracle -------------------------------------------------------------------------------
@@ -124,7 +137,7 @@ class Judge {
     for (int64_t t = 0; t < plan_.steps; ++t) {
       const Trace* decisions = &golden_.decisions.at(t);
       OracleStep step{.before = training::take_snapshot(side.adapters(), side.optimizer())};
-      if (judged_step(t)) measure_twin(twin, t, decisions, step);
+      if (kept_step(t)) measure_twin(twin, t, decisions, step);
       step.exact = side.trainer().step(t, decisions);
       oracle.run.loss.push_back(step.exact.loss);
       oracle.steps.push_back(std::move(step));
@@ -148,6 +161,7 @@ class Judge {
 
   void judge_golden(const LoraOracle& oracle) {
     const std::string subject = "golden" + plan_.note;
+    judge_recipe(subject);
     judge_names(subject, oracle);
     std::vector<std::vector<double>> series;
     for (const char* name : kSeries) series.push_back(golden_.series.at(name));
@@ -161,6 +175,17 @@ class Judge {
     const LoraLogits logits{.adapter = *golden_.tensors.find("logits.adapter"),
                             .merged = *golden_.tensors.find("logits.merged")};
     put(judge_lora_logits(job_.the_case, logits, oracle.logits, subject));
+  }
+
+  /// The golden was trained as this suite trains.
+  void judge_recipe(const std::string& subject) {
+    const std::string expected = recipe_text(lora_recipe(plan_));
+    const std::string& got = golden_.attributes.at("recipe");
+    Verdict verdict =
+        training_check(subject, "recipe", {"exact", got == expected ? 0.0 : 1.0, 0, "one recipe"});
+    verdict.mode = Mode::exact;
+    if (got != expected) verdict.note = "expected " + expected + ", got " + got;
+    put(std::move(verdict));
   }
 
   void judge_names(const std::string& subject, const LoraOracle& oracle) {
@@ -187,15 +212,15 @@ class Judge {
     for (size_t i = 0; i < series.size(); ++i) {
       double largest = 0;
       int64_t worst = 0;
-      for (int64_t t = 0; t < plan_.steps; ++t) {
+      for (int64_t t = 0; t < std::ssize(series[i]); ++t) {
         const double gap = relative(series[i].at(t), scalars_of(oracle.steps[t].exact)[i]);
         if (!(gap <= largest)) largest = gap, worst = t;
       }
       const std::string name = kSeries[i];
       const bool norm = name.starts_with("grad_norm");
-      Verdict verdict =
-          training_check(subject, "train." + name,
-                         norm ? lora_norm_limit(largest) : lora_loss_limit(largest), plan_.steps);
+      Verdict verdict = training_check(subject, "train." + name,
+                                       norm ? lora_norm_limit(largest) : lora_loss_limit(largest),
+                                       std::ssize(series[i]));
       verdict.note = "worst in step " + std::to_string(worst);
       put(std::move(verdict));
     }
@@ -206,7 +231,7 @@ class Judge {
   /// The whole training, not re-synchronised, under the golden's decisions.
   void judge_curve(LoraSide& side, const LoraOracle& oracle) {
     std::vector<std::vector<double>> series(std::size(kSeries));
-    for (int64_t t = 0; t < plan_.steps; ++t) {
+    for (int64_t t = 0; t < curve_steps(); ++t) {
       const StepRecord record = side.trainer().step(t, &golden_.decisions.at(t));
       const std::vector<double> scalars = scalars_of(record);
       for (size_t i = 0; i < scalars.size(); ++i) series[i].push_back(scalars[i]);
@@ -214,12 +239,13 @@ class Judge {
     ReplayedRun run;
     run.end = side.parameters().clone();
     put_series(subject_, series, oracle);
-    put(judge_parameters(subject_, run, oracle.run, [](const std::string&) { return true; }));
+    if (curve_steps() == plan_.steps)
+      put(judge_parameters(subject_, run, oracle.run, [](const std::string&) { return true; }));
     for (size_t i = 0; i < 2; ++i) {
       figure(std::string("first ") + kSeries[i], series[i].front());
       figure(std::string("last ") + kSeries[i], series[i].back());
     }
-    result_.tokens += static_cast<double>(plan_.steps * job_.the_case.B * job_.the_case.S);
+    result_.tokens += static_cast<double>(curve_steps() * job_.the_case.B * job_.the_case.S);
   }
 
   /// Every step from the oracle's state: the first bad one is the origin.
@@ -334,6 +360,7 @@ class Judge {
   golden::TrainingGolden golden_;
   std::string subject_;
   Batch batch_;
+  bool clean_run_;
   Trace last_decisions_, merged_decisions_;  // of the golden's last two forward passes
   TrainingResult result_;
 };
@@ -353,7 +380,8 @@ TrainingResult judge_dual_lora(const TrainingJob& job) {
                          .targets = {.experts = true},
                          .steps = 5,
                          .note = ", routed experts"};
-  if (golden::training_exists(experts.golden, job.the_case.name))
+  const bool clean_run = job.perturbation_seed != 0;
+  if (!clean_run && golden::training_exists(experts.golden, job.the_case.name))
     append(result, Judge(job, experts).run());
   return result;
 }
