@@ -1,3 +1,4 @@
+#include <dirent.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -28,9 +29,13 @@ class Scratch {
     }
     path_ = name;
   }
+  /// By hand: libtorch exports a std::filesystem of its own, whose remove_all crashes here.
   ~Scratch() {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
+    if (DIR* folder = opendir(path_.c_str())) {
+      while (const dirent* entry = readdir(folder)) unlinkat(dirfd(folder), entry->d_name, 0);
+      closedir(folder);
+    }
+    rmdir(path_.c_str());
   }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;

@@ -1,7 +1,10 @@
 #include "src/training/collective.h"
 
+#include <c10/util/Logging.h>
+
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
 #include <exception>
 #include <future>
 #include <sstream>
@@ -127,11 +130,22 @@ std::optional<Fault> odd_one(const std::vector<Card>& cards,
     for (size_t rank = 0; rank < cards.size(); ++rank) {
       const std::string value = value_of(cards[rank], entry.first);
       if (value == common) continue;
-      return Fault{.rank = static_cast<int>(rank),
-                   .what = "another " + entry.first + ": " + value + ", the others have " + common};
+      return Fault{
+          .rank = static_cast<int>(rank),
+          .what = "one with another " + entry.first + ": " + value + ", the others have " + common};
     }
   }
   return std::nullopt;
+}
+
+/// What breaks is our message, not a stack trace of the library.
+void quieten_library() {
+  static const bool once = [] {
+    setenv("TORCH_CPP_LOG_LEVEL", "ERROR", 0);
+    c10::initLogging();
+    return true;
+  }();
+  (void)once;
 }
 
 }  // namespace
@@ -184,9 +198,9 @@ std::vector<Card> World::Members::wait_for_cards() {
     while (!store->check({join_key(rank)})) {
       if (const auto fault = watch->fault()) end(*fault);
       if (Clock::now() > last) {
-        end(watch->declare(
-            {.rank = rank,
-             .what = "it never joined the world of " + std::to_string(env.world_size) + " ranks"}));
+        end(watch->declare({.rank = rank,
+                            .what = "one that never joined the world of " +
+                                    std::to_string(env.world_size) + " ranks"}));
       }
       std::this_thread::sleep_for(kPoll);
     }
@@ -213,6 +227,7 @@ World::World() = default;
 
 World::World(const RankEnvironment& env, const WorldOptions& options)
     : rank_(env.rank), size_(env.world_size), members_(std::make_unique<Members>()) {
+  quieten_library();
   Members& m = *members_;
   m.env = env;
   m.options = options;

@@ -153,7 +153,10 @@ struct Watch::State {
     fault = value;
     fault_since = Clock::now();
   }
-  Fault of(int rank, const std::string& what) const { return {rank, peers[rank].beat.step, what}; }
+  /// Ranks go from step to step together: one that has not told of this step yet died in it.
+  Fault of(int rank, const std::string& what) const {
+    return {rank, std::max(peers[rank].beat.step, own.step), what};
+  }
   bool others_left() const;
   void give_up();
 };
@@ -218,10 +221,10 @@ std::optional<Fault> Watch::State::sure_culprit() const {
   for (int rank = 0; watching && rank < settings.size; ++rank) {
     const Peer& peer = peers[rank];
     if (rank == settings.rank) continue;
-    if (peer.beat.phase == kFailed) return of(rank, "it ended: " + peer.beat.reason);
+    if (peer.beat.phase == kFailed) return of(rank, "one that ended: " + peer.beat.reason);
     // Its last beat may still be on its way: only an old one counts.
     if (!peer.beat.left() && Clock::now() - peer.changed > 2 * kBeat && is_dead(peer.home))
-      return of(rank, "it died");
+      return of(rank, "one that died");
   }
   return std::nullopt;
 }
@@ -230,9 +233,9 @@ std::optional<Fault> Watch::State::sure_culprit() const {
 std::optional<Fault> Watch::State::silent_culprit(Clock::time_point since) const {
   const auto now = Clock::now();
   const bool other_hosts = settings.rank0_hosts && settings.rank != 0 && !peers[0].beat.left();
-  if (store_error && other_hosts) return of(0, "it died, or it cannot be reached");
+  if (store_error && other_hosts) return of(0, "one that died, or cannot be reached");
   if (in_store && now - *in_store > kSilent && other_hosts)
-    return of(0, "it does not answer: stopped, or cut off");
+    return of(0, "one that does not answer: stopped, or cut off");
   if (now - since < kSilent || store_error || !watching) return std::nullopt;
   std::optional<int> silent;
   for (int rank = 0; rank < settings.size; ++rank) {
@@ -240,7 +243,7 @@ std::optional<Fault> Watch::State::silent_culprit(Clock::time_point since) const
       continue;
     if (!silent || peers[rank].changed < peers[*silent].changed) silent = rank;
   }
-  if (silent) return of(*silent, "its heartbeat stopped: died, stopped, or cut off");
+  if (silent) return of(*silent, "one whose heartbeat stopped: died, stopped, or cut off");
   return std::nullopt;
 }
 
@@ -252,7 +255,7 @@ std::optional<Fault> Watch::State::late_culprit() const {
     if (peers[rank].beat.sequence >= own.sequence) continue;
     if (!late || peers[rank].beat.sequence < peers[*late].beat.sequence) late = rank;
   }
-  if (late) return of(*late, "it hangs: the others waited for it until the time limit");
+  if (late) return of(*late, "one that hangs: the others waited for it until the time limit");
   return std::nullopt;
 }
 
@@ -269,10 +272,10 @@ void Watch::State::judge() {
       if (to_declare && store_error) set_fault(*to_declare);
     }
     if (!fault && in_store && Clock::now() - *in_store > limit && settings.rank != 0)
-      set_fault(of(0, "it does not answer: stopped, or cut off"));
+      set_fault(of(0, "one that does not answer: stopped, or cut off"));
     if (!fault && store_error && settings.rank0_hosts && settings.rank != 0 &&
         !peers[0].beat.left() && watching)
-      set_fault(of(0, "it died, or it cannot be reached"));
+      set_fault(of(0, "one that died, or cannot be reached"));
     if (fault && !main_knows && Clock::now() - fault_since > kPatience) give_up();
   }
 }
