@@ -1,8 +1,10 @@
 // The reader of training goldens: hash first, then nothing but what golden/README.md allows.
 
 #include <gtest/gtest.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <filesystem>
 #include <fstream>
 #include <random>
@@ -146,6 +148,45 @@ TEST_F(SelfTrainingGolden, EveryKindOfDamageIsNamedEvenWithAMatchingHash) {
     pin();
     expect_refused(damage.complaint);
   }
+}
+
+/// 0 loaded, 1 refused as an artefact, 2 another error, -1 a crash or a hang; in a process of its
+/// own.
+int load_in_child(const fs::path& directory) {
+  constexpr unsigned kSeconds = 20;
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::alarm(kSeconds);
+    try {
+      load_training(kSuite, kCase, directory);
+      ::_exit(0);
+    } catch (const Error& error) {
+      ::_exit(error.code() == ExitCode::artefact ? 1 : 2);
+    } catch (...) {
+      ::_exit(2);
+    }
+  }
+  int status = 0;
+  while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
+  }
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+TEST_F(SelfTrainingGolden, DamagedBytesWithAForgedManifestNeverEscape) {
+  std::mt19937_64 random(20250302);
+  int refused = 0;
+  for (int i = 0; i < 150; ++i) {
+    std::string bytes = original_;
+    const size_t span = i % 2 == 0 ? size_t{16384} : bytes.size();  // metadata, all
+    for (size_t k = 0; k < 1 + i % 8u; ++k)
+      bytes[random() % span] ^= static_cast<char>(1 + random() % 255);
+    overwrite(file(), bytes);
+    pin();
+    const int outcome = load_in_child(directory_);
+    EXPECT_TRUE(outcome == 0 || outcome == 1) << "damage " << i << ": outcome " << outcome;
+    refused += outcome == 1 ? 1 : 0;
+  }
+  EXPECT_GT(refused, 0);
 }
 
 TEST_F(SelfTrainingGolden, UnknownGoldenNamesTheNearest) {
