@@ -287,6 +287,8 @@ void Watch::State::give_up() {
 }
 
 bool Watch::State::others_left() const {
+  // Also the culprit, if it hangs, shall read whose fault it is.
+  if (fault && Clock::now() - fault_since < 4 * kBeat) return false;
   for (int rank = 0; rank < settings.size; ++rank) {
     const Peer& peer = peers[rank];
     if (rank == settings.rank || peer.beat.left() || (fault && fault->rank == rank)) continue;
