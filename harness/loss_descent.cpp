@@ -288,10 +288,10 @@ Descent memorised_descent(const Case&) {
 
 DescentPlan full_plan(const Case& c, const Descent& descent) {
   // Bugs of a step show in the first ones; the later ones tell whether a long state matters.
-  const int64_t early = is_tiny(c) ? 10 : 3, stride = is_tiny(c) ? 5 : 8;
+  const int64_t early = is_tiny(c) ? 10 : 2, stride = is_tiny(c) ? 5 : 8;
   return {.steps = descent.recipe.steps,
           .judged = [=](int64_t t) { return t < early || t % stride == stride - 1; },
-          .narrow = !descent.recipe.memorised};
+          .narrow = is_tiny(c) && !descent.recipe.memorised};
 }
 
 TrainingResult judge_descent(const TrainingJob& job, const Descent& descent,
