@@ -46,7 +46,7 @@ ShardedPlan plan_of(int ranks, int64_t steps) {
   return {.case_name = suite_case(), .ranks = ranks, .steps = steps};
 }
 
-const Verdict* first_failure(const std::vector<Verdict>& verdicts) {
+const Verdict* first_red(const std::vector<Verdict>& verdicts) {
   for (const Verdict& verdict : verdicts)
     if (verdict.trust == Trust::fail) return &verdict;
   return nullptr;
@@ -94,7 +94,7 @@ TEST(Sharded, EveryPlantedBugIsNamedAtItsFirstStep) {
     ShardedPlan plan = plan_of(3, 1);
     plan.bug = planted.bug;
     const std::vector<Verdict> verdicts = judge(plan);
-    const Verdict* failure = first_failure(verdicts);
+    const Verdict* failure = first_red(verdicts);
     ASSERT_NE(failure, nullptr) << planted.tap;
     EXPECT_EQ(failure->tap, planted.tap) << failure->note;
     EXPECT_NE(failure->note.find(planted.note), std::string::npos) << failure->note;
