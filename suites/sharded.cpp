@@ -82,7 +82,8 @@ const std::vector<Planted>& planted_bugs() {
       {Bug::token_mean, "step 0 grad.model.embed_tokens.weight", ""},
       {Bug::padding_in_norm, "step 0 grad_norm", ""},
       {Bug::clip_by_local_norm, "step 0 update", "model.embed_tokens.weight"},
-      {Bug::last_shard_dropped, "step 0 update", "lm_head.weight"},
+      // The first parameter that reaches into the last third of all elements.
+      {Bug::last_shard_dropped, "step 0 update", "model.layers.1.mlp.experts.6.up_proj.weight"},
       {Bug::stale_parameters, "step 0 ranks agree", "rank 1"},
   };
   return all;
