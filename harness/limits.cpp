@@ -293,8 +293,11 @@ Measure descent_loss_limit(double measured) {
   return {"relative", measured, 1e-4, "50 steps of real transformers: 5.9e-6; clean runs: 8.3e-6"};
 }
 
-Measure descent_norm_limit(double measured) {
-  return {"relative", measured, 1e-4, "50 steps of real transformers: 2.5e-6"};
+Measure descent_norm_limit(const std::string& config_name, double measured) {
+  if (config_name == "tiny")
+    return {"relative", measured, 1e-4, "50 steps of real transformers: 2.5e-6"};
+  return {"relative", measured, 1e-3,
+          "small-train: 1.1e-4, torch sums the squares of fused experts in float32"};
 }
 
 Measure band_z_limit(double measured) {
@@ -387,7 +390,8 @@ static std::string training_table() {
       {"update", update_limit(0)},
       {"step scalar", step_scalar_limit(0)},
       {"descent loss", descent_loss_limit(0)},
-      {"descent norm", descent_norm_limit(0)},
+      {"descent norm tiny", descent_norm_limit("tiny", 0)},
+      {"descent norm small", descent_norm_limit("small", 0)},
       {"band max |z|", band_z_limit(0)},
       {"band Mahalanobis", band_distance_limit(0, kComponents, kRuns)},
       {"band persistence", band_persistence_limit(0)},

@@ -128,8 +128,8 @@ class Judge {
     put(std::move(verdict));
     Verdict norm =
         curve_check("golden" + descent_.note, "train.grad_norm", Mode::forced, loss.size());
-    norm.measures.push_back(
-        descent_norm_limit(largest_relative(golden_series("grad_norm"), oracle.grad_norm)));
+    norm.measures.push_back(descent_norm_limit(
+        job_.the_case.config_name, largest_relative(golden_series("grad_norm"), oracle.grad_norm)));
     settle(norm);
     put(std::move(norm));
     judge_fall("golden" + descent_.note, loss);
