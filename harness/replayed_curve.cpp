@@ -26,7 +26,7 @@ double distance(const training::Tensor& a, const training::Tensor& b) {
 /// factor 1 - lr * decay is rounded alike in every step, so that these errors add up.
 double unit_of(const ReplayedRun& oracle, const std::string& name) {
   const double steps = static_cast<double>(oracle.loss.size());
-  const double rounding = rounding_floor(DType::float32) * steps * norm_of(oracle.end.at(name));
+  const double rounding = epsilon(DType::float32) / 2 * steps * norm_of(oracle.end.at(name));
   return std::max(distance(oracle.end.at(name), oracle.start.at(name)),
                   rounding / replayed_parameter_limit(0).limit);
 }
