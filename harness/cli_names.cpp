@@ -152,12 +152,11 @@ int64_t parse_count(const std::string& where, const std::string& text, int64_t f
   const char* end = text.data() + text.size();
   const auto [stop, error] = std::from_chars(text.data(), end, count);
   if (error == std::errc() && stop == end && count >= first && count <= last) return count;
-  throw Error(ExitCode::usage,
-              {.where = where,
-               .what = "not usable",
-               .expected = "a whole number from " + std::to_string(first) + " to " +
-                           std::to_string(last),
-               .got = "\"" + text + "\""});
+  throw Error(ExitCode::usage, {.where = where,
+                                .what = "not usable",
+                                .expected = "a whole number from " + std::to_string(first) +
+                                            " to " + std::to_string(last),
+                                .got = "\"" + text + "\""});
 }
 
 double parse_seconds(const std::string& where, const std::string& text) {
