@@ -306,7 +306,9 @@ void World::barrier() {
 }
 
 void World::set_step(int64_t step) {
-  if (members_) members_->watch->set_step(step);
+  if (!members_) return;
+  members_->watch->set_step(step);
+  barrier();
 }
 
 void World::finish() {

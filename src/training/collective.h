@@ -42,7 +42,8 @@ class World {
   void broadcast(Tensor& tensor, int root);
   void barrier();
 
-  /// The training step that this rank is in: what the others name when it is lost.
+  /// The training step that this rank is in: what the others name when it is lost. Collective, so
+  /// that nobody is in a step, and lost in it, before all know of it.
   void set_step(int64_t step);
   /// All ranks are through: leaving is no fault any more. Collective.
   void finish();
