@@ -246,12 +246,18 @@ Measure slope_limit(double measured) {
   return {"slope", measured, 1e-6, "central difference with Richardson extrapolation in float64"};
 }
 
-Measure replayed_loss_limit(double measured) {
-  return {"relative", measured, 3e-6, "sft tiny-wide: golden 2e-7, 100 clean runs at most 3.2e-7"};
+Measure replayed_loss_limit(const std::string& config_name, double measured) {
+  if (config_name == "tiny")
+    return {"relative", measured, 3e-6,
+            "sft tiny-wide: golden 2e-7, 100 clean runs at most 3.2e-7"};
+  return {"relative", measured, 3e-5, "ten times tiny: its loss falls by a factor of 1000"};
 }
 
-Measure replayed_norm_limit(double measured) {
-  return {"relative", measured, 2e-5, "sft tiny-wide: golden and 100 clean runs 2.1e-6"};
+Measure replayed_norm_limit(const std::string& config_name, double measured) {
+  if (config_name == "tiny")
+    return {"relative", measured, 2e-5, "sft tiny-wide: golden and 100 clean runs 2.1e-6"};
+  return {"relative", measured, 1e-2,
+          "small-train: 1.1e-4 where it is large (float32 sums of fused experts); it falls by 100"};
 }
 
 Measure replayed_parameter_limit(double measured) {
@@ -377,8 +383,8 @@ static std::string training_table() {
       {"KL parameter, larger", kl_parameter_limit("small", 0)},
       {"KL fall", kl_fall_limit(0)},
       {"recall", recall_limit(0, 1)},
-      {"replayed loss", replayed_loss_limit(0)},
-      {"replayed norm", replayed_norm_limit(0)},
+      {"replayed loss", replayed_loss_limit("tiny", 0)},
+      {"replayed norm", replayed_norm_limit("tiny", 0)},
       {"replayed parameter", replayed_parameter_limit(0)},
       {"masked tokens", masked_tokens_limit(0)},
       {"sft fall", loss_fall_limit(0)},

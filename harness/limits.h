@@ -63,8 +63,9 @@ double detachment_move();
 Measure slope_limit(double measured);
 
 /// Relative distance of a training curve from the float64 one, both under the golden's decisions.
-Measure replayed_loss_limit(double measured);
-Measure replayed_norm_limit(double measured);
+/// `measured` of the loss: in units of the loss, and of at least one nat.
+Measure replayed_loss_limit(const std::string& config_name, double measured);
+Measure replayed_norm_limit(const std::string& config_name, double measured);
 /// Distance of a trained parameter from the float64 one, in units of how far that one moved.
 Measure replayed_parameter_limit(double measured);
 /// Relative change of loss or gradients by tokens whose labels are masked; own loss against logits.

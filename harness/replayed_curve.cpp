@@ -13,6 +13,10 @@ double relative(double value, double expected) {
   return value == expected ? 0 : std::fabs(value - expected) / std::fabs(expected);
 }
 
+double in_nats(double loss, double expected) {
+  return std::fabs(loss - expected) / std::max(std::fabs(expected), 1.0);
+}
+
 double norm_of(const training::Tensor& value) {
   return torch::linalg_vector_norm(value.to(torch::kFloat64)).item<double>();
 }
@@ -89,16 +93,18 @@ ReplayedRun replay_run(TrainingSide& side, const training::Recipe& recipe,
   return run;
 }
 
-std::vector<Verdict> judge_curve(const std::string& subject, const std::vector<double>& loss,
+std::vector<Verdict> judge_curve(const std::string& config_name, const std::string& subject,
+                                 const std::vector<double>& loss,
                                  const std::vector<double>& grad_norm, const ReplayedRun& oracle) {
   std::vector<Verdict> verdicts;
   for (size_t t = 0; t < oracle.loss.size(); ++t) {
     const std::string step = "step " + std::to_string(t);
-    verdicts.push_back(training_check(subject, step + " loss",
-                                      replayed_loss_limit(relative(loss.at(t), oracle.loss[t]))));
     verdicts.push_back(
-        training_check(subject, step + " grad_norm",
-                       replayed_norm_limit(relative(grad_norm.at(t), oracle.grad_norm[t]))));
+        training_check(subject, step + " loss",
+                       replayed_loss_limit(config_name, in_nats(loss.at(t), oracle.loss[t]))));
+    verdicts.push_back(training_check(
+        subject, step + " grad_norm",
+        replayed_norm_limit(config_name, relative(grad_norm.at(t), oracle.grad_norm[t]))));
   }
   return verdicts;
 }

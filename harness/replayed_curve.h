@@ -25,8 +25,10 @@ ReplayedRun replay_run(TrainingSide& side, const training::Recipe& recipe,
                        const std::vector<Trace>& decisions,
                        const std::function<bool(const std::string&)>& strays);
 
-/// "step 7 loss", "step 7 grad_norm": relative distance from the oracle's run, in step order.
-std::vector<Verdict> judge_curve(const std::string& subject, const std::vector<double>& loss,
+/// "step 7 loss", "step 7 grad_norm": relative distance from the oracle's run, in step order. A
+/// loss below one nat is as exact as its logits, not as itself.
+std::vector<Verdict> judge_curve(const std::string& config_name, const std::string& subject,
+                                 const std::vector<double>& loss,
                                  const std::vector<double>& grad_norm, const ReplayedRun& oracle);
 /// "param NAME" for every parameter that the recipe moves: distance from the oracle's last value,
 /// relative to how far the oracle moved it.

@@ -65,6 +65,7 @@ class Suite {
   }
 
  private:
+  const std::string& config() const { return job_.the_case.config_name; }
   void put(Verdict verdict) { result_.verdicts.push_back(std::move(verdict)); }
   void put(std::vector<Verdict> verdicts) {
     for (Verdict& verdict : verdicts) put(std::move(verdict));
@@ -87,7 +88,8 @@ class Suite {
 
   void judge_golden(const ReplayedRun& oracle) {
     put(judge_frozen_names(oracle));
-    put(judge_curve("golden", golden_.series.at("loss"), golden_.series.at("grad_norm"), oracle));
+    put(judge_curve(config(), "golden", golden_.series.at("loss"), golden_.series.at("grad_norm"),
+                    oracle));
     put(judge_golden_parameters(golden_, oracle));
   }
 
@@ -121,7 +123,7 @@ class Suite {
     const ReplayedRun run = replay_run(side, recipe, golden_.decisions, frozen);
     result_.tokens = static_cast<double>(kSteps * job_.the_case.B * job_.the_case.S);
     judge_strays(run, subject);
-    put(judge_curve(subject, run.loss, run.grad_norm, oracle));
+    put(judge_curve(config(), subject, run.loss, run.grad_norm, oracle));
     judge_frozen(run, subject);
     put(judge_parameters(subject, run, oracle, moves));
     judge_movement(run, subject);

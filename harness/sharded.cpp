@@ -79,7 +79,8 @@ void judge_golden(const TrainingJob& job, const ShardedPlan& plan, TrainingResul
   const ReplayedRun run =
       replay_run(oracle, recipe, golden.decisions, [](const std::string&) { return false; });
   std::vector<Verdict> verdicts =
-      judge_curve("golden", golden.series.at("loss"), golden.series.at("grad_norm"), run);
+      judge_curve(job.the_case.config_name, "golden", golden.series.at("loss"),
+                  golden.series.at("grad_norm"), run);
   for (Verdict& verdict : judge_golden_parameters(golden, run))
     verdicts.push_back(std::move(verdict));
   for (Verdict& verdict : verdicts) {
