@@ -250,14 +250,15 @@ Measure replayed_loss_limit(const std::string& config_name, double measured) {
   if (config_name == "tiny")
     return {"relative", measured, 3e-6,
             "sft tiny-wide: golden 2e-7, 100 clean runs at most 3.2e-7"};
-  return {"relative", measured, 3e-5, "ten times tiny: its loss falls by a factor of 1000"};
+  return {"relative", measured, 1e-4,
+          "sft small-train: golden 2e-5, reference 1e-5; its loss falls from 9.9 to 0.02"};
 }
 
 Measure replayed_norm_limit(const std::string& config_name, double measured) {
   if (config_name == "tiny")
     return {"relative", measured, 2e-5, "sft tiny-wide: golden and 100 clean runs 2.1e-6"};
-  return {"relative", measured, 1e-2,
-          "small-train: 1.1e-4 where it is large (float32 sums of fused experts); it falls by 100"};
+  return {"relative", measured, 2e-3,
+          "sft small-train: golden 2e-4 (float32 sums of fused experts), reference 5e-5"};
 }
 
 Measure replayed_parameter_limit(double measured) {
