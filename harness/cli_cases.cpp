@@ -102,10 +102,8 @@ std::vector<Case> cases_of_suite(const TrainingSuite& suite, const Options& opti
 
 std::vector<std::string> chosen_suites(const Options& options) {
   std::vector<std::string> chosen = {"forward", "backward"};
-  const bool main_job = options.suites.empty() && options.config == "small" && !options.case_name &&
-                        options.candidates.empty();
   if (!options.suites.empty() && !contains(options.suites, kAllSuites)) return options.suites;
-  const bool everything = main_job || contains(options.suites, kAllSuites);
+  const bool everything = contains(options.suites, kAllSuites);
   if (!everything || !options.candidates.empty()) return chosen;
   for (const TrainingSuite& suite : training_suites()) chosen.push_back(suite.name);
   return chosen;

@@ -10,7 +10,7 @@ constexpr char kAbout[] =
     "float64 oracle, and names the first op that diverges. Without arguments: --config tiny.";
 
 constexpr char kFooter[] =
-    "Suites: forward and backward by default; --config small runs the training suites as well.\n"
+    "Suites: forward and backward by default; --suite all runs the training suites as well.\n"
     "\n"
     "Examples:\n"
     "  dsv32-verify --config small --out report/\n"
