@@ -138,10 +138,12 @@ std::optional<Fault> odd_one(const std::vector<Card>& cards,
   return std::nullopt;
 }
 
-/// What breaks is our message, not a stack trace of the library.
+/// What breaks is our message, not a stack trace of the library. Its flight recorder of collectives
+/// is off: it has one table per process, and two worlds of one process write to it without a lock.
 void quieten_library() {
   static const bool once = [] {
     setenv("TORCH_CPP_LOG_LEVEL", "ERROR", 0);
+    setenv("TORCH_FR_BUFFER_SIZE", "0", 0);
     c10::initLogging();
     return true;
   }();
