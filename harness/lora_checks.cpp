@@ -5,6 +5,7 @@
 
 #include "harness/compare.h"
 #include "harness/limits.h"
+#include "harness/replayed_curve.h"
 #include "src/bridge/bridge.h"
 
 namespace dsv32::harness {
@@ -108,18 +109,6 @@ double relative(const HostTensor& a, const HostTensor& b) {
   return (torch::norm(to_torch(a).to(torch::kFloat64) - wide) / torch::norm(wide)).item<double>();
 }
 
-Verdict distance_check(const std::string& subject, const std::string& name, Measure measure,
-                       int64_t checked) {
-  Verdict verdict;
-  verdict.subject = subject;
-  verdict.tap = name;
-  verdict.mode = Mode::forced;
-  verdict.checked = checked;
-  verdict.measures.push_back(std::move(measure));
-  settle(verdict);
-  return verdict;
-}
-
 /// B A of one weight in double, by its definition. [rows, in]
 class Product {
  public:
@@ -207,13 +196,13 @@ std::vector<Verdict> judge_lora_logits(const Case& c, const LoraLogits& judged,
                                        const LoraLogits& oracle, const std::string& subject) {
   const int64_t count = judged.adapter.numel();
   const double apart = relative(judged.merged, judged.adapter);
-  return {distance_check(subject, "logits.adapter",
+  return {training_check(subject, "logits.adapter",
                          lora_logits_limit(c.config_name, relative(judged.adapter, oracle.adapter)),
                          count),
-          distance_check(subject, "logits.merged",
+          training_check(subject, "logits.merged",
                          lora_logits_limit(c.config_name, relative(judged.merged, oracle.merged)),
                          count),
-          distance_check(subject, "merged equals adapter path",
+          training_check(subject, "merged equals adapter path",
                          pairwise_limit(DType::float32, apart), count)};
 }
 

@@ -2,19 +2,17 @@
 
 #include <gtest/gtest.h>
 
-#include <cstdio>
 #include <map>
 
 #include "harness/judge.h"
 #include "harness/training.h"
 #include "src/io/io.h"
-#include "suites/case_report.h"
+#include "suites/clean_runs.h"
 
 namespace dsv32::suites {
 namespace {
 
 using harness::TrainingJob;
-using harness::TrainingResult;
 using harness::Trust;
 using harness::Verdict;
 using training::Bug;
@@ -79,36 +77,8 @@ INSTANTIATE_TEST_SUITE_P(
         Row{Bug::lora_kl_leak, "step by step",
             kFirst + "grad." + kAttention + "q_a_proj.lora_B.weight"}));
 
-/// The largest value of each family of checks over all clean runs.
-void note_largest(const TrainingResult& result, std::map<std::string, double>& largest) {
-  for (const Verdict& v : result.verdicts) {
-    const size_t dot = v.tap.find(".model.");
-    const std::string family = v.tap.starts_with("param ") ? "param"
-                               : dot != std::string::npos  ? v.tap.substr(0, dot)
-                                                           : v.tap;
-    for (const harness::Measure& m : v.measures) {
-      double& value = largest[v.subject + ": " + family + " " + m.metric + ", limit " +
-                              std::to_string(m.limit)];
-      value = std::max(value, m.measured);
-    }
-  }
-}
-
 TEST(SelfDualLoraClean, HundredCleanRunsAreGreen) {
-  constexpr uint64_t kRuns = 100;
-  std::map<std::string, double> largest;
-  int alarms = 0;
-  for (uint64_t seed = 0; seed < kRuns; ++seed) {  // 0: with the golden
-    TrainingJob task = job();
-    task.perturbation_seed = seed;
-    const TrainingResult result = judge_dual_lora(task);
-    note_largest(result, largest);
-    const std::string alarm = complaints(result.verdicts);
-    alarms += alarm.empty() ? 0 : 1;
-    EXPECT_EQ(alarm, "") << "seed " << seed;
-  }
-  for (const auto& [name, value] : largest) std::printf("%-100s %.3g\n", name.c_str(), value);
-  std::printf("%d clean runs, %d false alarms\n", static_cast<int>(kRuns), alarms);
+  expect_clean_runs(job(), harness::judge_dual_lora, /*first_seed=*/0);
 }
 
 }  // namespace

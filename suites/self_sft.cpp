@@ -2,19 +2,17 @@
 
 #include <gtest/gtest.h>
 
-#include <cstdio>
 #include <map>
 
 #include "harness/judge.h"
 #include "harness/training.h"
 #include "src/io/io.h"
-#include "suites/case_report.h"
+#include "suites/clean_runs.h"
 
 namespace dsv32::suites {
 namespace {
 
 using harness::TrainingJob;
-using harness::TrainingResult;
 using harness::Trust;
 using harness::Verdict;
 using training::Bug;
@@ -88,34 +86,8 @@ TEST(SelfSft, OptimizerBugsAreSeenInStepOrParameter) {
   }
 }
 
-/// The largest value of each family of checks over all clean runs.
-void note_largest(const TrainingResult& result, std::map<std::string, double>& largest) {
-  for (const Verdict& v : result.verdicts) {
-    std::string family = v.tap.rfind("param ", 0) == 0  ? "param"
-                         : v.tap.rfind("step ", 0) == 0 ? "step" + v.tap.substr(v.tap.rfind(' '))
-                                                        : v.tap;
-    for (const harness::Measure& m : v.measures) {
-      double& value = largest[v.subject + " " + family + ", limit " + std::to_string(m.limit)];
-      value = std::max(value, m.measured);
-    }
-  }
-}
-
 TEST(SelfSft, HundredCleanRunsAreGreen) {
-  constexpr uint64_t kRuns = 100;
-  std::map<std::string, double> largest;
-  int alarms = 0;
-  for (uint64_t seed = 1; seed <= kRuns; ++seed) {
-    TrainingJob task = job();
-    task.perturbation_seed = seed;
-    const TrainingResult result = judge_sft_frozen_indexer(task);
-    note_largest(result, largest);
-    const std::string alarm = complaints(result.verdicts);
-    alarms += alarm.empty() ? 0 : 1;
-    EXPECT_EQ(alarm, "") << "seed " << seed;
-  }
-  for (const auto& [name, value] : largest) std::printf("%-80s %.3g\n", name.c_str(), value);
-  std::printf("%d clean runs, %d false alarms\n", static_cast<int>(kRuns), alarms);
+  expect_clean_runs(job(), harness::judge_sft_frozen_indexer, /*first_seed=*/1);
 }
 
 }  // namespace
