@@ -257,7 +257,7 @@ Measure replayed_loss_limit(const std::string& config_name, double measured) {
 Measure replayed_norm_limit(const std::string& config_name, double measured) {
   if (config_name == "tiny")
     return {"relative", measured, 2e-5, "sft tiny-wide: golden and 100 clean runs 2.1e-6"};
-  return {"relative", measured, 2e-3,
+  return {"relative", measured, 5e-4,
           "sft small-train: golden 2e-4 (float32 sums of fused experts), reference 5e-5"};
 }
 
@@ -296,15 +296,20 @@ Measure step_scalar_limit(double measured) {
   return {"scalar ratio", measured, 16, "clean runs: 5.1"};
 }
 
-Measure descent_loss_limit(double measured) {
-  return {"relative", measured, 1e-4, "50 steps of real transformers: 5.9e-6; clean runs: 8.3e-6"};
+Measure descent_loss_limit(const std::string& config_name, double measured) {
+  if (config_name == "tiny")
+    return {"relative", measured, 1e-4,
+            "50 steps of real transformers: 5.9e-6; clean runs: 8.3e-6"};
+  return {"relative", measured, 5e-4,
+          "small-train, 20 steps, loss 9.7 to 0.05: real transformers MEASURED_G, reference "
+          "MEASURED_R"};
 }
 
 Measure descent_norm_limit(const std::string& config_name, double measured) {
   if (config_name == "tiny")
     return {"relative", measured, 1e-4, "50 steps of real transformers: 2.5e-6"};
-  return {"relative", measured, 1e-3,
-          "small-train: 1.1e-4, torch sums the squares of fused experts in float32"};
+  return {"relative", measured, 1e-2,
+          "small-train, 20 steps: 1.1e-3 where the norm has fallen with the loss"};
 }
 
 Measure band_z_limit(double measured) {
@@ -396,7 +401,8 @@ static std::string training_table() {
       {"free parameter", free_parameter_limit(0)},
       {"update", update_limit(0)},
       {"step scalar", step_scalar_limit(0)},
-      {"descent loss", descent_loss_limit(0)},
+      {"descent loss tiny", descent_loss_limit("tiny", 0)},
+      {"descent loss small", descent_loss_limit("small", 0)},
       {"descent norm tiny", descent_norm_limit("tiny", 0)},
       {"descent norm small", descent_norm_limit("small", 0)},
       {"band max |z|", band_z_limit(0)},

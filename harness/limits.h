@@ -85,7 +85,7 @@ Measure update_limit(double measured);
 Measure step_scalar_limit(double measured);
 /// Relative distance of a descent's losses and gradient norms from the float64 run under equal
 /// decisions.
-Measure descent_loss_limit(double measured);
+Measure descent_loss_limit(const std::string& config_name, double measured);
 Measure descent_norm_limit(const std::string& config_name, double measured);
 /// Distance of a free curve from a band of clean runs: largest |z|, squared Mahalanobis distance
 /// along `components` directions of `runs` runs, sign persistence.

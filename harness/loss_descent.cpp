@@ -38,6 +38,14 @@ double largest_relative(const std::vector<double>& values, const std::vector<dou
   return largest;
 }
 
+double largest_loss_distance(const std::vector<double>& values,
+                             const std::vector<double>& expected) {
+  double largest = 0;
+  for (size_t t = 0; t < expected.size(); ++t)
+    largest = keep_larger(largest, loss_distance(values.at(t), expected[t]));
+  return largest;
+}
+
 double mean_of(const std::vector<double>& values, size_t first, size_t count) {
   return std::accumulate(values.begin() + first, values.begin() + first + count, 0.0) /
          static_cast<double>(count);
@@ -123,7 +131,7 @@ class Judge {
     const std::vector<double> loss = golden_series("loss");
     Verdict verdict =
         curve_check("golden" + descent_.note, "train.loss", Mode::forced, loss.size());
-    verdict.measures.push_back(descent_loss_limit(largest_relative(loss, oracle.loss)));
+    verdict.measures.push_back(loss_measure(loss, oracle.loss));
     settle(verdict);
     put(std::move(verdict));
     Verdict norm =
@@ -133,6 +141,10 @@ class Judge {
     settle(norm);
     put(std::move(norm));
     judge_fall("golden" + descent_.note, loss);
+  }
+
+  Measure loss_measure(const std::vector<double>& loss, const std::vector<double>& expected) const {
+    return descent_loss_limit(job_.the_case.config_name, largest_loss_distance(loss, expected));
   }
 
   static Verdict curve_check(const std::string& subject, const std::string& tap, Mode mode,
@@ -181,13 +193,13 @@ class Judge {
     verdict.note = flip_ < 0 ? "no decision differs from the golden's"
                              : "a decision differs in step " + std::to_string(flip_) +
                                    "; replayed from there on";
-    verdict.measures.push_back(descent_loss_limit(largest_relative(loss, oracle_loss_)));
+    verdict.measures.push_back(loss_measure(loss, oracle_loss_));
     if (has_band()) add_band(loss, verdict);
     settle(verdict);
     put(std::move(verdict));
     judge_fall(subject_, loss);
     figure("first flipped step", static_cast<double>(flip_));
-    figure("largest relative gap to float64", largest_relative(loss, oracle_loss_));
+    figure("largest relative gap to float64", largest_loss_distance(loss, oracle_loss_));
   }
 
   /// Own decisions until one differs from the golden's in a judged row; the golden's from there on.
@@ -248,7 +260,7 @@ class Judge {
     for (int64_t t = 0; t < plan_.steps; ++t) loss.push_back(side.step(t).loss);
     figure("bfloat16 first loss", loss.front());
     figure("bfloat16 last loss", loss.back());
-    figure("bfloat16 largest relative gap to float64", largest_relative(loss, oracle_loss_));
+    figure("bfloat16 largest relative gap to float64", largest_loss_distance(loss, oracle_loss_));
   }
 
   TrainingJob job_;

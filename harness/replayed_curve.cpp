@@ -13,10 +13,6 @@ double relative(double value, double expected) {
   return value == expected ? 0 : std::fabs(value - expected) / std::fabs(expected);
 }
 
-double in_nats(double loss, double expected) {
-  return std::fabs(loss - expected) / std::max(std::fabs(expected), 1.0);
-}
-
 double norm_of(const training::Tensor& value) {
   return torch::linalg_vector_norm(value.to(torch::kFloat64)).item<double>();
 }
@@ -65,6 +61,10 @@ ParameterSketch sketch_of(const std::string& name, const training::Tensor& value
 
 }  // namespace
 
+double loss_distance(double loss, double expected) {
+  return std::fabs(loss - expected) / std::max(std::fabs(expected), 1.0);
+}
+
 Verdict training_check(const std::string& subject, const std::string& name, Measure measure,
                        int64_t checked) {
   Verdict verdict;
@@ -99,9 +99,9 @@ std::vector<Verdict> judge_curve(const std::string& config_name, const std::stri
   std::vector<Verdict> verdicts;
   for (size_t t = 0; t < oracle.loss.size(); ++t) {
     const std::string step = "step " + std::to_string(t);
-    verdicts.push_back(
-        training_check(subject, step + " loss",
-                       replayed_loss_limit(config_name, in_nats(loss.at(t), oracle.loss[t]))));
+    verdicts.push_back(training_check(
+        subject, step + " loss",
+        replayed_loss_limit(config_name, loss_distance(loss.at(t), oracle.loss[t]))));
     verdicts.push_back(training_check(
         subject, step + " grad_norm",
         replayed_norm_limit(config_name, relative(grad_norm.at(t), oracle.grad_norm[t]))));

@@ -25,8 +25,11 @@ ReplayedRun replay_run(TrainingSide& side, const training::Recipe& recipe,
                        const std::vector<Trace>& decisions,
                        const std::function<bool(const std::string&)>& strays);
 
-/// "step 7 loss", "step 7 grad_norm": relative distance from the oracle's run, in step order. A
-/// loss below one nat is as exact as its logits, not as itself.
+/// Distance of two losses relative to the expected one; a loss below one nat is as exact as its
+/// logits, not as itself.
+double loss_distance(double loss, double expected);
+
+/// "step 7 loss", "step 7 grad_norm": relative distance from the oracle's run, in step order.
 std::vector<Verdict> judge_curve(const std::string& config_name, const std::string& subject,
                                  const std::vector<double>& loss,
                                  const std::vector<double>& grad_norm, const ReplayedRun& oracle);
