@@ -101,10 +101,12 @@ std::vector<Case> cases_of_suite(const TrainingSuite& suite, const Options& opti
 }  // namespace
 
 std::vector<std::string> chosen_suites(const Options& options) {
-  std::vector<std::string> chosen = {"forward", "backward"};
-  if (!options.suites.empty() && !contains(options.suites, kAllSuites)) return options.suites;
   const bool everything = contains(options.suites, kAllSuites);
-  if (!everything || !options.candidates.empty()) return chosen;
+  if (!options.suites.empty() && !everything) return options.suites;
+  std::vector<std::string> chosen = {"forward", "backward"};
+  const bool main_job = options.config == "small" && options.suites.empty() && !options.case_name;
+  const bool own_input = options.seed || options.batch || options.weights != "synthetic";
+  if (!options.candidates.empty() || !(everything || (main_job && !own_input))) return chosen;
   for (const TrainingSuite& suite : training_suites()) chosen.push_back(suite.name);
   return chosen;
 }

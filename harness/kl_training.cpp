@@ -125,7 +125,7 @@ class Training {
     judge_curves(subject(), judged.kl, judged.replayed.loss, *oracle);
     put_parameters(subject(),
                    judge_parameters(subject(), judged.replayed, oracle->replayed, mover()));
-    if (task_.whole && job_.the_case.config_name == "tiny") judge_steps(*oracle);
+    if (task_.whole) judge_steps(*oracle);
     judge_movement(judged.replayed);
     if (!task_.whole) return;
     judge_fall(judged.kl);
@@ -180,11 +180,14 @@ class Training {
     }
   }
 
-  /// Each step from the oracle's state: the first and the last cycle through the batches.
+  /// Each step from the oracle's state: of a tiny case the first and the last cycle through the
+  /// batches, of a larger one the first two steps (the second one knows the moments).
   void judge_steps(const KlRun& oracle) {
+    const bool tiny = job_.the_case.config_name == "tiny";
+    const int64_t first = tiny ? kBatches : 2, last = tiny ? task_.steps - kBatches : task_.steps;
     StepJudge steps(job_, recipe_of(task_), subject() + ", step by step");
-    for (int64_t t = 0; t < task_.steps; ++t)
-      steps.step(t, &oracle.decisions.at(t), t < kBatches || t >= task_.steps - kBatches);
+    for (int64_t t = 0; t < (tiny ? task_.steps : first); ++t)
+      steps.step(t, &oracle.decisions.at(t), t < first || t >= last);
     put(steps.verdicts());
   }
 
