@@ -190,6 +190,9 @@ Options finish(Parser& parser) {
     options.dtypes.push_back(parse_float_type("--dtype", text));
   }
   if (options.command == Command::launch) read_launch(raw, options);
+  constexpr int64_t kMostAdapterRank = 1 << 16;
+  if (!raw.rank.empty()) options.rank = parse_count("--rank", raw.rank, 1, kMostAdapterRank);
+  if (!raw.scale.empty()) options.scale = parse_positive("--scale", raw.scale, "number");
   options.repro = repro_command(parser);
   return options;
 }

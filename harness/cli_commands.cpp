@@ -111,6 +111,8 @@ ExitCode run_command(const Options& options) {
       return weights_make_command(options);
     case Command::weights_check:
       return weights_check_command(options);
+    case Command::adapter_check:
+      return adapter_check_command(options);
     case Command::golden_verify:
       return static_cast<ExitCode>(golden::verify_command(golden::default_directory()));
     case Command::golden_diff:

@@ -24,11 +24,18 @@ ExitCode launch_command(const Options& options);
 /// One rank of a world that the suite `sharded` starts; harness/sharded_run.h.
 ExitCode sharded_rank_command(const std::vector<std::string>& words);
 
+/// `adapter check DIR`: what a LoRA adapter's folder holds. Throws Error (artefact) when it does
+/// not fit the config or the demands.
+ExitCode adapter_check_command(const Options& options);
+
 /// `--list` and `list [GROUP]`.
 ExitCode list_command(const Options& options);
 
 /// `--show-config`: the config as read and the numbers that follow from it, as JSON.
 ExitCode show_config_command(const Options& options);
+
+/// The config that the options mean: of a case, or a named one, or a file.
+ModelConfig chosen_config(const Options& options);
 
 /// The cases that the options mean: the candidates' own, one case, or those of a config.
 /// Throws Error (artefact) when a candidate contradicts --case, --config or --seed.

@@ -159,15 +159,20 @@ int64_t parse_count(const std::string& where, const std::string& text, int64_t f
                                 .got = "\"" + text + "\""});
 }
 
-double parse_seconds(const std::string& where, const std::string& text) {
-  double seconds = 0;
+double parse_positive(const std::string& where, const std::string& text,
+                      const std::string& called) {
+  double value = 0;
   const char* end = text.data() + text.size();
-  const auto [stop, error] = std::from_chars(text.data(), end, seconds);
-  if (error == std::errc() && stop == end && std::isfinite(seconds) && seconds > 0) return seconds;
+  const auto [stop, error] = std::from_chars(text.data(), end, value);
+  if (error == std::errc() && stop == end && std::isfinite(value) && value > 0) return value;
   throw Error(ExitCode::usage, {.where = where,
-                                .what = "not a time",
-                                .expected = "a number of seconds above 0",
+                                .what = "not usable",
+                                .expected = "a " + called + " above 0",
                                 .got = "\"" + text + "\""});
+}
+
+double parse_seconds(const std::string& where, const std::string& text) {
+  return parse_positive(where, text, "number of seconds");
 }
 
 DType parse_float_type(const std::string& where, const std::string& text) {

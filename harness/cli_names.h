@@ -17,6 +17,8 @@ void expect_one_of(const std::string& where, const std::string& what, const std:
 /// Turns text into a number or a type; throws Error (usage).
 uint64_t parse_seed(const std::string& where, const std::string& text);
 int64_t parse_count(const std::string& where, const std::string& text, int64_t first, int64_t last);
+/// `called`: what the text should be, "number of seconds".
+double parse_positive(const std::string& where, const std::string& text, const std::string& called);
 double parse_seconds(const std::string& where, const std::string& text);
 DType parse_float_type(const std::string& where, const std::string& text);
 

@@ -18,6 +18,7 @@ enum class Command {
   compare,
   weights_make,
   weights_check,
+  adapter_check,
   golden_verify,
   golden_diff,
   golden_show,
@@ -66,6 +67,8 @@ struct Options {
   std::vector<std::string> arguments;  // compare A B, list GROUP, launch -- COMMAND, ...
   int64_t nproc = 0, nnodes = 1, node_rank = 0, master_port = 0;  // launch
   std::optional<std::string> master_addr;                         // launch
+  std::optional<int64_t> rank;                                    // adapter check
+  std::optional<double> scale;                                    // adapter check
 
   std::string repro;  // a command that gives the same verdict again
 };

@@ -10,7 +10,8 @@ constexpr char kAbout[] =
     "float64 oracle, and names the first op that diverges. Without arguments: --config tiny.";
 
 constexpr char kFooter[] =
-    "Suites: forward and backward by default; --suite all runs the training suites as well.\n"
+    "Suites: forward and backward by default, with --config small the training suites as well;\n"
+    "--suite all runs every suite.\n"
     "\n"
     "Examples:\n"
     "  dsv32-verify --config small --out report/\n"
@@ -149,6 +150,18 @@ void add_weights(Parser& parser) {
   add_words(check, raw, "folder", "DIR")->expected(1);
 }
 
+void add_adapter(Parser& parser) {
+  Raw& raw = parser.raw;
+  CLI::App& adapter = *add_noun(parser, "adapter", "check a LoRA adapter as peft saves it");
+  CLI::App& check = *add_verb(parser, adapter, Command::adapter_check, "check",
+                              "check modules, shapes, dtypes, rank and scale of an adapter");
+  add_words(check, raw, "folder", "DIR")->expected(1);
+  add(check, "--config", raw.config, "NAME|PATH", "of the base model; default tiny");
+  add(check, "--case", raw.case_name, "NAME", "the base model is this case's");
+  add(check, "--rank", raw.rank, "N", "the rank that every module must have");
+  add(check, "--scale", raw.scale, "X", "alpha / rank that every module must have");
+}
+
 void add_golden(Parser& parser) {
   CLI::App& golden = *add_noun(parser, "golden", "verify, compare or show Hugging Face goldens");
   add_verb(parser, golden, Command::golden_verify, "verify",
@@ -206,6 +219,7 @@ std::unique_ptr<Parser> make_parser() {
   add_dump(*parser);
   add_compare(*parser);
   add_weights(*parser);
+  add_adapter(*parser);
   add_golden(*parser);
   add_launch(*parser);
   add_list(*parser);

@@ -82,12 +82,12 @@ std::string object(const Fields& fields) {
   return out + "\n}\n";
 }
 
+}  // namespace
+
 ModelConfig chosen_config(const Options& options) {
   if (options.case_name) return io::find_case(*options.case_name).config;
   return io::read_config(options.config.value_or("tiny"));
 }
-
-}  // namespace
 
 ExitCode show_config_command(const Options& options) {
   const ModelConfig config = chosen_config(options);

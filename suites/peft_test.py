@@ -15,7 +15,7 @@ from unittest import mock
 
 import peft
 import torch
-from cli_program import OK, ROOT, run
+from cli_program import ARTEFACT, OK, ROOT, USAGE, run
 from peft.utils import transformers_weight_conversion as conversion
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -143,6 +143,30 @@ class Peft(unittest.TestCase):
     def test_we_read_one_fused_tensor_alone(self) -> None:
         path, model = self.saved("down", target_modules=[], target_parameters=EXPERTS[1:])
         self.expect_equal(our_logits(path), peft_logits(model))
+
+    def check(self, expected: int, path: Path, *words: str) -> str:
+        done = run("adapter", "check", path, "--case", CASE, *words)
+        self.assertEqual(done.returncode, expected, done.stderr)
+        return done.stdout + done.stderr
+
+    def test_the_command_that_checks_an_adapter(self) -> None:
+        path, _ = self.saved("checked", target_modules=ATTENTION + INDEXER)
+        said = self.check(OK, path, "--rank", "4", "--scale", "3")
+        self.assertEqual(said, "lm  10 modules, rank 4, scale 3\nkl  6 modules, rank 4, scale 3\n")
+        self.assertIn("expected 8, got 4", self.check(ARTEFACT, path, "--rank", "8"))
+        self.assertIn("expected 12, got 3", self.check(ARTEFACT, path, "--scale", "12"))
+        for flag, value in (("--rank", "0"), ("--scale", "-1"), ("--config", "huge")):
+            self.assertEqual(run("adapter", "check", path, flag, value).returncode, USAGE)
+        base = run("adapter", "check", path, "--config", "small")
+        self.assertEqual(base.returncode, ARTEFACT)  # layers that this adapter lacks
+
+    def test_the_check_names_adapters_that_do_nothing(self) -> None:
+        path, model = self.saved("idle", target_modules=ATTENTION)
+        for name, value in model.named_parameters():
+            if "layers.0.self_attn.o_proj.lora_B" in name:
+                torch.nn.init.zeros_(value)
+        model.save_pretrained(path)
+        self.assertIn("B is zero in 1 of 10 modules", self.check(OK, path))
 
     def test_another_function_is_refused(self) -> None:
         path, _ = self.saved("rslora", target_modules=ATTENTION, use_rslora=True)
