@@ -1,6 +1,6 @@
 #pragma once
 
-#include "src/reference/flow.h"
+#include "src/bridge/tap_flow.h"
 #include "src/reference/ops.h"
 
 namespace dsv32::reference {

@@ -23,7 +23,7 @@ class Pass {
              {options.dtype, options.dialect.rounding},
              torch::Device(options.device),
              options.objective},
-        flow_(config, batch, options, ctx_.rounding, ctx_.device) {
+        flow_(config, batch, options, tap_style(), ctx_.device) {
     for (const WeightSpec& spec : weight_specs(config)) {
       if (spec.name.rfind("model.layers.", 0) != 0) outer_specs_.push_back(spec);
     }
@@ -59,6 +59,18 @@ class Pass {
     }
     const Tensor valid = long_tensor(batch_.attention_mask).narrow(1, begin, end - begin) != 0;
     return {rope_table(ctx_, positions), causal.unsqueeze(0) & unmasked, valid};
+  }
+
+  TapStyle tap_style() const {
+    TapStyle style{.ordinary = ctx_.rounding.compute_type(),
+                   .exact = ctx_.rounding.compute_type(),
+                   .round = [this](const Tensor& x) { return ctx_.rounding.tap(x); }};
+    if (options_.perturbation > 0) {
+      style.hand_on = [this](const Tensor& x, const std::string& place) {
+        return perturbed(x, options_.perturbation, options_.perturbation_seed, place);
+      };
+    }
+    return style;
   }
 
   void split_into_chunks() {

@@ -1,17 +1,19 @@
-#include "src/reference/flow.h"
+#include "src/bridge/tap_flow.h"
 
+#include "src/bridge/bridge.h"
 #include "src/model/errors.h"
-#include "src/reference/convert.h"
 
-namespace dsv32::reference {
+namespace dsv32 {
 namespace {
+
+using torch::Tensor;
 
 TapName parse(const std::string& name) {
   const auto tap = parse_tap(name);
   if (!tap) {
     throw Error(
         ExitCode::internal,
-        {.where = "reference", .what = "tap", .expected = "a name of the vocabulary", .got = name});
+        {.where = "taps", .what = "tap", .expected = "a name of the vocabulary", .got = name});
   }
   return *tap;
 }
@@ -22,6 +24,8 @@ bool stays_float32(const TapName& tap) {
   return name == "ix.weights" || name == "ix.scores" || name == "router.logits" ||
          name == "router.weights" || name.starts_with("kl.") || tap.info.kind == TapKind::scalar;
 }
+
+bool is_16bit(DType dtype) { return dtype == DType::bfloat16 || dtype == DType::float16; }
 
 bool is_decision(TapKind kind) { return kind == TapKind::topk || kind == TapKind::experts; }
 
@@ -38,39 +42,40 @@ Axes axes_of(TapKind kind) {
 }  // namespace
 
 TapFlow::TapFlow(const ModelConfig& config, const Batch& batch, const RunOptions& options,
-                 const Rounding& rounding, torch::Device device)
+                 TapStyle style, torch::Device device)
     : config_(config),
       options_(options),
-      rounding_(rounding),
+      style_(std::move(style)),
       device_(device),
       S_(batch.S),
       chunked_(!batch.chunks.empty()) {
   if (options.feeding != Feeding::free && options.feed == nullptr) {
     throw Error(ExitCode::internal,
-                {.where = "reference", .what = "feed", .expected = "a trace", .got = "none"});
+                {.where = "taps", .what = "feed", .expected = "a trace", .got = "none"});
   }
 }
 
 void TapFlow::begin_chunk(int64_t begin, int64_t end) { chunk_ = {begin, end}; }
 
 Tensor TapFlow::round(const TapName& tap, const Tensor& own) const {
-  return stays_float32(tap) ? own : rounding_.tap(own);
+  return stays_float32(tap) ? own : style_.round(own);
 }
 
 DType TapFlow::stored_type(const TapName& tap) const {
   if (is_decision(tap.info.kind)) return DType::int32;
-  return rounding_.is_16bit() && stays_float32(tap) ? DType::float32 : options_.dtype;
+  return is_16bit(options_.dtype) && stays_float32(tap) ? DType::float32 : options_.dtype;
 }
 
 Tensor TapFlow::fed(const TapName& tap) const {
   const HostTensor* host = options_.feed->find(tap.full);
   if (host == nullptr) return {};
   Tensor value = to_torch(*host);
-  if (tap.info.kind == TapKind::scalar) return value.to(device_, rounding_.compute_type());
+  if (tap.info.kind == TapKind::scalar) return value.to(device_, style_.exact);
   const Axes axes = axes_of(tap.info.kind);
   value = value.narrow(axes.query, chunk_.begin, chunk_.end - chunk_.begin);
   if (axes.key >= 0) value = value.narrow(axes.key, 0, chunk_.end);
-  return value.to(device_, is_decision(tap.info.kind) ? torch::kInt64 : rounding_.compute_type());
+  if (is_decision(tap.info.kind)) return value.to(device_, torch::kInt64);
+  return value.to(device_, stays_float32(tap) ? style_.exact : style_.ordinary);
 }
 
 Tensor TapFlow::put(const std::string& name, const Tensor& own) {
@@ -80,9 +85,7 @@ Tensor TapFlow::put(const std::string& name, const Tensor& own) {
   record(tap, rounded);
   Tensor used = options_.feeding == Feeding::staged ? fed(tap) : Tensor();
   if (!used.defined()) used = rounded;
-  if (options_.perturbation <= 0) return used;
-  return perturbed(used, options_.perturbation, options_.perturbation_seed,
-                   name + std::to_string(chunk_.begin));
+  return style_.hand_on ? style_.hand_on(used, name + std::to_string(chunk_.begin)) : used;
 }
 
 Tensor TapFlow::usable_decision(const TapName& tap, const Tensor& fed) const {
@@ -135,4 +138,4 @@ Trace TapFlow::finish() {
   return std::move(trace_);
 }
 
-}  // namespace dsv32::reference
+}  // namespace dsv32

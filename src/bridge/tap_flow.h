@@ -7,32 +7,41 @@
 #include <vector>
 
 #include "src/model/implementation.h"
-#include "src/reference/rounding.h"
 
-namespace dsv32::reference {
+namespace dsv32 {
+
+/// How an implementation keeps the values between its taps.
+struct TapStyle {
+  torch::ScalarType ordinary = torch::kFloat32;  // of what `round` gives
+  torch::ScalarType exact = torch::kFloat32;     // of taps that stay float32 in the 16-bit modes
+  /// An ordinary tap as it is stored (SPEC 1, bf16 mode).
+  std::function<torch::Tensor(const torch::Tensor&)> round;
+  /// What later stages read of a value; empty: the value. `place` is unique in a run.
+  std::function<torch::Tensor(const torch::Tensor&, const std::string& place)> hand_on = {};
+};
 
 /// Where every tap passes through: it records what the model computed and hands back what the next
 /// stage is to read. That one place makes the three ways of feeding (free, forced, staged): the
 /// model itself does not know them.
 class TapFlow {
  public:
-  TapFlow(const ModelConfig& config, const Batch& batch, const RunOptions& options,
-          const Rounding& rounding, torch::Device device);
+  TapFlow(const ModelConfig& config, const Batch& batch, const RunOptions& options, TapStyle style,
+          torch::Device device);
 
   /// Query positions [begin, end) of this chunk; keys so far: `end`.
   void begin_chunk(int64_t begin, int64_t end);
   /// A continuous tap. Returns the value that later stages read.
-  Tensor put(const std::string& name, const Tensor& own);
+  torch::Tensor put(const std::string& name, const torch::Tensor& own);
   /// A decision (topk, router.experts), int64. Returns the decision in force; remembers it for
   /// `replay`.
-  Tensor decide(const std::string& name, const Tensor& own);
+  torch::Tensor decide(const std::string& name, const torch::Tensor& own);
 
   /// From here on nothing is recorded and `decision` gives what was in force: for the backward
   /// pass.
   void replay() { replaying_ = true; }
   bool replaying() const { return replaying_; }
   /// The decision in force over all chunks, [B,S,*] int64.
-  Tensor decision(const std::string& name) const;
+  torch::Tensor decision(const std::string& name) const;
 
   /// Everything recorded, chunks joined (FORMATS 4).
   Trace finish();
@@ -43,18 +52,18 @@ class TapFlow {
   };
   struct Piece {
     Chunk chunk;
-    Tensor value;
+    torch::Tensor value;
   };
-  Tensor round(const TapName& tap, const Tensor& own) const;
-  Tensor fed(const TapName& tap) const;  // undefined when the feed has no such tap
-  Tensor usable_decision(const TapName& tap, const Tensor& fed) const;
-  void record(const TapName& tap, const Tensor& value);
-  Tensor join(const TapName& tap, const std::vector<Piece>& pieces) const;
+  torch::Tensor round(const TapName& tap, const torch::Tensor& own) const;
+  torch::Tensor fed(const TapName& tap) const;  // undefined when the feed has no such tap
+  torch::Tensor usable_decision(const TapName& tap, const torch::Tensor& fed) const;
+  void record(const TapName& tap, const torch::Tensor& value);
+  torch::Tensor join(const TapName& tap, const std::vector<Piece>& pieces) const;
   DType stored_type(const TapName& tap) const;
 
   const ModelConfig& config_;
   const RunOptions& options_;
-  Rounding rounding_;
+  TapStyle style_;
   torch::Device device_;
   int64_t S_;
   Chunk chunk_;
@@ -63,7 +72,7 @@ class TapFlow {
   Trace trace_;                     // of a run in one pass
   std::vector<std::string> order_;  // of a chunked run, joined at its end
   std::map<std::string, std::vector<Piece>> pieces_;
-  std::map<std::string, std::vector<Tensor>> decisions_;
+  std::map<std::string, std::vector<torch::Tensor>> decisions_;
 };
 
-}  // namespace dsv32::reference
+}  // namespace dsv32
