@@ -5,6 +5,8 @@ find_package(GTest REQUIRED)
 find_package(spdlog REQUIRED)
 find_package(nlohmann_json REQUIRED)
 find_package(CLI11 REQUIRED)
+set(Boost_USE_STATIC_LIBS ON)
+find_package(Boost 1.74 CONFIG REQUIRED COMPONENTS context)
 find_package(Torch 2.11 REQUIRED PATHS "${DSV32_SITE}/torch" NO_DEFAULT_PATH)
 
 file(CONFIGURE OUTPUT "${PROJECT_BINARY_DIR}/torch_pch.cpp" CONTENT "")

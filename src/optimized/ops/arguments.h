@@ -1,0 +1,61 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include "src/optimized/simt/bf16.h"
+
+/// Checks of the arguments of ops, and the way from tensors to pointers. Every error reads
+/// `op: argument: expected X, got Y`. Sizes are symbolic, so that tracing works.
+namespace dsv32::optimized {
+
+/// An argument with the names that an error text gives.
+struct Argument {
+  const char* op;
+  const char* name;
+  const at::Tensor& tensor;
+};
+
+/// float32 or bfloat16.
+void expect_real(const Argument& argument);
+void expect_dtype(const Argument& argument, at::ScalarType dtype);
+/// `rank` axes or more.
+void expect_rank_from(const Argument& argument, int64_t rank);
+void expect_shape(const Argument& argument, c10::SymIntArrayRef shape);
+/// At most `limit` along `axis` (negative: from the end).
+void expect_at_most(const Argument& argument, int64_t axis, int64_t limit);
+/// Same dtype and device as `other`; `other` is the op's first tensor.
+void expect_like(const Argument& argument, const Argument& other);
+/// Same device as `other`, another dtype allowed.
+void expect_device_of(const Argument& argument, const Argument& other);
+
+/// A new tensor of another dtype on the device of `like`.
+at::Tensor empty_as(const at::Tensor& like, c10::SymIntArrayRef shape, at::ScalarType dtype);
+
+/// Calls body(float{}) or body(bf16{}), by dtype.
+template <typename Body>
+void dispatch_real(const Argument& argument, Body body) {
+  expect_real(argument);
+  if (argument.tensor.scalar_type() == at::kFloat) {
+    body(float{});
+  } else {
+    body(bf16{});
+  }
+}
+
+/// Elements of a contiguous tensor; null for one that is not defined.
+template <typename T>
+const T* pointer(const at::Tensor& tensor) {
+  return tensor.defined() ? static_cast<const T*>(tensor.const_data_ptr()) : nullptr;
+}
+
+template <typename T>
+T* mutable_pointer(const at::Tensor& tensor) {
+  return tensor.defined() ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
+}
+
+/// Contiguous; undefined when absent.
+inline at::Tensor contiguous(const std::optional<at::Tensor>& tensor) {
+  return tensor.has_value() ? tensor->contiguous() : at::Tensor();
+}
+
+}  // namespace dsv32::optimized

@@ -1,0 +1,31 @@
+#include "suites/op_limits.h"
+
+#include <map>
+
+namespace dsv32::suites {
+namespace {
+
+struct Limit {
+  double float32;
+  double bf16;
+  const char* basis;
+};
+
+// A float32 sum of n terms in a tree of warps errs by a few roundings of its magnitude; a bf16
+// result adds one rounding of its own, and nothing else shows at that size.
+const std::map<std::string, Limit> kLimits = {
+    {"rms_norm.y", {6, 1.1, "sum of squares, root, two products"}},
+    {"rms_norm.sum", {1, 1.1, "one addition"}},
+    {"rms_norm.rstd", {5, 5, "sum of squares and root; float32 in both"}},
+    {"rms_norm.dx", {8, 1.1, "scale is the sum of the terms' magnitudes"}},
+    {"rms_norm.dweight", {16, 16, "float32 in both; one addition per row of a block"}},
+};
+
+}  // namespace
+
+double op_limit(const std::string& tensor, bool is_bf16) {
+  const Limit& limit = kLimits.at(tensor);
+  return is_bf16 ? limit.bf16 : limit.float32;
+}
+
+}  // namespace dsv32::suites

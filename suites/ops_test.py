@@ -1,0 +1,92 @@
+"""Every op called from Python: torch.library.opcheck on both namespaces, and errors, no crashes."""
+
+from __future__ import annotations
+
+import os
+import unittest
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+SPACES = ("dsv32", "dsv32_simt")
+EPS = 1e-6
+
+
+@dataclass
+class Sample:
+    """Arguments that an op takes, and arguments that it refuses with a text."""
+
+    good: Callable[[], list[tuple]]
+    bad: Callable[[], list[tuple[tuple, str]]]
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, generator=generator).to(dtype)
+
+
+def bf16(*shape: int) -> torch.Tensor:
+    return normal(*shape, dtype=torch.bfloat16)
+
+
+SAMPLES: dict[str, Sample] = {
+    "rms_norm": Sample(
+        good=lambda: [(normal(3, 5, 16), normal(16), EPS), (bf16(2, 7), bf16(7), EPS)],
+        bad=lambda: [
+            ((normal(3, 16), normal(15), EPS), "rms_norm: weight: expected shape [16], got [15]"),
+            ((normal(3, 16), bf16(16), EPS), "rms_norm: weight: expected Float as x"),
+        ],
+    ),
+    "add_rms_norm": Sample(
+        good=lambda: [(normal(3, 16), normal(3, 16), normal(16), EPS)],
+        bad=lambda: [((normal(3, 16), normal(2, 16), normal(16), EPS), "add_rms_norm: residual:")],
+    ),
+    "rms_norm_backward": Sample(
+        good=lambda: [
+            (normal(3, 16), normal(3, 16), normal(16), normal(3).abs()),
+            (bf16(3, 16), bf16(3, 16), bf16(16), normal(3).abs(), bf16(3, 16)),
+        ],
+        bad=lambda: [
+            ((normal(3, 16), normal(3, 16), normal(16), normal(4)), "rms_norm_backward: rstd:")
+        ],
+    ),
+}
+
+
+class Ops(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls) -> None:
+        torch.ops.load_library(os.environ["DSV32_OPS"])
+
+    def test_every_op_has_a_sample(self) -> None:
+        registered = torch._C._dispatch_get_all_op_names()
+        for space in SPACES:
+            names = {name.split("::")[1] for name in registered if name.startswith(space + "::")}
+            self.assertEqual(names, set(SAMPLES), space)
+
+    def test_opcheck(self) -> None:
+        for name, space, op in self.ops():
+            for arguments in SAMPLES[name].good():
+                with self.subTest(op=name, space=space):
+                    torch.library.opcheck(op, arguments)
+
+    def test_bad_input_is_an_error_with_a_name(self) -> None:
+        for name, space, op in self.ops():
+            for arguments, text in SAMPLES[name].bad():
+                with self.subTest(op=name, space=space):
+                    with self.assertRaises(RuntimeError) as caught:
+                        op(*arguments)
+                    self.assertIn(text, str(caught.exception))
+
+    @staticmethod
+    def ops() -> list[tuple[str, str, torch._ops.OpOverload]]:
+        return [
+            (name, space, getattr(getattr(torch.ops, space), name).default)
+            for name in SAMPLES
+            for space in SPACES
+        ]
+
+
+if __name__ == "__main__":
+    unittest.main()
