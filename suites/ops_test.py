@@ -51,6 +51,32 @@ SAMPLES: dict[str, Sample] = {
             ((normal(3, 16), normal(3, 16), normal(16), normal(4)), "rms_norm_backward: rstd:")
         ],
     ),
+    "select_topk": Sample(
+        good=lambda: [(normal(2, 3, 40), 8), (normal(2, 5), 9, True)],
+        bad=lambda: [
+            ((bf16(2, 5), 3), "select_topk: scores: expected Float, got BFloat16"),
+            ((normal(2, 5), 65537), "select_topk: k: expected 1 to 65536, got 65537"),
+        ],
+    ),
+    "route": Sample(
+        good=lambda: [(normal(3, 16), normal(16), 4, 2, 4, True, 2.5)],
+        bad=lambda: [
+            ((normal(3, 16), normal(16), 5, 2, 4, True, 2.5), "route: n_group: expected a divisor"),
+            ((normal(3, 16), normal(16), 4, 2, 9, True, 2.5), "route: k: expected 1 to 8, got 9"),
+        ],
+    ),
+    "routing_weights": Sample(
+        good=lambda: [(normal(3, 16), integers(3, 4), True, 2.5)],
+        bad=lambda: [
+            ((normal(3, 3), integers(3, 4), True, 2.5), "routing_weights: experts: expected 0 to 2")
+        ],
+    ),
+    "route_backward": Sample(
+        good=lambda: [(normal(3, 4), normal(3, 16), integers(3, 4), False, 2.5)],
+        bad=lambda: [
+            ((normal(3, 3), normal(3, 16), integers(3, 4), True, 2.5), "route_backward: dweights:")
+        ],
+    ),
 }
 
 
