@@ -19,6 +19,8 @@ const std::map<std::string, Limit> kLimits = {
     {"rms_norm.rstd", {5, 5, "sum of squares and root; float32 in both"}},
     {"rms_norm.dx", {8, 1.1, "scale is the sum of the terms' magnitudes"}},
     {"rms_norm.dweight", {16, 16, "float32 in both; one addition per row of a block"}},
+    {"route.weights", {8, 8, "exponential, two quotients, a sum of k scores; float32"}},
+    {"route.dlogits", {12, 12, "as weights, and a sum of k products; float32"}},
 };
 
 }  // namespace

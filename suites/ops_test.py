@@ -30,6 +30,10 @@ def bf16(*shape: int) -> torch.Tensor:
     return normal(*shape, dtype=torch.bfloat16)
 
 
+def integers(count: int, k: int) -> torch.Tensor:
+    return torch.arange(k, dtype=torch.int32).expand(count, k).contiguous()
+
+
 SAMPLES: dict[str, Sample] = {
     "rms_norm": Sample(
         good=lambda: [(normal(3, 5, 16), normal(16), EPS), (bf16(2, 7), bf16(7), EPS)],
