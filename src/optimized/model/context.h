@@ -1,0 +1,55 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <functional>
+#include <string>
+
+#include "src/bridge/tap_flow.h"
+#include "src/model/config.h"
+#include "src/model/objective.h"
+#include "src/optimized/model/model.h"
+#include "src/optimized/model/op_call.h"
+
+namespace dsv32::optimized {
+
+using at::Tensor;
+
+/// What every part of a run knows.
+struct Context {
+  const ModelConfig& config;
+  OptimizedOptions options;
+  OpCaller ops;
+  Objective objective;
+  at::ScalarType type;  // of activations and weights: float32 or bfloat16
+  at::Device device;
+  bool staged = false;  // stages read what they are fed
+
+  bool trains_indexer() const { return objective.kl != KlStage::none; }
+  /// Attention over every visible key: by config, or in the dense warm-up (SPEC 2, Eq. 3).
+  bool dense_attention() const {
+    return !config.use_sparse_attention || objective.kl == KlStage::warmup;
+  }
+};
+
+/// cos and sin of every rotation angle, [B,S,rope/2] float32.
+struct RopeTable {
+  Tensor cos, sin;
+};
+/// Angles in float64. positions [B,S] int64 on the CPU. SPEC 1.3 (YaRN).
+RopeTable rope_table(const Context& ctx, const Tensor& positions);
+/// qk_head_dim^-0.5 * mscale^2. SPEC 1.3.
+double softmax_scale(const ModelConfig& config);
+
+/// Where a part's weight gradients go: the name within the layer, the gradient.
+using KeepGradient = std::function<void(const std::string&, const Tensor&)>;
+
+using at::linear;  // x [..,in] times weight [out,in]^T
+/// Gradient of a linear layer's input.
+inline Tensor linear_dx(const Tensor& dy, const Tensor& weight) { return at::matmul(dy, weight); }
+/// Gradient of its weight, [out,in].
+inline Tensor linear_dweight(const Tensor& dy, const Tensor& x) {
+  return at::matmul(dy.flatten(0, -2).t(), x.flatten(0, -2));
+}
+
+}  // namespace dsv32::optimized

@@ -1,0 +1,137 @@
+#pragma once
+
+#include <optional>
+
+#include "src/optimized/model/context.h"
+#include "src/optimized/model/weights.h"
+
+/// One transformer layer by hand: forward, and backward from what the forward pass left.
+namespace dsv32::optimized {
+
+/// The residual stream between two layers. A norm reads x + delta before it is rounded (SPEC 1.2).
+struct Stream {
+  Tensor hidden;  // [B,S,hidden] the tap
+  Tensor x;       // [B,S,hidden]
+  Tensor delta;   // [B,S,hidden]; undefined at the embedding
+};
+
+/// Keys of one layer; the whole length, filled chunk by chunk.
+struct KeyCache {
+  Tensor kv;    // [B,T,kv_lora+rope]
+  Tensor ix_k;  // [B,T,D_I]
+};
+
+/// What one chunk brings besides the residual stream.
+struct ChunkInputs {
+  RopeTable rope;           // of its S query positions
+  Tensor mask;              // [B,T] bool: keys so far that are no padding
+  Tensor valid;             // [B,S] bool: queries that are no padding
+  int64_t first_query = 0;  // cache index of its first query
+};
+
+/// A norm's input and 1 / rms.
+struct Normed {
+  Tensor y, input, rstd;
+};
+Normed rms_norm(const Context& ctx, const Stream& stream, const Tensor& weight);
+Normed rms_norm(const Context& ctx, const Tensor& x, const Tensor& weight);
+/// -> gradient of the input, which also gets `dsum` (undefined: nothing). Keeps the weight's.
+Tensor rms_norm_backward(const Context& ctx, const Tensor& dy, const Normed& normed,
+                         const Tensor& weight, const Tensor& dsum, const std::string& name,
+                         const KeepGradient& keep);
+
+/// SPEC 1.5: of the indexer's key norm.
+inline constexpr double kIndexNormEps = 1e-6;
+
+/// What attention leaves for its backward pass.
+struct AttentionState {
+  Tensor x;                      // [B,S,hidden] its input
+  Normed q, kv;                  // norms of the two latents
+  Tensor q_nope, q_rope;         // [B,S,H,nope], [B,S,H,rope]
+  Tensor keys;                   // [B,T,kv_lora+rope]
+  bool absorbed = false;         // which form ran
+  Tensor q_used;                 // expanded: [B,S,H,nope+rope]; absorbed: [B,S,H,kv_lora+rope]
+  Tensor k_nope, k_rope, value;  // expanded keys and values
+  Tensor support;                // expanded: bit mask [B,S,ceil(T/32)]
+  Tensor topk;                   // [B,S,K] int32; undefined in dense mode
+  Tensor out, lse;               // of the kernel
+  Tensor context;                // [B,S,H,v]
+  // the indexer, when it is trained
+  Tensor ix_q, ix_k, ix_weights, ix_k_raw, ix_k_mean, ix_k_rstd;
+  Tensor dscores;  // d(sum of KL rows)/d(scores), on top-k [B,S,K] or on all keys [B,S,T]
+};
+
+class Attention {
+ public:
+  Attention(const Context& ctx, int64_t layer, Weights& weights, const ChunkInputs& chunk,
+            TapFlow& flow);
+  /// x [B,S,hidden] normed. Returns attn.out; adds this chunk's KL of the valid queries to
+  /// `kl_sum`.
+  Tensor forward(const Tensor& x, KeyCache& cache, Tensor& kl_sum, AttentionState& state);
+  /// -> gradient of x under LM; undefined without one. `dout` undefined: no LM loss.
+  /// `kl_scale`: d(loss)/d(sum of KL rows).
+  Tensor backward(const Tensor& dout, double kl_scale, const AttentionState& state,
+                  const KeepGradient& keep);
+
+ private:
+  struct Indexed {
+    Tensor topk;    // [B,S,K] int32; undefined in dense mode
+    Tensor scores;  // [B,S,T] float32; undefined where nobody reads them
+  };
+  Tensor put(const char* tap, const Tensor& own) { return flow_.put(layer_tap(layer_, tap), own); }
+  const Tensor& weight(const std::string& name) { return weights_.get("self_attn." + name); }
+  Tensor rotate(const Tensor& x, bool interleaved, bool inverse) const;
+  Tensor rotate_first(const Tensor& x, bool inverse) const;
+  Tensor key_map();    // [H,nope,kv_lora] view of kv_b
+  Tensor value_map();  // [H,v,kv_lora]
+  bool use_absorbed(int64_t T) const;
+  Tensor append(Tensor& cache, const Tensor& fresh) const;
+  Indexed index(const Tensor& x, const Tensor& q_latent, KeyCache& cache, AttentionState& state);
+  Tensor visible_topk(const Tensor& topk) const;
+  void attend_expanded(AttentionState& state);
+  void attend_absorbed(AttentionState& state);
+  void add_kl(const Indexed& indexed, Tensor& kl_sum, AttentionState& state);
+  Tensor on_all_keys(const Tensor& values, const AttentionState& state) const;
+  Tensor absorbed_query(const AttentionState& state);
+  struct KernelGradients {
+    Tensor dq_nope, dq_rope, dkeys;
+  };
+  KernelGradients expanded_backward(const Tensor& dcontext, const AttentionState& state,
+                                    const KeepGradient& keep);
+  KernelGradients absorbed_backward(const Tensor& dcontext, const AttentionState& state,
+                                    const KeepGradient& keep);
+  void indexer_backward(double kl_scale, const AttentionState& state, const KeepGradient& keep);
+
+  const Context& ctx_;
+  int64_t layer_;
+  Weights& weights_;
+  const ChunkInputs& chunk_;
+  TapFlow& flow_;
+};
+
+/// A SwiGLU MLP's intermediates.
+struct SwigluState {
+  Tensor gate, up, inner;
+};
+/// down(silu(gate(x)) * up(x)); weights named `prefix`gate_proj.weight, ...
+Tensor swiglu_mlp(const Context& ctx, const Tensor& x, Weights& weights, const std::string& prefix,
+                  SwigluState& state);
+/// -> dx
+Tensor swiglu_mlp_backward(const Context& ctx, const Tensor& dout, const Tensor& x,
+                           Weights& weights, const std::string& prefix, const SwigluState& state,
+                           const KeepGradient& keep);
+
+/// What an MLP leaves for its backward pass.
+struct MlpState {
+  Tensor y;           // [B,S,hidden] its input
+  SwigluState dense;  // of a dense layer, or the shared experts
+  Tensor logits, experts, weights;
+};
+/// Dense, or router, routed and shared experts. Returns mlp.out.
+Tensor mlp_forward(const Context& ctx, int64_t layer, const Tensor& y, Weights& weights,
+                   TapFlow& flow, MlpState& state);
+/// -> dy
+Tensor mlp_backward(const Context& ctx, int64_t layer, const Tensor& dout, Weights& weights,
+                    const MlpState& state, const KeepGradient& keep);
+
+}  // namespace dsv32::optimized

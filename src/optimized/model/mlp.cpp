@@ -1,0 +1,107 @@
+#include "src/optimized/model/layer.h"
+
+namespace dsv32::optimized {
+
+Tensor swiglu_mlp(const Context& ctx, const Tensor& x, Weights& weights, const std::string& prefix,
+                  SwigluState& state) {
+  state.gate = linear(x, weights.get(prefix + "gate_proj.weight"));
+  state.up = linear(x, weights.get(prefix + "up_proj.weight"));
+  state.inner = ctx.ops.call<Tensor(const Tensor&, const Tensor&)>("swiglu", state.gate, state.up);
+  return linear(state.inner, weights.get(prefix + "down_proj.weight"));
+}
+
+Tensor swiglu_mlp_backward(const Context& ctx, const Tensor& dout, const Tensor& x,
+                           Weights& weights, const std::string& prefix, const SwigluState& state,
+                           const KeepGradient& keep) {
+  const Tensor& down = weights.get(prefix + "down_proj.weight");
+  keep(prefix + "down_proj.weight", linear_dweight(dout, state.inner));
+  const auto [dgate, dup] =
+      ctx.ops.call<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&)>(
+          "swiglu_backward", linear_dx(dout, down), state.gate, state.up);
+  keep(prefix + "gate_proj.weight", linear_dweight(dgate, x));
+  keep(prefix + "up_proj.weight", linear_dweight(dup, x));
+  return linear_dx(dgate, weights.get(prefix + "gate_proj.weight")) +
+         linear_dx(dup, weights.get(prefix + "up_proj.weight"));
+}
+
+namespace {
+
+constexpr const char* kShared = "mlp.shared_experts.";
+constexpr const char* kGate = "mlp.gate.weight";
+
+/// Own choice, and the weights of the choice in force.
+void route(const Context& ctx, int64_t layer, Weights& weights, TapFlow& flow, MlpState& state) {
+  const ModelConfig& c = ctx.config;
+  const std::string tap = layer_tap(layer, "router.experts");
+  Tensor experts;
+  if (flow.replaying()) {
+    experts = flow.decision(tap);
+  } else {
+    const auto [own, unused] = ctx.ops.call<std::tuple<Tensor, Tensor>(
+        const Tensor&, const Tensor&, int64_t, int64_t, int64_t, bool, double)>(
+        "route", state.logits.flatten(0, 1), weights.exact("mlp.gate.e_score_correction_bias"),
+        c.n_group, c.topk_group, c.num_experts_per_tok, c.norm_topk_prob, c.routed_scaling_factor);
+    experts = flow.decide(tap, own.to(at::kLong).view({state.y.size(0), state.y.size(1), -1}));
+  }
+  state.experts = experts.to(at::kInt).flatten(0, 1);
+  const Tensor own = ctx.ops.call<Tensor(const Tensor&, const Tensor&, bool, double)>(
+      "routing_weights", state.logits.flatten(0, 1), state.experts, c.norm_topk_prob,
+      c.routed_scaling_factor);
+  state.weights = flow.put(layer_tap(layer, "router.weights"), own.view_as(experts)).flatten(0, 1);
+}
+
+}  // namespace
+
+Tensor mlp_forward(const Context& ctx, int64_t layer, const Tensor& y, Weights& weights,
+                   TapFlow& flow, MlpState& state) {
+  const auto put = [&](const char* tap, const Tensor& own) {
+    return flow.put(layer_tap(layer, tap), own);
+  };
+  state.y = y;
+  if (ctx.config.is_dense_mlp(layer))
+    return put("mlp.out", swiglu_mlp(ctx, y, weights, "mlp.", state.dense));
+  state.logits = put("router.logits", linear(y.to(at::kFloat), weights.exact(kGate)));
+  route(ctx, layer, weights, flow, state);
+  const int64_t count = ctx.config.n_routed_experts;
+  const Tensor routed = ctx.ops.call<Tensor(const Tensor&, const Tensor&, const Tensor&,
+                                            at::TensorList, at::TensorList, at::TensorList)>(
+      "moe", y.flatten(0, 1), state.experts, state.weights, weights.experts("gate_proj", count),
+      weights.experts("up_proj", count), weights.experts("down_proj", count));
+  const Tensor kept = put("moe.routed", routed.view_as(y));
+  const Tensor shared = put("moe.shared", swiglu_mlp(ctx, y, weights, kShared, state.dense));
+  return put("mlp.out", kept + shared);
+}
+
+Tensor mlp_backward(const Context& ctx, int64_t layer, const Tensor& dout, Weights& weights,
+                    const MlpState& state, const KeepGradient& keep) {
+  const ModelConfig& c = ctx.config;
+  const Tensor& y = state.y;
+  if (c.is_dense_mlp(layer))
+    return swiglu_mlp_backward(ctx, dout, y, weights, "mlp.", state.dense, keep);
+  const int64_t count = c.n_routed_experts;
+  using Lists = std::vector<Tensor>;
+  const auto [dx, dweights, dgate, dup, ddown] =
+      ctx.ops.call<std::tuple<Tensor, Tensor, Lists, Lists, Lists>(
+          const Tensor&, const Tensor&, const Tensor&, const Tensor&, at::TensorList,
+          at::TensorList, at::TensorList)>(
+          "moe_backward", dout.flatten(0, 1), y.flatten(0, 1), state.experts, state.weights,
+          weights.experts("gate_proj", count), weights.experts("up_proj", count),
+          weights.experts("down_proj", count));
+  for (int64_t e = 0; e < count; ++e) {
+    const std::string expert = "mlp.experts." + std::to_string(e) + ".";
+    keep(expert + "gate_proj.weight", dgate[e]);
+    keep(expert + "up_proj.weight", dup[e]);
+    keep(expert + "down_proj.weight", ddown[e]);
+  }
+  const Tensor dlogits =
+      ctx.ops.call<Tensor(const Tensor&, const Tensor&, const Tensor&, bool, double)>(
+          "route_backward", dweights, state.logits.flatten(0, 1), state.experts, c.norm_topk_prob,
+          c.routed_scaling_factor);
+  const Tensor rows = y.flatten(0, 1).to(at::kFloat);
+  keep(kGate, linear_dweight(dlogits, rows));
+  const Tensor drouter = linear_dx(dlogits, weights.exact(kGate)).to(y.scalar_type());
+  const Tensor dshared = swiglu_mlp_backward(ctx, dout, y, weights, kShared, state.dense, keep);
+  return dshared + (dx + drouter).view_as(y);
+}
+
+}  // namespace dsv32::optimized

@@ -1,0 +1,345 @@
+#include "src/optimized/model/model.h"
+
+#include "src/bridge/bridge.h"
+#include "src/model/errors.h"
+#include "src/optimized/model/layer.h"
+#include "src/optimized/optimized.h"
+
+namespace dsv32::optimized {
+namespace {
+
+constexpr const char* kEmbedding = "model.embed_tokens.weight";
+constexpr const char* kFinalNorm = "model.norm.weight";
+constexpr const char* kHead = "lm_head.weight";
+
+[[noreturn]] void refuse(const std::string& what, const std::string& expected,
+                         const std::string& got) {
+  throw Error(ExitCode::usage,
+              {.where = "--impl optimized", .what = what, .expected = expected, .got = got});
+}
+
+at::ScalarType activation_type(DType dtype) {
+  if (dtype != DType::float32 && dtype != DType::bfloat16)
+    refuse("dtype", "float32 or bfloat16", std::string(to_string(dtype)));
+  return scalar_type(dtype);
+}
+
+void expect_spec(const RunOptions& options) {
+  Dialect plain = options.dialect;
+  plain.name = Dialect{}.name;
+  plain.rounding = Dialect{}.rounding;
+  if (!(plain == Dialect{})) refuse("dialect", "spec-1", options.dialect.name);
+  if (options.perturbation > 0) refuse("perturbation", "none", "a condition probe");
+  if (options.backward && options.feeding == Feeding::staged)
+    refuse("backward", "a free or forced run", "a staged one");
+}
+
+/// Everything a layer leaves for its backward pass.
+struct LayerState {
+  Normed attention_norm, mlp_norm;
+  AttentionState attention;
+  MlpState mlp;
+};
+
+/// One pass of one batch. Layers are the outer loop and chunks the inner one, so that each layer's
+/// weights are loaded once.
+class Pass {
+ public:
+  Pass(const ModelConfig& config, const WeightSource& source, const OptimizedOptions& how,
+       const Batch& batch, const RunOptions& options)
+      : source_(source),
+        batch_(batch),
+        options_(options),
+        ctx_{.config = config,
+             .options = how,
+             .ops = OpCaller(how.kernels),
+             .objective = options.objective,
+             .type = activation_type(options.dtype),
+             .device = at::Device(options.device),
+             .staged = options.feeding == Feeding::staged},
+        flow_(config, batch, options,
+              {.ordinary = ctx_.type,
+               .exact = at::kFloat,
+               .round = [type = ctx_.type](const Tensor& x) { return x.to(type); }},
+              ctx_.device) {
+    for (const WeightSpec& spec : weight_specs(config))
+      if (spec.name.rfind("model.layers.", 0) != 0) outer_specs_.push_back(spec);
+    split_into_chunks();
+  }
+
+  Trace run() {
+    forward();
+    Trace trace = flow_.finish();
+    if (options_.backward) backward(trace);
+    return trace;
+  }
+
+ private:
+  Tensor host_tensor(const std::vector<int64_t>& values) const {
+    return at::tensor(values, at::kLong).view({batch_.B, batch_.S});
+  }
+
+  ChunkInputs inputs_of(int64_t begin, int64_t end) const {
+    const Tensor mask = (host_tensor(batch_.attention_mask) != 0).to(ctx_.device);
+    const Tensor positions = host_tensor(batch_.position_ids).narrow(1, begin, end - begin);
+    return {.rope = rope_table(ctx_, positions),
+            .mask = mask.narrow(1, 0, end).contiguous(),
+            .valid = mask.narrow(1, begin, end - begin),
+            .first_query = begin};
+  }
+
+  void split_into_chunks() {
+    const std::vector<int64_t> lengths =
+        batch_.chunks.empty() ? std::vector<int64_t>{batch_.S} : batch_.chunks;
+    int64_t begin = 0;
+    for (const int64_t length : lengths) {
+      chunks_.push_back(inputs_of(begin, begin + length));
+      begin += length;
+    }
+  }
+  bool chunked() const { return chunks_.size() > 1; }
+
+  Weights layer_weights(int64_t layer) const {
+    return {source_, layer_weight_specs(ctx_.config, layer),
+            "model.layers." + std::to_string(layer) + ".", ctx_.type, ctx_.device};
+  }
+  Weights outer_weights() const { return {source_, outer_specs_, "", ctx_.type, ctx_.device}; }
+
+  void say(const char* pass, int64_t layer) const {
+    if (options_.progress)
+      options_.progress(std::string(pass) + " layer " + std::to_string(layer + 1) + "/" +
+                        std::to_string(ctx_.config.num_hidden_layers));
+  }
+
+  // --- forward ----------------------------------------------------------------------------------
+
+  void forward() {
+    std::vector<Stream> streams = embed();
+    for (int64_t layer = 0; layer < ctx_.config.num_hidden_layers; ++layer) {
+      say("forward", layer);
+      if (options_.backward) inputs_.push_back(streams.front());
+      Weights weights = layer_weights(layer);
+      KeyCache cache = empty_cache();
+      Tensor kl_sum;
+      for (size_t i = 0; i < chunks_.size(); ++i) {
+        begin_chunk(i);
+        LayerState state;
+        streams[i] = run_layer(layer, weights, streams[i], chunks_[i], cache, kl_sum, state);
+        if (options_.backward && !ctx_.options.checkpointing) states_.push_back(std::move(state));
+      }
+      flow_.begin_chunk(0, batch_.S);
+      if (ctx_.trains_indexer())
+        kl_losses_.push_back(
+            flow_.put(layer_tap(layer, "loss.kl"), kl_sum / static_cast<double>(valid_rows())));
+    }
+    if (options_.backward) inputs_.push_back(streams.front());
+    head(streams);
+  }
+
+  void begin_chunk(size_t i) {
+    const int64_t begin = chunks_[i].first_query;
+    flow_.begin_chunk(begin, begin + chunks_[i].valid.size(1));
+  }
+
+  /// Only a run in chunks has keys from before.
+  KeyCache empty_cache() const {
+    if (!chunked()) return {};
+    const ModelConfig& c = ctx_.config;
+    const auto style = at::TensorOptions().dtype(ctx_.type).device(ctx_.device);
+    return {at::zeros({batch_.B, batch_.S, c.kv_lora_rank + c.qk_rope_head_dim}, style),
+            at::zeros({batch_.B, batch_.S, c.index_head_dim}, style)};
+  }
+
+  std::vector<Stream> embed() {
+    Weights weights = outer_weights();
+    const Tensor ids = host_tensor(batch_.input_ids).to(ctx_.device);
+    std::vector<Stream> streams;
+    for (size_t i = 0; i < chunks_.size(); ++i) {
+      begin_chunk(i);
+      const Tensor own = at::embedding(
+          weights.get(kEmbedding), ids.narrow(1, chunks_[i].first_query, chunks_[i].valid.size(1)));
+      const Tensor hidden = flow_.put("embed", own);
+      streams.push_back({.hidden = hidden, .x = hidden, .delta = {}});
+    }
+    return streams;
+  }
+
+  Stream run_layer(int64_t layer, Weights& weights, const Stream& in, const ChunkInputs& chunk,
+                   KeyCache& cache, Tensor& kl_sum, LayerState& state) {
+    state.attention_norm = rms_norm(ctx_, in, weights.get("input_layernorm.weight"));
+    const Tensor x = flow_.put(layer_tap(layer, "attn_norm"), state.attention_norm.y);
+    const Tensor attended =
+        Attention(ctx_, layer, weights, chunk, flow_).forward(x, cache, kl_sum, state.attention);
+    const Stream middle{.hidden = in.hidden + attended, .x = in.hidden, .delta = attended};
+    state.mlp_norm = rms_norm(ctx_, middle, weights.get("post_attention_layernorm.weight"));
+    const Tensor y = flow_.put(layer_tap(layer, "ffn_norm"), state.mlp_norm.y);
+    const Tensor out = mlp_forward(ctx_, layer, y, weights, flow_, state.mlp);
+    const Tensor hidden = flow_.put(layer_tap(layer, "hidden"), middle.hidden + out);
+    return {.hidden = hidden, .x = middle.hidden, .delta = out};
+  }
+
+  void head(const std::vector<Stream>& streams) {
+    Weights weights = outer_weights();
+    const bool keep_logits = !options_.wanted || options_.wanted("logits");
+    std::vector<Tensor> normed;
+    for (size_t i = 0; i < streams.size(); ++i) {
+      begin_chunk(i);
+      normed.push_back(
+          flow_.put("final_norm", rms_norm(ctx_, streams[i], weights.get(kFinalNorm)).y));
+      if (keep_logits) flow_.put("logits", linear(normed.back(), weights.get(kHead)));
+    }
+    flow_.begin_chunk(0, batch_.S);
+    // The fused loss never holds logits, so that a stage of it alone has no input.
+    if (!ctx_.staged) flow_.put("loss.lm", lm_loss(at::cat(normed, 1), weights).loss);
+    if (ctx_.trains_indexer()) flow_.put("loss.kl", at::stack(kl_losses_).sum() / layer_count());
+  }
+
+  struct Loss {
+    Tensor x, labels;  // [N,hidden], [N]: every token but the last predicts the next one
+    Tensor loss, lse;
+  };
+  Loss lm_loss(const Tensor& normed, Weights& weights) const {
+    const int64_t S = batch_.S;
+    const Tensor labels = host_tensor(batch_.labels).to(ctx_.device);
+    Loss l{.x = normed.narrow(1, 0, S - 1).flatten(0, 1),
+           .labels = labels.narrow(1, 1, S - 1).flatten()};
+    std::tie(l.loss, l.lse) =
+        ctx_.ops.call<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&)>(
+            "linear_cross_entropy", l.x, weights.get(kHead), l.labels);
+    return l;
+  }
+
+  int64_t valid_rows() const {
+    int64_t rows = 0;
+    for (const int64_t bit : batch_.attention_mask) rows += bit;
+    return std::max<int64_t>(rows, 1);
+  }
+  double layer_count() const { return static_cast<double>(ctx_.config.num_hidden_layers); }
+
+  // --- backward ---------------------------------------------------------------------------------
+  // From the head down. A layer's state is that of the forward pass, or is made again from the
+  // layer's input.
+
+  void backward(Trace& trace) {
+    flow_.replay();
+    flow_.begin_chunk(0, batch_.S);
+    Tensor upstream;  // undefined without an LM loss: only the indexer has gradients then
+    if (ctx_.objective.lm) upstream = head_backward(inputs_.back());
+    inputs_.pop_back();
+    for (int64_t layer = ctx_.config.num_hidden_layers; layer-- > 0;) {
+      say("backward", layer);
+      upstream = layer_backward(layer, upstream);
+      inputs_.pop_back();
+    }
+    if (upstream.defined() && wants(kEmbedding)) embedding_gradient(upstream);
+    for (const std::string& name : gradient_taps(ctx_.config, ctx_.objective)) {
+      const auto found = gradients_.find(name);
+      if (found != gradients_.end()) trace.put(name, found->second);
+    }
+  }
+
+  bool wants(const std::string& weight) const {
+    return !options_.wanted || options_.wanted("grad." + weight);
+  }
+
+  KeepGradient keeper(const std::string& prefix) {
+    return [this, prefix](const std::string& name, const Tensor& gradient) {
+      if (wants(prefix + name))
+        gradients_["grad." + prefix + name] = to_host(gradient, options_.dtype);
+    };
+  }
+
+  Tensor head_backward(const Stream& in) {
+    Weights weights = outer_weights();
+    const Normed normed = rms_norm(ctx_, in, weights.get(kFinalNorm));
+    const Loss l = lm_loss(normed.y, weights);
+    const auto [dx, dweight] = ctx_.ops.call<std::tuple<Tensor, Tensor>(
+        const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&)>(
+        "linear_cross_entropy_backward", at::ones_like(l.loss), l.x, weights.get(kHead), l.labels,
+        l.lse);
+    const KeepGradient keep = keeper("");
+    keep(kHead, dweight);
+    const Tensor rows = dx.to(ctx_.type).view({batch_.B, batch_.S - 1, -1});
+    const Tensor dnormed = at::constant_pad_nd(rows, {0, 0, 0, 1});  // the last token predicts none
+    return rms_norm_backward(ctx_, dnormed, normed, weights.get(kFinalNorm), {}, kFinalNorm, keep);
+  }
+
+  LayerState state_of(int64_t layer, Weights& weights) {
+    if (!ctx_.options.checkpointing) {
+      LayerState state = std::move(states_.back());
+      states_.pop_back();
+      return state;
+    }
+    LayerState state;
+    KeyCache cache;
+    Tensor kl_sum;
+    run_layer(layer, weights, inputs_.back(), chunks_.front(), cache, kl_sum, state);
+    return state;
+  }
+
+  Tensor layer_backward(int64_t layer, const Tensor& upstream) {
+    Weights weights = layer_weights(layer);
+    const LayerState state = state_of(layer, weights);
+    const KeepGradient keep = keeper(weights.prefix());
+    const double kl_scale =
+        ctx_.objective.kl_weight / layer_count() / static_cast<double>(valid_rows());
+    Attention attention(ctx_, layer, weights, chunks_.front(), flow_);
+    if (!upstream.defined()) return attention.backward({}, kl_scale, state.attention, keep);
+    const Tensor dy = mlp_backward(ctx_, layer, upstream, weights, state.mlp, keep);
+    const Tensor dmiddle =
+        rms_norm_backward(ctx_, dy, state.mlp_norm, weights.get("post_attention_layernorm.weight"),
+                          upstream, "post_attention_layernorm.weight", keep);
+    const Tensor dx = attention.backward(dmiddle, kl_scale, state.attention, keep);
+    return rms_norm_backward(ctx_, dx, state.attention_norm, weights.get("input_layernorm.weight"),
+                             dmiddle, "input_layernorm.weight", keep);
+  }
+
+  void embedding_gradient(const Tensor& upstream) {
+    const Tensor ids = host_tensor(batch_.input_ids).to(ctx_.device).flatten();
+    keeper("")(kEmbedding,
+               ctx_.ops.call<Tensor(const Tensor&, const Tensor&, int64_t)>(
+                   "embedding_backward", upstream.flatten(0, 1), ids, ctx_.config.vocab_size));
+  }
+
+  const WeightSource& source_;
+  const Batch& batch_;
+  const RunOptions& options_;
+  Context ctx_;
+  TapFlow flow_;
+  std::vector<WeightSpec> outer_specs_;
+  std::vector<ChunkInputs> chunks_;
+  std::vector<Stream> inputs_;      // of every layer, then of the head
+  std::vector<LayerState> states_;  // without checkpointing
+  std::vector<Tensor> kl_losses_;   // of every layer
+  std::map<std::string, HostTensor> gradients_;
+};
+
+class Optimized : public Implementation {
+ public:
+  Optimized(const ModelConfig& config, const WeightSource& weights, const OptimizedOptions& options)
+      : config_(config), weights_(weights), options_(options) {}
+
+  Trace run(const Batch& batch, const RunOptions& options) const override {
+    validate(batch, config_, "optimized");
+    expect_spec(options);
+    const c10::InferenceMode no_autograd;
+    return Pass(config_, weights_, options_, batch, options).run();
+  }
+  std::string name() const override { return "optimized"; }
+
+ private:
+  ModelConfig config_;
+  const WeightSource& weights_;
+  OptimizedOptions options_;
+};
+
+}  // namespace
+
+std::unique_ptr<Implementation> make_optimized(const ModelConfig& config,
+                                               const WeightSource& weights,
+                                               const OptimizedOptions& options) {
+  load_ops();
+  return std::make_unique<Optimized>(config, weights, options);
+}
+
+}  // namespace dsv32::optimized

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "src/model/weights.h"
+
+namespace dsv32::optimized {
+
+/// The weights of one layer, or of what is outside the layers, loaded when first asked for and gone
+/// with the object.
+class Weights {
+ public:
+  /// `prefix` is "model.layers.N." for a layer, "" for the rest; `specs` its tensors.
+  Weights(const WeightSource& source, std::vector<WeightSpec> specs, std::string prefix,
+          at::ScalarType type, at::Device device);
+
+  /// In the type of the activations; throws Error (internal) for a name outside the specs.
+  const at::Tensor& get(const std::string& name) { return get(name, type_); }
+  /// In float32, for what SPEC 1 computes in it.
+  const at::Tensor& exact(const std::string& name) { return get(name, at::kFloat); }
+  /// One projection of every routed expert, in ascending expert id.
+  std::vector<at::Tensor> experts(const std::string& projection, int64_t count);
+  const std::vector<WeightSpec>& specs() const { return specs_; }
+  const std::string& prefix() const { return prefix_; }
+
+ private:
+  const at::Tensor& get(const std::string& name, at::ScalarType type);
+
+  const WeightSource& source_;
+  std::vector<WeightSpec> specs_;
+  std::string prefix_;
+  at::ScalarType type_;
+  at::Device device_;
+  std::map<std::string, const WeightSpec*> by_name_;
+  std::map<std::pair<std::string, at::ScalarType>, at::Tensor> kept_;
+};
+
+}  // namespace dsv32::optimized
