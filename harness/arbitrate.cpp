@@ -2,14 +2,15 @@
 
 namespace dsv32::harness {
 
-// | golden  | reference | candidate | at fault |
-// |---------|-----------|-----------|-------------------------------------------------------------------|
-// | ok, -   | ok        | ok, -     | none | | ok, -   | ok        | bad       | candidate | | bad
-// | ok        | ok, -     | golden: real Hugging Face code and the spec disagree              | |
-// bad     | ok        | bad       | configuration: two witnesses against oracle and reference,
-// which  | |         |           |           | share their code | | bad     | bad       | bad, - |
-// configuration: nobody agrees with the oracle                      | | any     | bad       | any
-// other | reference                                                         |
+// clang-format off
+// golden | reference | candidate | at fault
+// ok, -  | ok        | ok, -     | none
+// ok, -  | ok        | bad       | candidate
+// bad    | ok        | ok, -     | golden: real Hugging Face code and the spec disagree
+// bad    | ok        | bad       | configuration: two witnesses against oracle and reference, which share their code
+// bad    | bad       | bad, -    | configuration: nobody agrees with the oracle
+// any    | bad       | any other | reference
+// clang-format on
 Fault arbitrate(bool golden_ok, bool golden_present, bool reference_ok,
                 std::optional<bool> candidate_ok) {
   const bool golden_bad = golden_present && !golden_ok;

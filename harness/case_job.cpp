@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "harness/causes.h"
+#include "harness/implementations.h"
 #include "harness/memory.h"
 #include "src/io/io.h"
 
@@ -61,7 +62,7 @@ CaseJob::CaseJob(const Job& job, Case c, const Objective& objective, Report& rep
       run_(make_run(job, std::move(c), objective)),
       findings_(job, report, run_.the_case().name) {}
 
-void CaseJob::run_golden_and_references() {
+void CaseJob::run_golden_and_own() {
   const Case& c = run_.the_case();
   std::optional<golden::Golden> golden = load_golden();
   // The golden's decisions serve everybody unless its dialect is another function in this case.
@@ -74,18 +75,18 @@ void CaseJob::run_golden_and_references() {
   }
   const Trace& decisions = common ? golden->trace : own_decisions;
   // Staged first: its traces are gone before the end-to-end ones, the largest, are made.
+  const std::vector<Subject> subjects = own_subjects();
   std::vector<std::vector<Verdict>> staged;
-  for (const DType dtype : job_.dtypes) staged.push_back(reference_staged(dtype));
+  for (const Subject& subject : subjects) staged.push_back(staged_verdicts(subject));
   ForcedTraces shared = run_.forced_traces({}, &decisions);
   const auto& dtypes = job_.dtypes;
   if (common && std::find(dtypes.begin(), dtypes.end(), golden->dtype) != dtypes.end()) {
     shared.reference_dtype = golden->dtype;
-    shared.reference = forced_reference(golden->dtype, decisions);
+    shared.reference = forced_run(own_subject("reference", golden->dtype), decisions);
   }
   if (golden) judge_golden(*golden, common ? &shared : nullptr);
-  for (size_t i = 0; i < staged.size(); ++i) {
-    judge_reference(job_.dtypes[i], std::move(staged[i]), decisions, shared);
-  }
+  for (size_t i = 0; i < subjects.size(); ++i)
+    judge_own(subjects[i], std::move(staged[i]), decisions, shared);
   if (!golden && c.golden == "none")
     report_.not_tested.push_back(c.name + ": there is no golden of this case");
   findings_.settle();
@@ -162,34 +163,49 @@ void CaseJob::judge_golden(const golden::Golden& golden, const ForcedTraces* sha
   findings_.add(subject.name, run_.judge_subject(subject, shared));
 }
 
-Subject CaseJob::reference_subject(DType dtype) const {
-  std::string name = "reference " + std::string(to_string(dtype));
+Subject CaseJob::own_subject(const std::string& impl, DType dtype) const {
+  std::string name = impl + " " + std::string(to_string(dtype));
   if (run_.objective().kl == KlStage::warmup) name += ", kl-warmup";
   if (run_.objective().kl == KlStage::sparse) name += ", kl-sparse";
-  return {.name = name, .dtype = dtype, .against_reference = false};
+  Subject subject{
+      .name = name, .impl = impl, .dtype = dtype, .against_reference = impl != "reference"};
+  const bool narrow = dtype == DType::bfloat16 || dtype == DType::float16;
+  if (narrow && rounds_every_op(impl)) subject.dialect.rounding = RoundingStyle::transformers;
+  return subject;
+}
+
+/// Every implementation in every dtype that it has, the reference first.
+std::vector<Subject> CaseJob::own_subjects() const {
+  std::vector<Subject> subjects;
+  for (const std::string& impl : job_.impls)
+    for (const DType dtype : job_.dtypes)
+      if (impl == "reference" || dtype == DType::float32 || dtype == DType::bfloat16)
+        subjects.push_back(own_subject(impl, dtype));
+  return subjects;
 }
 
 /// On a free run with its own decisions.
-std::vector<Verdict> CaseJob::reference_staged(DType dtype) const {
-  Subject subject = reference_subject(dtype);
-  const Trace free = run_.run({.dtype = dtype}, subject.name);
+std::vector<Verdict> CaseJob::staged_verdicts(Subject subject) const {
+  const Trace free = run_.run({.dtype = subject.dtype}, subject.name, subject.impl);
   subject.trace = &free;
   return run_.judge_staged(subject);
 }
 
 /// End to end under the decisions that all subjects share.
-Trace CaseJob::forced_reference(DType dtype, const Trace& decisions) const {
-  const RunOptions options{
-      .dtype = dtype, .backward = run_.backward(), .feeding = Feeding::forced, .feed = &decisions};
-  return run_.run(options, reference_subject(dtype).name);
+Trace CaseJob::forced_run(const Subject& subject, const Trace& decisions) const {
+  const RunOptions options{.dtype = subject.dtype,
+                           .backward = run_.backward(),
+                           .feeding = Feeding::forced,
+                           .feed = &decisions};
+  return run_.run(options, subject.name, subject.impl);
 }
 
 /// Adds the end-to-end verdicts to the staged ones.
-void CaseJob::judge_reference(DType dtype, std::vector<Verdict> verdicts, const Trace& decisions,
-                              const ForcedTraces& shared) {
-  Subject subject = reference_subject(dtype);
-  const bool made = shared.reference && shared.reference_dtype == dtype;
-  Trace forced = made ? *shared.reference : forced_reference(dtype, decisions);
+void CaseJob::judge_own(Subject subject, std::vector<Verdict> verdicts, const Trace& decisions,
+                        const ForcedTraces& shared) {
+  const bool made =
+      subject.impl == "reference" && shared.reference && shared.reference_dtype == subject.dtype;
+  Trace forced = made ? *shared.reference : forced_run(subject, decisions);
   put_decisions(decisions, forced);
   subject.trace = &forced;
   for (Verdict& verdict : run_.judge_forced(subject, &shared))

@@ -11,12 +11,13 @@
 
 namespace dsv32::harness {
 
-/// The model's part of one case of a job: its golden, the reference in each dtype, the candidates.
+/// The model's part of one case of a job: its golden, our implementations in each dtype, the
+/// candidates.
 class CaseJob {
  public:
   CaseJob(const Job& job, Case c, const Objective& objective, Report& report);
 
-  void run_golden_and_references();
+  void run_golden_and_own();
   void run_candidate(const Candidate& candidate);
   /// Who is wrong, once everybody was judged.
   void settle() { findings_.settle(); }
@@ -24,11 +25,12 @@ class CaseJob {
  private:
   std::optional<golden::Golden> load_golden();
   void judge_golden(const golden::Golden& golden, const ForcedTraces* shared);
-  Subject reference_subject(DType dtype) const;
-  std::vector<Verdict> reference_staged(DType dtype) const;
-  void judge_reference(DType dtype, std::vector<Verdict> verdicts, const Trace& decisions,
-                       const ForcedTraces& shared);
-  Trace forced_reference(DType dtype, const Trace& decisions) const;
+  Subject own_subject(const std::string& impl, DType dtype) const;
+  std::vector<Subject> own_subjects() const;
+  std::vector<Verdict> staged_verdicts(Subject subject) const;
+  Trace forced_run(const Subject& subject, const Trace& decisions) const;
+  void judge_own(Subject subject, std::vector<Verdict> verdicts, const Trace& decisions,
+                 const ForcedTraces& shared);
 
   const Job& job_;
   Report& report_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "harness/implementations.h"
 #include "harness/threads.h"
 #include "src/model/errors.h"
 #include "src/reference/reference.h"
@@ -97,7 +98,7 @@ CaseRun::CaseRun(const Case& c, bool backward, RunSettings settings, Objective o
     : CaseRun(c, make_batch(c), std::make_shared<SyntheticWeights>(c.seed, c.bias_offset), backward,
               std::move(settings), objective) {}
 
-Trace CaseRun::run(RunOptions options, const std::string& what) const {
+Trace CaseRun::run(RunOptions options, const std::string& what, const std::string& impl) const {
   options.device = settings_.device;
   options.objective = objective_;
   reference::set_threads(settings_.threads > 0 ? settings_.threads : threads_for(case_));
@@ -108,7 +109,8 @@ Trace CaseRun::run(RunOptions options, const std::string& what) const {
     }
     if (settings_.progress) settings_.progress(case_.name + ": " + what + ": " + where);
   };
-  return model_->run(batch_, options);
+  if (impl == model_->name()) return model_->run(batch_, options);
+  return make_model(impl, case_.config, *weights_)->run(batch_, options);
 }
 
 ForcedTraces CaseRun::forced_traces(const Dialect& dialect, const Trace* decisions) const {
@@ -135,6 +137,7 @@ Evidence CaseRun::evidence_of(const Subject& subject) const {
           .objective = objective_,
           .dtype = subject.dtype,
           .is_file = subject.is_file,
+          .unheld = subject.impl.empty() ? std::vector<std::string>{} : unheld_taps(subject.impl),
           .judged = subject.trace,
           .golden = subject.golden,
           .biases = router_biases()};

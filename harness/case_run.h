@@ -24,7 +24,8 @@ struct RunSettings {
 
 /// One trace to be judged.
 struct Subject {
-  std::string name;  // "golden", "reference float32", "candidate fork.safetensors"
+  std::string name;       // "golden", "reference float32", "candidate fork.safetensors"
+  std::string impl = "";  // of ours, which may lack taps that its kernels never hold
   DType dtype = DType::float32;
   Dialect dialect = {};          // what it claims to compute
   const Trace* trace = nullptr;  // for a sketched golden: its decisions and scalars
@@ -65,9 +66,10 @@ class CaseRun {
   const Objective& objective() const { return objective_; }
   const WeightSource& weights() const { return *weights_; }
 
-  /// What the implementation gives under these options; objective, progress and interruption are
+  /// What an implementation gives under these options; objective, progress and interruption are
   /// added.
-  Trace run(RunOptions options, const std::string& what) const;
+  Trace run(RunOptions options, const std::string& what,
+            const std::string& impl = "reference") const;
   /// The decisions of the subject replayed (free where it has none).
   ForcedTraces forced_traces(const Dialect& dialect, const Trace* decisions) const;
 
@@ -92,7 +94,7 @@ class CaseRun {
   Case case_;
   Batch batch_;
   std::shared_ptr<const WeightSource> weights_;
-  std::unique_ptr<Implementation> model_;
+  std::unique_ptr<Implementation> model_;  // the reference
   bool backward_;
   RunSettings settings_;
   Objective objective_;

@@ -41,8 +41,12 @@ ExitCode version_command() {
   return ExitCode::ok;
 }
 
+std::string dump_impl(const Options& options) {
+  return options.impls.empty() ? "reference" : options.impls.front();
+}
+
 DType dump_type(const Options& options) {
-  if (options.impl == "oracle") return DType::float64;
+  if (dump_impl(options) == "oracle") return DType::float64;
   return options.dtypes.empty() ? DType::float32 : options.dtypes.front();
 }
 
@@ -52,9 +56,9 @@ ExitCode dump_command(const Options& options) {
   const Dialect& dialect = find_dialect(options.dialect.value_or("spec-1"));
   const std::string device = reference::resolve_device(options.device);
   Watch watch(options);
-  watch.step(c.name + ": " + options.impl + " " + options.mode);
+  watch.step(c.name + ": " + dump_impl(options) + " " + options.mode);
   const Trace trace =
-      make_trace(c, options.impl, dump_type(options), options.mode, dialect, device);
+      make_trace(c, dump_impl(options), dump_type(options), options.mode, dialect, device);
   watch.stop.disarm();
   watch.stop.check();
   io::write_trace(*options.out, trace);

@@ -25,7 +25,7 @@ Job make_job(const Options& options) {
   job.candidates.assign(options.candidates.begin(), options.candidates.end());
   job.dialect = options.dialect.value_or(job.dialect);
   if (!options.dtypes.empty()) job.dtypes = options.dtypes;
-  job.impl = options.impl;
+  if (!options.impls.empty()) job.impls = options.impls;
   job.device = reference::resolve_device(options.device);
   job.weights = options.weights;
   if (options.batch) job.batch_file = *options.batch;

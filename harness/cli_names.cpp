@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 
+#include "harness/implementations.h"
 #include "src/io/io.h"
 #include "src/model/dialect.h"
 #include "src/model/errors.h"
@@ -63,12 +64,17 @@ void check_suites(const std::vector<std::string>& asked) {
   }
 }
 
-void check_impl(const Options& options) {
-  const std::vector<std::string> known = options.command == Command::dump
-                                             ? std::vector<std::string>{"oracle", "reference"}
-                                             : std::vector<std::string>{"reference"};
-  if (options.impl == "optimized") not_in_this_version("--impl optimized");
-  expect_one_of("--impl", "implementation", options.impl, known);
+void check_impls(const Options& options) {
+  std::vector<std::string> known = implementation_names();
+  const bool dump = options.command == Command::dump;
+  if (dump) known.insert(known.begin(), "oracle");
+  for (const std::string& impl : options.impls)
+    expect_one_of("--impl", "implementation", impl, known);
+  if (!dump || options.impls.size() < 2) return;
+  throw Error(ExitCode::usage, {.where = "--impl",
+                                .what = "implementations of one trace",
+                                .expected = "one",
+                                .got = std::to_string(options.impls.size())});
 }
 
 void check_weights(const std::string& weights) {
@@ -89,7 +95,7 @@ void check_dump(const Options& options) {
   expect_one_of("--mode", "mode", options.mode, kModes);
   const bool other_type =
       !options.dtypes.empty() && options.dtypes != std::vector<DType>{DType::float64};
-  if (options.impl == "oracle" && other_type) {
+  if (options.impls == std::vector<std::string>{"oracle"} && other_type) {
     throw Error(ExitCode::usage, {.where = "--dtype",
                                   .what = "the oracle has one dtype",
                                   .expected = "float64",
@@ -186,7 +192,7 @@ void check_names(const Options& options) {
   check_case_against_config(options);
   if (options.dialect) check_dialect(*options.dialect);
   check_suites(options.suites);
-  check_impl(options);
+  check_impls(options);
   expect_one_of("--device", "device", options.device, kDevices);
   if (options.command == Command::dump) check_dump(options);
   if (options.command == Command::list && !options.arguments.empty()) {

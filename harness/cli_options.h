@@ -48,9 +48,9 @@ struct Options {
   std::vector<std::string> suites;  // empty: the command's default; "all": every one
   std::string filter;
   std::string device = "auto";
-  std::vector<DType> dtypes;  // empty: the command's default
-  std::string impl = "reference";
-  std::optional<double> timeout;  // seconds
+  std::vector<DType> dtypes;       // empty: the command's default
+  std::vector<std::string> impls;  // empty: the command's default
+  std::optional<double> timeout;   // seconds
 
   // what comes out
   std::optional<std::string>

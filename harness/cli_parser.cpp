@@ -81,7 +81,10 @@ void add_how(CLI::App& app, Raw& raw) {
   add(app, "--dtype", raw.dtypes, "TYPE,..", "of the reference; default float32,bfloat16", kHow)
       ->delimiter(',')
       ->allow_extra_args(false);
-  add(app, "--impl", o.impl, "NAME", "implementation under test: reference (default)", kHow);
+  add(app, "--impl", o.impls, "NAME,..", "reference, optimized, optimized-simt; default reference",
+      kHow)
+      ->delimiter(',')
+      ->allow_extra_args(false);
   add(app, "--timeout", raw.timeout, "SECONDS", "give up after this time (exit 6)", kHow);
 }
 
@@ -118,7 +121,9 @@ void add_dump(Parser& parser) {
                              "write the trace of one of our implementations");
   add(dump, "--case", raw.case_name, "NAME", "the case to run (required)")->required();
   add(dump, "--out", raw.out, "FILE", "the safetensors file to write (required)")->required();
-  add(dump, "--impl", o.impl, "NAME", "oracle or reference (default)");
+  add(dump, "--impl", o.impls, "NAME", "oracle, reference (default), optimized, optimized-simt")
+      ->delimiter(',')
+      ->allow_extra_args(false);
   add(dump, "--mode", o.mode, "NAME", "forward (default), backward, kl-warmup, kl-sparse or train");
   add(dump, "--dtype", raw.dtypes, "TYPE", "float64, float32 (default) or bfloat16")->expected(1);
   add(dump, "--dialect", raw.dialect, "NAME", "run as this dialect; default spec-1");

@@ -78,6 +78,7 @@ class Judge {
     if (!clean_run_) judge_golden(*oracle);
     LoraSide side(job_, plan_,
                   {.name = subject_,
+                   .impl = job_.impl,
                    .dialect = job_.dialect,
                    .bug = job_.bug,
                    .ulp_seed = job_.perturbation_seed});

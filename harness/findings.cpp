@@ -62,9 +62,12 @@ void Findings::settle() {
   const bool golden_ok = !failed("golden"), reference_ok = !failed("reference");
   for (Finding& finding : findings_) {
     std::optional<bool> candidate_ok;
-    if (finding.subject.rfind("candidate", 0) == 0) candidate_ok = finding.first_tap.empty();
-    if (!finding.first_tap.empty())
-      finding.fault = arbitrate(golden_ok, golden_present, reference_ok, candidate_ok);
+    const bool optimized = finding.subject.starts_with("optimized");
+    if (optimized || finding.subject.starts_with("candidate"))
+      candidate_ok = finding.first_tap.empty();
+    if (finding.first_tap.empty()) continue;
+    finding.fault = arbitrate(golden_ok, golden_present, reference_ok, candidate_ok);
+    if (optimized && finding.fault == Fault::candidate) finding.fault = Fault::optimized;
   }
   report_.findings.insert(report_.findings.end(), findings_.begin(), findings_.end());
   findings_.clear();

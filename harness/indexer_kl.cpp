@@ -53,7 +53,7 @@ void judge_kl_task(const TrainingJob& job, const KlTask& task, TrainingResult& r
   append(result.verdicts, std::move(first));
   if (right) return judge_kl_training(job, task, golden ? &*golden : nullptr, result);
   Verdict skipped;
-  skipped.subject = kl_subject("reference float32", task);
+  skipped.subject = kl_subject(job.impl + " float32", task);
   skipped.tap = "kl curve";
   skipped.trust = Trust::skipped;
   skipped.note = "the first step is wrong already: its curve would say nothing more";

@@ -191,6 +191,10 @@ class Judge {
     c.subject = e_.subject;
     c.tap = tap;
     c.mode = Mode::forced;
+    if (std::find(e_.unheld.begin(), e_.unheld.end(), tap.info.name) != e_.unheld.end()) {
+      verdicts_.push_back(unmeasured(c, Trust::skipped, "inside a fused kernel"));
+      return;
+    }
     const bool dense = tap.info.kind == TapKind::topk && !config_.use_sparse_attention;
     const Trust trust = e_.is_file || dense ? Trust::skipped : Trust::missing;
     verdicts_.push_back(

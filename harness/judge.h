@@ -17,6 +17,7 @@ struct Evidence {
   Objective objective = {};  // what the runs differentiate
   DType dtype = DType::float32;
   bool is_file = false;  // absent taps are listed, not failed, as long as logits or a loss is there
+  std::vector<std::string> unheld = {};  // "attn.probs": inside a fused kernel, so never there
   const Trace* judged = nullptr;
   const golden::Golden* golden =
       nullptr;       // set when the judged side is a golden (its sketches are used)

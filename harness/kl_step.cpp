@@ -45,6 +45,8 @@ class Nudged : public WeightSource {
   std::string ending_;
 };
 
+std::string judged_name(const TrainingJob& job) { return job.impl + " float32"; }
+
 CaseRun case_run(const TrainingJob& job, const Objective& objective,
                  std::shared_ptr<const WeightSource> weights) {
   const bool backward = true;
@@ -88,10 +90,10 @@ std::vector<Verdict> judge_golden_step(const CaseRun& run, const KlTask& task,
   return kept(run.judge_forced(subject));
 }
 
-Verdict exact(const KlTask& task, const std::string& check, double wrong, int64_t checked,
-              const std::string& basis) {
+Verdict exact(const TrainingJob& job, const KlTask& task, const std::string& check, double wrong,
+              int64_t checked, const std::string& basis) {
   Verdict verdict;
-  verdict.subject = kl_subject("reference float32", task);
+  verdict.subject = kl_subject(judged_name(job), task);
   verdict.tap = check;
   verdict.checked = checked;
   verdict.measures.push_back({"exact", wrong, 0, basis});
@@ -135,9 +137,9 @@ std::vector<Verdict> judge_kl_step(const TrainingJob& job, const KlTask& task,
                                    const golden::TrainingGolden* golden) {
   const CaseRun run = case_run(job, task.objective, start_weights(job));
   const Trace trace =
-      run.run({.dialect = job.dialect, .backward = true}, "first step, " + task.name);
-  std::vector<Verdict> verdicts =
-      kept(run.judge_subject({.name = kl_subject("reference float32", task), .trace = &trace}));
+      run.run({.dialect = job.dialect, .backward = true}, "first step, " + task.name, job.impl);
+  std::vector<Verdict> verdicts = kept(run.judge_subject(
+      {.name = kl_subject(judged_name(job), task), .impl = job.impl, .trace = &trace}));
   const bool comparable = golden != nullptr && job.perturbation_seed == 0;
   if (comparable && !golden->tensors.empty())
     append(verdicts, judge_golden_step(run, task, *golden));
@@ -154,7 +156,7 @@ std::vector<Verdict> judge_kl_detachment(const TrainingJob& job, const KlTask& t
                           {"detached target", "self_attn.kv_b_proj.weight"}};
   const auto weights = start_weights(job);
   RunOptions options{.dialect = job.dialect, .backward = true};
-  const Trace trace = case_run(job, task.objective, weights).run(options, "detachment");
+  const Trace trace = case_run(job, task.objective, weights).run(options, "detachment", job.impl);
   options.feeding = Feeding::forced;
   options.feed = &trace;
   options.backward = false;
@@ -163,9 +165,9 @@ std::vector<Verdict> judge_kl_detachment(const TrainingJob& job, const KlTask& t
     const CaseRun moved =
         case_run(job, task.objective, std::make_shared<Nudged>(weights, input.behind));
     const double before = trace.find("loss.kl")->at(0);
-    const double after = moved.run(options, "detachment").find("loss.kl")->at(0);
+    const double after = moved.run(options, "detachment", job.impl).find("loss.kl")->at(0);
     Verdict verdict =
-        exact(task, input.name, static_cast<double>(nonzero_gradients(trace, input.behind)), 1,
+        exact(job, task, input.name, static_cast<double>(nonzero_gradients(trace, input.behind)), 1,
               "SPEC 2: x, q_latent and the target are detached for the KL");
     const double moves = std::fabs(after - before) / before;
     verdict.note = std::string(input.behind) + " moves the KL by " + std::to_string(100 * moves) +
@@ -186,11 +188,11 @@ std::vector<Verdict> judge_kl_paths(const TrainingJob& job, const KlTask& joint)
   const auto weights = start_weights(job);
   const RunOptions options{.dialect = job.dialect, .backward = true};
   const auto gradients = [&](const Objective& objective) {
-    return case_run(job, objective, weights).run(options, "gradient paths");
+    return case_run(job, objective, weights).run(options, "gradient paths", job.impl);
   };
   const Trace both = gradients(joint.objective), alone_lm = gradients(lm), alone_kl = gradients(kl);
   Verdict verdict;
-  verdict.subject = kl_subject("reference float32", joint);
+  verdict.subject = kl_subject(judged_name(job), joint);
   verdict.tap = "gradient paths";
   double worst = 0;
   int64_t identical = 0;

@@ -26,7 +26,8 @@ training::Recipe recipe_of(const KlTask& task) {
 
 SideOptions side_options(const TrainingJob& job, const KlTask& task, bool oracle) {
   if (oracle) return {.name = "oracle, " + task.name, .dtype = DType::float64};
-  return {.name = kl_subject("reference float32", task),
+  return {.name = kl_subject(job.impl + " float32", task),
+          .impl = job.impl,
           .dialect = job.dialect,
           .bug = job.bug,
           .ulp_seed = job.perturbation_seed};
@@ -133,7 +134,7 @@ class Training {
   }
 
  private:
-  std::string subject() const { return kl_subject("reference float32", task_); }
+  std::string subject() const { return kl_subject(job_.impl + " float32", task_); }
   void put(Verdict verdict) { result_.verdicts.push_back(std::move(verdict)); }
   void put(std::vector<Verdict> verdicts) {
     for (Verdict& verdict : verdicts) put(std::move(verdict));

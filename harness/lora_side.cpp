@@ -1,5 +1,6 @@
 #include "harness/lora_side.h"
 
+#include "harness/implementations.h"
 #include "src/training/one_ulp.h"
 
 namespace dsv32::harness {
@@ -37,7 +38,6 @@ LoraSide::LoraSide(const TrainingJob& job, const LoraPlan& plan, const SideOptio
     : options_(options),
       device_(job.settings.device),
       config_(job.the_case.config),
-      impl_(job.impl),
       synthetic_(std::make_unique<SyntheticWeights>(job.the_case.seed, job.the_case.bias_offset)) {
   if (options.bug == Bug::lora_kl_leak) options_.dialect.kl.q_latent_detached = false;
   base_ = std::make_unique<ResidentWeights>(
@@ -46,7 +46,7 @@ LoraSide::LoraSide(const TrainingJob& job, const LoraPlan& plan, const SideOptio
   adapters_ =
       std::make_unique<training::LoraAdapters>(config_, lora_modules(config_, plan.targets), *base_,
                                                start, master_of(options.dtype), options.bug);
-  model_ = make_model(impl_, config_, *adapters_);
+  model_ = make_model(options_.impl, config_, *adapters_);
   const training::Recipe recipe = lora_recipe(plan, options.bug);
   optimizer_ = training::make_adamw(recipe.groups, adapters_->table(), options.bug);
   trainer_ = std::make_unique<training::Trainer>(
@@ -71,7 +71,7 @@ Trace LoraSide::run(const Batch& batch, const RunOptions& options) const {
 }
 
 Trace LoraSide::run_base(const Batch& batch, const RunOptions& options) const {
-  return make_model(impl_, config_, *base_)->run(batch, with_side(options));
+  return make_model(options_.impl, config_, *base_)->run(batch, with_side(options));
 }
 
 void LoraSide::set_to(const training::Snapshot& state) {

@@ -56,7 +56,6 @@ class LoraSide {
   SideOptions options_;
   std::string device_;
   ModelConfig config_;
-  std::string impl_;
   std::unique_ptr<SyntheticWeights> synthetic_;
   std::unique_ptr<ResidentWeights> base_;
   std::unique_ptr<training::LoraAdapters> adapters_;

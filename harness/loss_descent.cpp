@@ -176,6 +176,7 @@ class Judge {
   TrainingSide free_side(const std::string& name, DType dtype) const {
     return TrainingSide(job_, descent_.recipe,
                         {.name = name,
+                         .impl = job_.impl,
                          .dtype = dtype,
                          .dialect = job_.dialect,
                          .bug = job_.bug,

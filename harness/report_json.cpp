@@ -265,8 +265,8 @@ Finding read_finding(const Reader& r) {
   f.case_name = r.text("case");
   f.suite = r.text("suite");
   f.subject = r.text("subject");
-  f.fault = r.choice("fault", {Fault::none, Fault::candidate, Fault::reference, Fault::golden,
-                               Fault::configuration});
+  f.fault = r.choice("fault", {Fault::none, Fault::candidate, Fault::optimized, Fault::reference,
+                               Fault::golden, Fault::configuration});
   f.first_tap = r.text("first_tap");
   f.headline = r.text("headline");
   f.causes = r.texts("causes");

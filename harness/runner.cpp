@@ -22,7 +22,7 @@ double seconds_since(Clock::time_point start) {
 
 void run_model(const Job& job, const PlannedCase& planned, Report& report) {
   CaseJob case_job(job, planned.the_case, planned.objective, report);
-  case_job.run_golden_and_references();
+  case_job.run_golden_and_own();
   for (const Candidate* candidate : planned.candidates) case_job.run_candidate(*candidate);
   case_job.settle();
 }
@@ -79,7 +79,7 @@ Trace make_trace(const Case& c, const std::string& impl, DType dtype, const std:
       training
           ? make_train_trace(c, impl, dtype, dialect, {.device = device})
           : run.run({.dtype = dtype, .dialect = dialect, .backward = backward && run.backward()},
-                    impl);
+                    impl, impl == "oracle" ? "reference" : impl);
   trace.metadata.merge(std::map<std::string, std::string>{
       {"format", "dsv32-verify.trace"},
       {"version", "1"},

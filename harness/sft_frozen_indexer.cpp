@@ -112,6 +112,7 @@ class Suite {
     const training::Recipe recipe = recipe_for(job_.bug);
     TrainingSide side(job_, recipe,
                       {.name = subject,
+                       .impl = job_.impl,
                        .dialect = job_.dialect,
                        .bug = job_.bug,
                        .ulp_seed = job_.perturbation_seed});

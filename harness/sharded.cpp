@@ -15,6 +15,7 @@ constexpr int64_t kGoldenAccumulation = 3;
 
 ShardedPlan plan_of(const TrainingJob& job, int ranks, int64_t steps, int64_t accumulation = 1) {
   return {.case_name = job.the_case.name,
+          .impl = job.impl,
           .ranks = ranks,
           .steps = steps,
           .accumulation = accumulation,

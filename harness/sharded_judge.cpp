@@ -74,8 +74,8 @@ class WorldJudge {
         run_(run),
         subject_(describe(plan)),
         batch_(make_batch(job.the_case)),
-        oracle_(plan, DType::float64),
-        reference_(plan, DType::float32),
+        oracle_(plan, "reference", DType::float64),
+        reference_(plan, "reference", DType::float32),
         recipe_(sharded_recipe(plan, plan.ranks * plan.accumulation)),
         before_(reference_.trainables->table().clone()),
         moments_(recipe_.groups.size()) {}

@@ -32,7 +32,9 @@ ShardedKind kind_of(const std::string& text) {
 }
 
 void set(ShardedPlan& plan, const std::string& name, const std::string& value) {
-  if (name == "ranks") {
+  if (name == "impl") {
+    plan.impl = value;
+  } else if (name == "ranks") {
     plan.ranks = static_cast<int>(number(name, value));
   } else if (name == "steps") {
     plan.steps = number(name, value);
@@ -59,6 +61,7 @@ void set(ShardedPlan& plan, const std::string& name, const std::string& value) {
 
 std::vector<std::string> ShardedPlan::words() const {
   std::vector<std::string> list = {case_name,
+                                   "impl=" + impl,
                                    "ranks=" + std::to_string(ranks),
                                    "steps=" + std::to_string(steps),
                                    "accumulation=" + std::to_string(accumulation),
@@ -111,6 +114,7 @@ std::map<std::string, std::string> sharded_digests(const ShardedPlan& plan) {
   const Case& c = io::find_case(plan.case_name);
   std::string recipe = io::case_json(c);
   for (const std::string& word : ShardedPlan{.case_name = plan.case_name,
+                                 .impl = plan.impl,
                                  .ranks = plan.ranks,
                                  .steps = plan.steps,
                                  .accumulation = plan.accumulation,

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <thread>
 
+#include "harness/implementations.h"
 #include "harness/training_side.h"
 #include "src/bridge/bridge.h"
 #include "src/io/io.h"
@@ -155,7 +156,7 @@ Tensor integers(const std::string& name, int64_t size) {
 
 }  // namespace
 
-ShardedPupil::ShardedPupil(const ShardedPlan& plan, DType dtype)
+ShardedPupil::ShardedPupil(const ShardedPlan& plan, const std::string& impl, DType dtype)
     : synthetic(io::find_case(plan.case_name).seed, io::find_case(plan.case_name).bias_offset) {
   const ModelConfig& config = io::find_case(plan.case_name).config;
   const torch::ScalarType master = dtype == DType::float64 ? torch::kFloat64 : torch::kFloat32;
@@ -167,7 +168,7 @@ ShardedPupil::ShardedPupil(const ShardedPlan& plan, DType dtype)
   } else {
     trainables = std::make_unique<training::FullWeights>(config, *start, master, dtype);
   }
-  model = make_model("reference", config, *trainables);
+  model = make_model(impl, config, *trainables);
 }
 
 training::Recipe sharded_recipe(const ShardedPlan& plan, int64_t micro_batches) {
@@ -182,7 +183,7 @@ training::Recipe sharded_recipe(const ShardedPlan& plan, int64_t micro_batches) 
 ShardedRun run_rank(World& world, const ShardedPlan& plan) {
   const Case& c = io::find_case(plan.case_name);
   check_fits(world, plan, c);
-  ShardedPupil pupil(plan);
+  ShardedPupil pupil(plan, plan.impl);
   const training::Recipe recipe = sharded_recipe(plan, plan.accumulation);
   TensorTable& table = pupil.trainables->table();
   const auto optimizer = training::make_zero2(recipe.groups, table, world, plan.bug);

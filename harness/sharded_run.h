@@ -23,6 +23,7 @@ enum class ShardedKind {
 /// One world: how many ranks train what.
 struct ShardedPlan {
   std::string case_name;
+  std::string impl = "reference";
   int ranks = 2;
   int64_t steps = 2;
   int64_t accumulation = 1;
@@ -54,7 +55,7 @@ struct ShardedRun {
 
 /// What trains on one rank, or on none but one: weights, trainables, model.
 struct ShardedPupil {
-  explicit ShardedPupil(const ShardedPlan& plan, DType dtype = DType::float32);
+  ShardedPupil(const ShardedPlan& plan, const std::string& impl, DType dtype = DType::float32);
 
   SyntheticWeights synthetic;
   std::unique_ptr<WeightSource> start, adapter_start;

@@ -70,6 +70,7 @@ StepJudge::StepJudge(const TrainingJob& job, const training::Recipe& recipe, std
       oracle_(job, recipe, {.name = "oracle", .dtype = DType::float64}),
       judged_(job, recipe,
               {.name = subject_,
+               .impl = job.impl,
                .dialect = job.dialect,
                .bug = job.bug,
                .ulp_seed = job.perturbation_seed}),

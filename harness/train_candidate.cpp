@@ -224,8 +224,12 @@ Trace make_train_trace(const Case& c, const std::string& impl, DType dtype, cons
   set_training_threads(c, settings);
   const golden::TrainingGolden golden = golden::load_training(kDefaultSuite, c.name);
   const training::Recipe recipe = loss_descent_recipe(std::ssize(golden.series.at("loss")));
-  const TrainingJob job{.the_case = c, .impl = "reference", .settings = settings};
-  TrainingSide side(job, recipe, {.name = impl, .dtype = dtype, .dialect = dialect});
+  const TrainingJob job{.the_case = c, .settings = settings};
+  TrainingSide side(job, recipe,
+                    {.name = impl,
+                     .impl = impl == "oracle" ? "reference" : impl,
+                     .dtype = dtype,
+                     .dialect = dialect});
   std::vector<double> loss, grad_norm;
   for (int64_t t = 0; t < recipe.steps; ++t) {
     const training::StepRecord record = side.step(t);

@@ -61,25 +61,39 @@ void note_cost(Report& report, const std::string& key, Clock::time_point start, 
 
 }  // namespace
 
-void run_training_suite(const Job& job, const Case& c, const std::string& name, Report& report) {
-  const TrainingSuite& suite = suite_of(name);
-  Findings findings(job, report, c.name, name);
-  const std::vector<Verdict> missing = missing_goldens(suite, c);
-  if (!missing.empty()) {
-    add_verdicts(findings, c, name, missing);
-    return findings.settle();
-  }
+namespace {
+
+void run_one(const Job& job, const Case& c, const TrainingSuite& suite, const std::string& impl,
+             Report& report, Findings& findings) {
   reset_peak_memory();
   const auto start = Clock::now();
   const TrainingJob task{
       .the_case = c,
-      .impl = job.impl,
+      .impl = impl,
       .settings = {.device = job.device, .progress = job.progress, .interrupted = job.interrupted}};
   TrainingResult result = suite.judge(task);
-  note_cost(report, c.name + " " + name, start, result.tokens);
+  const std::string of_impl = impl == job.impls.front() ? "" : ", " + impl;
+  note_cost(report, c.name + " " + suite.name + of_impl, start, result.tokens);
   for (const auto& [figure, value] : result.figures)
-    report.figures.push_back({c.name, name, figure, value});
-  add_verdicts(findings, c, name, std::move(result.verdicts));
+    report.figures.push_back({c.name, suite.name, figure + of_impl, value});
+  // The golden was judged with the first implementation.
+  if (!of_impl.empty())
+    std::erase_if(result.verdicts,
+                  [](const Verdict& v) { return v.subject.starts_with("golden"); });
+  add_verdicts(findings, c, suite.name, std::move(result.verdicts));
+}
+
+}  // namespace
+
+void run_training_suite(const Job& job, const Case& c, const std::string& name, Report& report) {
+  const TrainingSuite& suite = suite_of(name);
+  Findings findings(job, report, c.name, name);
+  const std::vector<Verdict> missing = missing_goldens(suite, c);
+  if (missing.empty()) {
+    for (const std::string& impl : job.impls) run_one(job, c, suite, impl, report, findings);
+  } else {
+    add_verdicts(findings, c, name, missing);
+  }
   findings.settle();
 }
 

@@ -1,5 +1,6 @@
 #include "harness/training_side.h"
 
+#include "harness/implementations.h"
 #include "harness/threads.h"
 #include "src/model/errors.h"
 #include "src/reference/reference.h"
@@ -22,16 +23,6 @@ std::function<void(const std::string&)> side_progress(const Case& c, const std::
   };
 }
 
-std::unique_ptr<Implementation> make_model(const std::string& impl, const ModelConfig& config,
-                                           const WeightSource& weights) {
-  if (impl == "reference") return reference::make_reference(config, weights);
-  throw Error(ExitCode::usage, {.where = "--impl",
-                                .what = "implementation",
-                                .expected = "reference",
-                                .got = impl,
-                                .hint = "not in this version"});
-}
-
 TrainingSide::TrainingSide(const TrainingJob& job, const training::Recipe& recipe,
                            const SideOptions& options)
     : synthetic_(job.the_case.seed, job.the_case.bias_offset),
@@ -39,7 +30,7 @@ TrainingSide::TrainingSide(const TrainingJob& job, const training::Recipe& recip
   const bool wide = options.dtype == DType::float64;
   trainables_ = std::make_unique<training::FullWeights>(
       job.the_case.config, *start_, wide ? torch::kFloat64 : torch::kFloat32, options.dtype);
-  model_ = make_model(job.impl, job.the_case.config, *trainables_);
+  model_ = make_model(options.impl, job.the_case.config, *trainables_);
   optimizer_ = training::make_adamw(recipe.groups, trainables_->table(), options.bug);
   trainer_ = std::make_unique<training::Trainer>(
       job.the_case, recipe, *model_, *trainables_, *optimizer_,

@@ -13,7 +13,8 @@ namespace dsv32::harness {
 
 /// One side of a training comparison.
 struct SideOptions {
-  std::string name;              // "oracle", "reference float32": for the progress line
+  std::string name;  // "oracle", "reference float32": for the progress line
+  std::string impl = "reference";
   DType dtype = DType::float32;  // of the model; masters are float64 for float64, else float32
   Dialect dialect = {};
   training::Bug bug = training::Bug::none;
@@ -25,10 +26,6 @@ void set_training_threads(const Case& c, const RunSettings& settings);
 /// "case: side: where", and stops the run when asked to.
 std::function<void(const std::string&)> side_progress(const Case& c, const std::string& side,
                                                       const RunSettings& settings);
-/// Throws Error (usage) for an implementation that cannot be trained in this version.
-std::unique_ptr<Implementation> make_model(const std::string& impl, const ModelConfig& config,
-                                           const WeightSource& weights);
-
 /// Weights, model, optimizer and trainer of a full-parameter run, wired together. Start weights are
 /// the case's synthetic ones.
 class TrainingSide {

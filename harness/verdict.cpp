@@ -41,6 +41,8 @@ std::string_view to_string(Fault fault) {
       return "none";
     case Fault::candidate:
       return "candidate";
+    case Fault::optimized:
+      return "optimized";
     case Fault::reference:
       return "reference";
     case Fault::golden:

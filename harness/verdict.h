@@ -62,7 +62,7 @@ struct Verdict {
 std::string check_path(const Verdict& verdict);
 
 /// Who is wrong in one case, in one sentence.
-enum class Fault { none, candidate, reference, golden, configuration };
+enum class Fault { none, candidate, optimized, reference, golden, configuration };
 std::string_view to_string(Fault fault);
 
 /// What a training suite measured on the way: data, not a check.

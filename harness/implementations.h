@@ -1,0 +1,24 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "src/model/implementation.h"
+
+/// Our implementations by the names that --impl takes.
+namespace dsv32::harness {
+
+/// "reference", "optimized" and "optimized-simt" (its CUDA kernels, run by the SIMT executor on the
+/// CPU).
+const std::vector<std::string>& implementation_names();
+/// `name` is one of implementation_names(); `weights` must outlive the model.
+std::unique_ptr<Implementation> make_model(const std::string& name, const ModelConfig& config,
+                                           const WeightSource& weights);
+/// Rounds every op's result in the 16-bit modes, as kernels do that store what they make; the
+/// reference rounds its taps alone.
+bool rounds_every_op(const std::string& name);
+/// Taps that its fused kernels never hold.
+std::vector<std::string> unheld_taps(const std::string& name);
+
+}  // namespace dsv32::harness
