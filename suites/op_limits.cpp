@@ -21,6 +21,11 @@ const std::map<std::string, Limit> kLimits = {
     {"rms_norm.dweight", {16, 16, "float32 in both; one addition per row of a block"}},
     {"route.weights", {8, 8, "exponential, two quotients, a sum of k scores; float32"}},
     {"route.dlogits", {12, 12, "as weights, and a sum of k products; float32"}},
+    {"moe.out", {500, 3, "three products; sums cancel; bf16: inner and result are rounded"}},
+    {"moe.dx", {500, 3, "as moe.out"}},
+    {"moe.dweight", {500, 6, "as moe.out"}},
+    {"moe.dweights", {500, 500, "as moe.out; float32"}},
+    {"moe.dweights.bf16", {0x1p19, 0x1p19, "inner is rounded to bf16; float32 unit"}},
 };
 
 }  // namespace

@@ -29,7 +29,8 @@ class OpTest : public testing::TestWithParam<Backend> {
  protected:
   void SetUp() override;  // skips where a device is missing
 
-  /// Results of the op; an argument left out in Python is given here as c10::IValue().
+  /// Results of the op, lists one by one; an argument left out in Python is given here as
+  /// c10::IValue().
   std::vector<at::Tensor> call(const std::string& op, std::vector<c10::IValue> arguments) const;
   /// The call must throw a c10::Error whose text contains `text`.
   void expect_refused(const std::string& text, const std::string& op,

@@ -34,6 +34,13 @@ def integers(count: int, k: int) -> torch.Tensor:
     return torch.arange(k, dtype=torch.int32).expand(count, k).contiguous()
 
 
+def experts(
+    count: int, width: int, hidden: int, make: Callable[..., torch.Tensor]
+) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+    gate = [make(width, hidden) for _ in range(count)]
+    return gate, gate, [make(hidden, width) for _ in range(count)]
+
+
 SAMPLES: dict[str, Sample] = {
     "rms_norm": Sample(
         good=lambda: [(normal(3, 5, 16), normal(16), EPS), (bf16(2, 7), bf16(7), EPS)],
@@ -79,6 +86,28 @@ SAMPLES: dict[str, Sample] = {
         good=lambda: [(normal(3, 4), normal(3, 16), integers(3, 4), False, 2.5)],
         bad=lambda: [
             ((normal(3, 3), normal(3, 16), integers(3, 4), True, 2.5), "route_backward: dweights:")
+        ],
+    ),
+    "moe": Sample(
+        good=lambda: [
+            (normal(3, 8), integers(3, 2), normal(3, 2), *experts(4, 6, 8, normal)),
+            (bf16(3, 8), integers(3, 2), normal(3, 2), *experts(4, 6, 8, bf16)),
+        ],
+        bad=lambda: [
+            ((normal(3, 7), integers(3, 2), normal(3, 2), *experts(4, 6, 8, normal)), "moe: gate:"),
+            ((normal(3, 8), integers(3, 2), normal(3, 2), [], [], []), "moe: gate: expected 1"),
+        ],
+    ),
+    "moe_backward": Sample(
+        good=lambda: [
+            (normal(3, 8), normal(3, 8), integers(3, 2), normal(3, 2), *experts(4, 6, 8, normal))
+        ],
+        bad=lambda: [
+            (
+                (normal(3, 7), normal(3, 8), integers(3, 2), normal(3, 2))
+                + experts(4, 6, 8, normal),
+                "moe_backward: dout: expected shape [3, 8], got [3, 7]",
+            )
         ],
     ),
 }

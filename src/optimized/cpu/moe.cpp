@@ -1,0 +1,305 @@
+#include "src/optimized/ops/moe.h"
+
+#include <torch/library.h>
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "src/optimized/cpu/clones.h"
+#include "src/optimized/cpu/exp.h"
+#include "src/optimized/cpu/gemm.h"
+#include "src/optimized/cpu/parallel.h"
+#include "src/optimized/cpu/rows.h"
+
+namespace dsv32::optimized::cpu {
+namespace {
+
+// Every product of a token's row runs over a block of this many rows, the last one filled with
+// zeros: MKL promises the same bits for a row only among products of one shape.
+constexpr int64_t kBlockRows = 48;
+// Blocks of an expert that one task takes, so that its weights are widened once.
+constexpr int64_t kTaskRows = 4 * kBlockRows;
+
+/// Entries (token * k + slot) by expert; within an expert ascending.
+struct Entries {
+  std::vector<int64_t> order;
+  std::vector<int64_t> offsets;   // [experts + 1]
+  std::vector<int64_t> position;  // by entry; -1: no expert
+
+  Entries(const int32_t* chosen, int64_t count, int64_t experts)
+      : offsets(experts + 1), position(count, -1) {
+    for (int64_t i = 0; i < count; ++i) {
+      if (chosen[i] >= 0) ++offsets[chosen[i] + 1];
+    }
+    std::partial_sum(offsets.begin(), offsets.end(), offsets.begin());
+    order.resize(offsets.back());
+    std::vector<int64_t> next = offsets;
+    for (int64_t i = 0; i < count; ++i) {
+      if (chosen[i] < 0) continue;
+      position[i] = next[chosen[i]]++;
+      order[position[i]] = i;
+    }
+  }
+};
+
+/// Positions [begin, end) of one expert.
+struct Task {
+  int64_t expert, begin, end;
+};
+
+std::vector<Task> tasks_of(const Entries& entries) {
+  std::vector<Task> tasks;
+  for (size_t e = 0; e + 1 < entries.offsets.size(); ++e) {
+    for (int64_t i = entries.offsets[e]; i < entries.offsets[e + 1]; i += kTaskRows) {
+      tasks.push_back(
+          {static_cast<int64_t>(e), i, std::min(i + kTaskRows, entries.offsets[e + 1])});
+    }
+  }
+  return tasks;
+}
+
+/// y += a x
+DSV32_CLONES void add_scaled(float a, const float* x, float* y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] += a * x[i];
+}
+
+/// inner = silu(gated) upped, rounded to T.
+template <typename T>
+DSV32_CLONES void activate(const float* gated, const float* upped, float* inner, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    inner[i] = to_float(from_float<T>(gated[i] * sigmoid_of(gated[i]) * upped[i]));
+  }
+}
+
+/// From w and dinner: gated and upped become their gradients.
+DSV32_CLONES void activate_backward(float weight, const float* dinner, float* gated, float* upped,
+                                    int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float score = sigmoid_of(gated[i]), d = weight * dinner[i];
+    const float dgated = d * upped[i] * score * (1.0f + gated[i] * (1.0f - score));
+    upped[i] = d * gated[i] * score;
+    gated[i] = dgated;
+  }
+}
+
+/// The op's arguments as the tasks use them.
+template <typename T>
+struct Experts {
+  at::Tensor x_rows, chosen_rows, weight_rows;
+  const T* x;
+  const float* weights;
+  TensorTable<T> gate, up, down;
+  Entries entries;
+  std::vector<Task> tasks;
+  int64_t tokens, k, hidden, width, count;
+
+  explicit Experts(const MoeArguments& a)
+      : x_rows(a.x.contiguous()),
+        chosen_rows(a.experts.contiguous()),
+        weight_rows(a.weights.contiguous()),
+        x(pointer<T>(x_rows)),
+        weights(pointer<float>(weight_rows)),
+        gate(a.gate),
+        up(a.up),
+        down(a.down),
+        entries(pointer<int32_t>(chosen_rows), a.experts.numel(), a.count()),
+        tasks(tasks_of(entries)),
+        tokens(a.tokens()),
+        k(a.k()),
+        hidden(a.hidden()),
+        width(a.width()),
+        count(a.count()) {}
+
+  int64_t used() const { return static_cast<int64_t>(entries.order.size()); }
+
+  /// The rows of `source` [tokens, hidden] at positions [begin, end), then zeros up to `rows`.
+  void gather(const T* source, int64_t begin, int64_t end, int64_t rows, float* to) const {
+    for (int64_t i = begin; i < end; ++i) {
+      widen(source + entries.order[i] / k * hidden, to + (i - begin) * hidden, hidden);
+    }
+    std::fill(to + (end - begin) * hidden, to + rows * hidden, 0.0f);
+  }
+
+  /// out[token] = sum over its entries in ascending position of scales[entry] rows[position].
+  void combine(const float* rows, const float* scales, T* out) const {
+    parallel_for(tokens, row_grain(hidden * k), [&](int64_t begin, int64_t end) {
+      std::vector<float> sum(hidden);
+      std::vector<int64_t> own(k);
+      for (int64_t token = begin; token < end; ++token) {
+        std::iota(own.begin(), own.end(), token * k);
+        std::sort(own.begin(), own.end(),
+                  [&](int64_t a, int64_t b) { return entries.position[a] < entries.position[b]; });
+        std::fill(sum.begin(), sum.end(), 0.0f);
+        for (const int64_t entry : own) {
+          const int64_t position = entries.position[entry];
+          const float scale = scales == nullptr ? 1.0f : scales[entry];
+          if (position >= 0) add_scaled(scale, rows + position * hidden, sum.data(), hidden);
+        }
+        narrow(sum.data(), out + token * hidden, hidden);
+      }
+    });
+  }
+};
+
+/// The forward of one expert's block, kept for the backward.
+template <typename T>
+struct Block {
+  const Experts<T>& all;
+  Widened gate, up, down;
+  Buffer x, gated, upped, inner;
+
+  Block(const Experts<T>& experts, int64_t expert)
+      : all(experts),
+        gate(all.gate.addresses()[expert], all.width * all.hidden),
+        up(all.up.addresses()[expert], all.width * all.hidden),
+        down(all.down.addresses()[expert], all.width * all.hidden),
+        x(kBlockRows * all.hidden),
+        gated(kBlockRows * all.width),
+        upped(kBlockRows * all.width),
+        inner(kBlockRows * all.width) {}
+
+  void run(int64_t begin, int64_t end) const {
+    const int64_t hidden = all.hidden, width = all.width;
+    const ProductShape shape{kBlockRows, width, hidden};
+    all.gather(all.x, begin, end, kBlockRows, x.data());
+    gemm(shape, 1, {x.data(), hidden}, {gate.data(), hidden, true}, 0, gated.data(), width);
+    gemm(shape, 1, {x.data(), hidden}, {up.data(), hidden, true}, 0, upped.data(), width);
+    activate<T>(gated.data(), upped.data(), inner.data(), kBlockRows * width);
+  }
+};
+
+/// Calls body(block, begin, end) for every block of rows.
+template <typename T, typename Body>
+void for_each_block(const Experts<T>& all, Body body) {
+  parallel_for(static_cast<int64_t>(all.tasks.size()), 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const Task& task = all.tasks[i];
+      const Block<T> block(all, task.expert);
+      for (int64_t begin = task.begin; begin < task.end; begin += kBlockRows) {
+        body(block, begin, std::min(begin + kBlockRows, task.end));
+      }
+    }
+  });
+}
+
+template <typename T>
+void forward(const Experts<T>& all, T* out) {
+  const int64_t hidden = all.hidden, width = all.width;
+  const Buffer y(all.used() * hidden);
+  for_each_block(all, [&](const Block<T>& block, int64_t begin, int64_t end) {
+    const Buffer rows(kBlockRows * hidden);
+    block.run(begin, end);
+    gemm({kBlockRows, hidden, width}, 1, {block.inner.data(), width},
+         {block.down.data(), width, true}, 0, rows.data(), hidden);
+    std::copy_n(rows.data(), (end - begin) * hidden, y.data() + begin * hidden);
+  });
+  all.combine(y.data(), all.weights, out);
+}
+
+/// By position: what the gradients of the weights are made of.
+struct BackwardRows {
+  Buffer dgated, dupped, weighted;  // [used, width]
+};
+
+/// Fills `rows`, dx_entries [used, hidden] and dweights.
+template <typename T>
+void backward_blocks(const Experts<T>& all, const T* dout, const BackwardRows& rows,
+                     float* dx_entries, float* dweights) {
+  const int64_t hidden = all.hidden, width = all.width;
+  for_each_block(all, [&](const Block<T>& block, int64_t begin, int64_t end) {
+    const Buffer dout_rows(kBlockRows * hidden), dinner(kBlockRows * width);
+    block.run(begin, end);
+    all.gather(dout, begin, end, kBlockRows, dout_rows.data());
+    gemm({kBlockRows, width, hidden}, 1, {dout_rows.data(), hidden}, {block.down.data(), width}, 0,
+         dinner.data(), width);
+    for (int64_t i = 0; i < end - begin; ++i) {
+      const int64_t entry = all.entries.order[begin + i];
+      const float weight = all.weights[entry];
+      const float* inner = block.inner.data() + i * width;
+      dweights[entry] = dot(dinner.data() + i * width, inner, width);
+      scale(weight, inner, rows.weighted.data() + (begin + i) * width, width);
+      activate_backward(weight, dinner.data() + i * width, block.gated.data() + i * width,
+                        block.upped.data() + i * width, width);
+    }
+    std::copy_n(block.gated.data(), (end - begin) * width, rows.dgated.data() + begin * width);
+    std::copy_n(block.upped.data(), (end - begin) * width, rows.dupped.data() + begin * width);
+    float* dx = dout_rows.data();  // dout is used up
+    const ProductShape shape{kBlockRows, hidden, width};
+    gemm(shape, 1, {block.gated.data(), width}, {block.gate.data(), hidden}, 0, dx, hidden);
+    gemm(shape, 1, {block.upped.data(), width}, {block.up.data(), hidden}, 1, dx, hidden);
+    std::copy_n(dx, (end - begin) * hidden, dx_entries + begin * hidden);
+  });
+}
+
+/// gradient [rows, columns] = left^T right over `depth` positions.
+template <typename T>
+void weight_gradient(const ProductShape& shape, const float* left, const float* right,
+                     const at::Tensor& gradient) {
+  if (shape.depth == 0) {
+    gradient.zero_();
+    return;
+  }
+  const Buffer sums(shape.rows * shape.columns);
+  gemm(shape, 1, {left, shape.rows, true}, {right, shape.columns}, 0, sums.data(), shape.columns);
+  narrow(sums.data(), mutable_pointer<T>(gradient), shape.rows * shape.columns);
+}
+
+template <typename T>
+void backward(const Experts<T>& all, const T* dout, const MoeGradients& out) {
+  const int64_t hidden = all.hidden, width = all.width, used = all.used();
+  const BackwardRows rows{Buffer(used * width), Buffer(used * width), Buffer(used * width)};
+  const Buffer dx_entries(used * hidden);
+  backward_blocks(all, dout, rows, dx_entries.data(), mutable_pointer<float>(out.dweights));
+  all.combine(dx_entries.data(), nullptr, mutable_pointer<T>(out.dx));
+  parallel_for(all.count, 1, [&](int64_t first, int64_t last) {
+    for (int64_t e = first; e < last; ++e) {
+      const int64_t begin = all.entries.offsets[e], n = all.entries.offsets[e + 1] - begin;
+      const Buffer gathered(n * hidden);
+      all.gather(all.x, begin, begin + n, n, gathered.data());
+      weight_gradient<T>({width, hidden, n}, rows.dgated.data() + begin * width, gathered.data(),
+                         out.dgate[e]);
+      weight_gradient<T>({width, hidden, n}, rows.dupped.data() + begin * width, gathered.data(),
+                         out.dup[e]);
+      all.gather(dout, begin, begin + n, n, gathered.data());
+      weight_gradient<T>({hidden, width, n}, gathered.data(), rows.weighted.data() + begin * width,
+                         out.ddown[e]);
+    }
+  });
+}
+
+at::Tensor moe(const at::Tensor& x, const at::Tensor& experts, const at::Tensor& weights,
+               at::TensorList gate, at::TensorList up, at::TensorList down) {
+  const MoeArguments arguments{x, experts, weights, gate, up, down};
+  at::Tensor out = moe_output("moe", arguments);
+  expect_experts("moe", arguments);
+  dispatch_real({"moe", "x", x}, [&](auto type) {
+    using T = decltype(type);
+    forward(Experts<T>(arguments), mutable_pointer<T>(out));
+  });
+  return out;
+}
+
+std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>,
+           std::vector<at::Tensor>>
+moe_backward(const at::Tensor& dout, const at::Tensor& x, const at::Tensor& experts,
+             const at::Tensor& weights, at::TensorList gate, at::TensorList up,
+             at::TensorList down) {
+  const MoeArguments arguments{x, experts, weights, gate, up, down};
+  const MoeGradients out = moe_gradients(dout, arguments);
+  expect_experts("moe_backward", arguments);
+  const at::Tensor dout_rows = dout.contiguous();
+  dispatch_real({"moe_backward", "x", x}, [&](auto type) {
+    using T = decltype(type);
+    backward(Experts<T>(arguments), pointer<T>(dout_rows), out);
+  });
+  return out.tuple();
+}
+
+TORCH_LIBRARY_IMPL(dsv32, CPU, m) {
+  m.impl("moe", &moe);
+  m.impl("moe_backward", &moe_backward);
+}
+
+}  // namespace
+}  // namespace dsv32::optimized::cpu
