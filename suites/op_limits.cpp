@@ -26,6 +26,10 @@ const std::map<std::string, Limit> kLimits = {
     {"moe.dweight", {500, 6, "as moe.out"}},
     {"moe.dweights", {500, 500, "as moe.out; float32"}},
     {"moe.dweights.bf16", {0x1p19, 0x1p19, "inner is rounded to bf16; float32 unit"}},
+    {"sparse_mla.out", {4, 2, "scale: sum of the terms' magnitudes, times the spread of scores"}},
+    {"sparse_mla.lse", {4, 4, "scale: the spread of scores; float32 in both"}},
+    {"sparse_mla.dq", {4, 2, "as sparse_mla.out"}},
+    {"sparse_mla.dkv", {4, 2, "as sparse_mla.out"}},
 };
 
 }  // namespace

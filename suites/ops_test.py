@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import unittest
 from collections.abc import Callable
@@ -39,6 +40,21 @@ def experts(
 ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
     gate = [make(width, hidden) for _ in range(count)]
     return gate, gate, [make(hidden, width) for _ in range(count)]
+
+
+def key_lists(*shape: int, below: int) -> torch.Tensor:
+    """Neighbours differ along the last axis."""
+    return (torch.arange(math.prod(shape)) % below).reshape(shape).int()
+
+
+def attention(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    """q [2,3,4,12] and kv [2,7,12] of the absorbed form; kv_lora is 8."""
+    return normal(2, 3, 4, 12, dtype=dtype), normal(2, 7, 12, dtype=dtype)
+
+
+def attended(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
+    """dout, out and lse of `attention`."""
+    return normal(2, 3, 4, 8, dtype=dtype), normal(2, 3, 4, 8, dtype=dtype), normal(2, 3, 4)
 
 
 SAMPLES: dict[str, Sample] = {
@@ -107,6 +123,58 @@ SAMPLES: dict[str, Sample] = {
                 (normal(3, 7), normal(3, 8), integers(3, 2), normal(3, 2))
                 + experts(4, 6, 8, normal),
                 "moe_backward: dout: expected shape [3, 8], got [3, 7]",
+            )
+        ],
+    ),
+    "sparse_mla": Sample(
+        good=lambda: [
+            (*attention(), key_lists(2, 3, 5, below=7), 0.3, 8),
+            (*attention(torch.bfloat16), key_lists(2, 3, 1, below=7), 0.3, 8),
+        ],
+        bad=lambda: [
+            (
+                (*attention(), key_lists(2, 3, 5, below=9), 0.3, 8),
+                "sparse_mla: topk: expected 0 to 6, got 7",
+            ),
+            (
+                (*attention(), key_lists(2, 2, 5, below=7), 0.3, 8),
+                "sparse_mla: topk: expected shape [2, 3, 5], got [2, 2, 5]",
+            ),
+        ],
+    ),
+    "dense_mla": Sample(
+        good=lambda: [(*attention(), normal(2, 7) > -1, 4, 0.3, 8)],
+        bad=lambda: [
+            (
+                (*attention(), normal(2, 7), 4, 0.3, 8),
+                "dense_mla: mask: expected Bool, got Float",
+            )
+        ],
+    ),
+    "sparse_mla_backward": Sample(
+        good=lambda: [
+            (*attended(), *attention(), key_lists(2, 3, 5, below=7), 0.3, 8),
+            (
+                *attended(torch.bfloat16),
+                *attention(torch.bfloat16),
+                key_lists(2, 3, 5, below=7),
+                0.3,
+                8,
+            ),
+        ],
+        bad=lambda: [
+            (
+                (*attended(), *attention(), key_lists(2, 3, 5, below=7), 0.3, 9),
+                "sparse_mla_backward: dout: expected shape [2, 3, 4, 9], got [2, 3, 4, 8]",
+            )
+        ],
+    ),
+    "dense_mla_backward": Sample(
+        good=lambda: [(*attended(), *attention(), normal(2, 7) > -1, 4, 0.3, 8, True)],
+        bad=lambda: [
+            (
+                (*attended(), *attention(), normal(2, 7) > -1, -4, 0.3, 8),
+                "dense_mla_backward: first_query: expected 0 or more, got -4",
             )
         ],
     ),

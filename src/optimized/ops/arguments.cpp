@@ -20,6 +20,11 @@ void expect_rank_from(const Argument& a, int64_t rank) {
               " axes or more, got shape ", a.tensor.sym_sizes());
 }
 
+void expect_rank(const Argument& a, int64_t rank) {
+  TORCH_CHECK(a.tensor.dim() == rank, a.op, ": ", a.name, ": expected ", rank,
+              " axes, got shape ", a.tensor.sym_sizes());
+}
+
 void expect_shape(const Argument& a, c10::SymIntArrayRef shape) {
   const c10::SymIntArrayRef own = a.tensor.sym_sizes();
   TORCH_CHECK(std::equal(own.begin(), own.end(), shape.begin(), shape.end()), a.op, ": ", a.name,

@@ -20,6 +20,8 @@ void expect_real(const Argument& argument);
 void expect_dtype(const Argument& argument, at::ScalarType dtype);
 /// `rank` axes or more.
 void expect_rank_from(const Argument& argument, int64_t rank);
+/// Exactly `rank` axes.
+void expect_rank(const Argument& argument, int64_t rank);
 void expect_shape(const Argument& argument, c10::SymIntArrayRef shape);
 /// At most `limit` along `axis` (negative: from the end).
 void expect_at_most(const Argument& argument, int64_t axis, int64_t limit);

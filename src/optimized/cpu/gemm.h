@@ -1,0 +1,54 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+
+#include "src/optimized/cpu/rows.h"
+
+/// Matrix products of one thread, for kernels that are parallel outside, and their buffers.
+namespace dsv32::optimized::cpu {
+
+/// A factor of a product as it lies in memory, row after row `stride` elements apart.
+struct Factor {
+  const float* data;
+  int64_t stride;
+  bool transposed = false;
+};
+
+struct ProductShape {
+  int64_t rows;
+  int64_t columns;
+  int64_t depth;
+};
+
+/// c = alpha a b + beta c with a [rows, depth], b [depth, columns], after the transposition. Runs
+/// on the calling thread alone, so that the bits do not depend on the number of threads.
+void gemm(const ProductShape& shape, float alpha, const Factor& a, const Factor& b, float beta,
+          float* c, int64_t c_stride);
+
+/// float32 memory that starts at a cache line. Not filled.
+class Buffer {
+ public:
+  explicit Buffer(int64_t count) : tensor_(at::empty({count}, at::kFloat)) {}
+  float* data() const { return tensor_.data_ptr<float>(); }
+
+ private:
+  at::Tensor tensor_;
+};
+
+/// `count` values as float32: the values themselves, or a copy.
+class Widened {
+ public:
+  Widened(const float* x, int64_t) : copy_(0), data_(x) {}
+  Widened(const bf16* x, int64_t count) : copy_(count), data_(copy_.data()) {
+    widen(x, copy_.data(), count);
+  }
+  const float* data() const { return data_; }
+
+ private:
+  Buffer copy_;
+  const float* data_;
+};
+
+}  // namespace dsv32::optimized::cpu
