@@ -100,6 +100,8 @@ TEST_P(RmsNormOp, RefusesBadInput) {
                  {x.to(at::kDouble), w.to(at::kDouble), kEps});
   expect_refused("rms_norm: x: expected 1 axes or more, got shape []", "rms_norm",
                  {x[0][0], w, kEps});
+  expect_refused("rms_norm: x: expected 1 element or more along the last axis, got shape [2, 0]",
+                 "rms_norm", {x.narrow(1, 0, 0), w.narrow(0, 0, 0), kEps});
   expect_refused("rms_norm: weight: expected Float as x, got BFloat16", "rms_norm",
                  {x, w.to(at::kBFloat16), kEps});
   expect_refused("rms_norm: weight: expected shape [8], got [1, 8]", "rms_norm",

@@ -78,6 +78,24 @@ SAMPLES: dict[str, Sample] = {
             ((normal(3, 16), normal(3, 16), normal(16), normal(4)), "rms_norm_backward: rstd:")
         ],
     ),
+    "layer_norm": Sample(
+        good=lambda: [
+            (normal(3, 5, 16), normal(16), normal(16), EPS),
+            (bf16(2, 7), bf16(7), bf16(7), EPS),
+        ],
+        bad=lambda: [
+            ((normal(3, 16), normal(16), normal(15), EPS), "layer_norm: bias: expected shape [16]")
+        ],
+    ),
+    "layer_norm_backward": Sample(
+        good=lambda: [(normal(3, 16), normal(3, 16), normal(16), normal(3), normal(3).abs())],
+        bad=lambda: [
+            (
+                (normal(3, 16), normal(3, 16), normal(16), normal(3), normal(4)),
+                "layer_norm_backward: rstd: expected shape [3], got [4]",
+            )
+        ],
+    ),
     "select_topk": Sample(
         good=lambda: [(normal(2, 3, 40), 8), (normal(2, 5), 9, True)],
         bad=lambda: [

@@ -38,6 +38,10 @@ DSV32_CLONES void add(const float* x, float* y, int64_t n) {
   for (int64_t i = 0; i < n; ++i) y[i] += x[i];
 }
 
+DSV32_CLONES void shift(float a, float* y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] += a;
+}
+
 DSV32_CLONES void add_product(const float* x, const float* z, float* y, int64_t n) {
   for (int64_t i = 0; i < n; ++i) y[i] += x[i] * z[i];
 }

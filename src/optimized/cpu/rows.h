@@ -18,6 +18,8 @@ float sum(const float* x, int64_t n);
 float dot(const float* x, const float* y, int64_t n);
 /// y += x
 void add(const float* x, float* y, int64_t n);
+/// y += a
+void shift(float a, float* y, int64_t n);
 /// y += x z
 void add_product(const float* x, const float* z, float* y, int64_t n);
 /// y = x z

@@ -31,6 +31,11 @@ void expect_shape(const Argument& a, c10::SymIntArrayRef shape) {
               ": expected shape ", shape, ", got ", own);
 }
 
+void expect_elements(const Argument& a) {
+  TORCH_CHECK(a.tensor.sym_size(-1) > 0, a.op, ": ", a.name,
+              ": expected 1 element or more along the last axis, got shape ", a.tensor.sym_sizes());
+}
+
 void expect_at_most(const Argument& a, int64_t axis, int64_t limit) {
   TORCH_CHECK(a.tensor.sym_size(axis) <= limit, a.op, ": ", a.name, ": expected at most ", limit,
               " elements along axis ", axis, ", got shape ", a.tensor.sym_sizes());

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <optional>
+
 #include "src/optimized/simt/bf16.h"
 
 /// Checks of the arguments of ops, and the way from tensors to pointers. Every error reads
@@ -23,6 +25,8 @@ void expect_rank_from(const Argument& argument, int64_t rank);
 /// Exactly `rank` axes.
 void expect_rank(const Argument& argument, int64_t rank);
 void expect_shape(const Argument& argument, c10::SymIntArrayRef shape);
+/// At least one element along the last axis.
+void expect_elements(const Argument& argument);
 /// At most `limit` along `axis` (negative: from the end).
 void expect_at_most(const Argument& argument, int64_t axis, int64_t limit);
 /// Same dtype and device as `other`; `other` is the op's first tensor.

@@ -10,6 +10,7 @@ RmsNormOutputs rms_norm_outputs(const char* op, const at::Tensor& x,
   const Argument source{op, "x", x};
   expect_real(source);
   expect_rank_from(source, 1);
+  expect_elements(source);
   expect_like({op, "weight", weight}, source);
   expect_shape({op, "weight", weight}, {x.sym_size(-1)});
   if (residual.has_value()) {
@@ -29,6 +30,7 @@ RmsNormGradients rms_norm_gradients(const at::Tensor& dy, const at::Tensor& x,
   const Argument source{op, "x", x};
   expect_real(source);
   expect_rank_from(source, 1);
+  expect_elements(source);
   expect_at_most(source, -1, kRmsNormMaxWidth);
   const c10::SymIntArrayRef shape = x.sym_sizes();
   expect_like({op, "dy", dy}, source);
