@@ -25,6 +25,7 @@ const std::map<std::string, Limit> kLimits = {
     {"layer_norm.dx", {8, 1.1, "scale is the sum of the terms' magnitudes"}},
     {"layer_norm.dweight", {16, 16, "as rms_norm.dweight"}},
     {"layer_norm.dbias", {16, 16, "as rms_norm.dweight"}},
+    {"rope.y", {3, 1.1, "two products and a sum; scale is their magnitude"}},
     {"route.weights", {8, 8, "exponential, two quotients, a sum of k scores; float32"}},
     {"route.dlogits", {12, 12, "as weights, and a sum of k products; float32"}},
     {"sparse_mla.out", {4, 2, "scale: sum of the terms' magnitudes, times the spread of scores"}},

@@ -96,6 +96,18 @@ SAMPLES: dict[str, Sample] = {
             )
         ],
     ),
+    "rope": Sample(
+        good=lambda: [
+            (normal(2, 3, 4, 16), normal(2, 3, 8), normal(2, 3, 8), True),
+            (bf16(2, 3, 16), normal(2, 3, 4), normal(2, 3, 4), False, True),
+        ],
+        bad=lambda: [
+            (
+                (normal(2, 3, 15), normal(2, 3, 8), normal(2, 3, 8), True),
+                "rope: x: expected 16 lanes or more",
+            )
+        ],
+    ),
     "select_topk": Sample(
         good=lambda: [(normal(2, 3, 40), 8), (normal(2, 5), 9, True)],
         bad=lambda: [
