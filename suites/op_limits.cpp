@@ -26,6 +26,7 @@ const std::map<std::string, Limit> kLimits = {
     {"layer_norm.dweight", {16, 16, "as rms_norm.dweight"}},
     {"layer_norm.dbias", {16, 16, "as rms_norm.dweight"}},
     {"rope.y", {3, 1.1, "two products and a sum; scale is their magnitude"}},
+    {"hadamard.y", {8, 1.1, "log2 n additions; scale is the sum of magnitudes"}},
     {"route.weights", {8, 8, "exponential, two quotients, a sum of k scores; float32"}},
     {"route.dlogits", {12, 12, "as weights, and a sum of k products; float32"}},
     {"sparse_mla.out", {4, 2, "scale: sum of the terms' magnitudes, times the spread of scores"}},

@@ -108,6 +108,10 @@ SAMPLES: dict[str, Sample] = {
             )
         ],
     ),
+    "hadamard": Sample(
+        good=lambda: [(normal(3, 128), 0.5), (bf16(2, 3, 16), 1.0)],
+        bad=lambda: [((normal(3, 12), 1.0), "hadamard: x: expected a power of two up to 256")],
+    ),
     "select_topk": Sample(
         good=lambda: [(normal(2, 3, 40), 8), (normal(2, 5), 9, True)],
         bad=lambda: [
