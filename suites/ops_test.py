@@ -112,6 +112,16 @@ SAMPLES: dict[str, Sample] = {
         good=lambda: [(normal(3, 128), 0.5), (bf16(2, 3, 16), 1.0)],
         bad=lambda: [((normal(3, 12), 1.0), "hadamard: x: expected a power of two up to 256")],
     ),
+    "swiglu": Sample(
+        good=lambda: [(normal(3, 16), normal(3, 16)), (bf16(5), bf16(5))],
+        bad=lambda: [((normal(3, 16), normal(3, 8)), "swiglu: up: expected shape [3, 16]")],
+    ),
+    "swiglu_backward": Sample(
+        good=lambda: [(normal(3, 16), normal(3, 16), normal(3, 16))],
+        bad=lambda: [
+            ((bf16(3, 16), normal(3, 16), normal(3, 16)), "swiglu_backward: dy: expected Float")
+        ],
+    ),
     "select_topk": Sample(
         good=lambda: [(normal(2, 3, 40), 8), (normal(2, 5), 9, True)],
         bad=lambda: [
