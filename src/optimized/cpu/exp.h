@@ -33,6 +33,16 @@ inline float exp_of(float x) {
   return x != x ? x : result;
 }
 
-inline float sigmoid_of(float x) { return 1.0f / (1.0f + exp_of(-x)); }
+struct Sigmoid {
+  float value;
+  float rest;  // 1 - value, without the cancellation
+};
+
+inline Sigmoid sigmoid_and_rest(float x) {
+  const float decay = exp_of(x < 0 ? x : -x), large = 1.0f / (1.0f + decay), small = decay * large;
+  return x < 0 ? Sigmoid{small, large} : Sigmoid{large, small};
+}
+
+inline float sigmoid_of(float x) { return sigmoid_and_rest(x).value; }
 
 }  // namespace dsv32::optimized::cpu

@@ -22,9 +22,10 @@ DSV32_CLONES void forward(const T* gate, const T* up, T* y, int64_t n) {
 template <typename T>
 DSV32_CLONES void backward(const T* dy, const T* gate, const T* up, T* dgate, T* dup, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
-    const float g = to_float(gate[i]), s = sigmoid_of(g), d = to_float(dy[i]);
-    dgate[i] = from_float<T>(d * to_float(up[i]) * s * (1.0f + g * (1.0f - s)));
-    dup[i] = from_float<T>(d * s * g);
+    const float g = to_float(gate[i]), d = to_float(dy[i]);
+    const Sigmoid s = sigmoid_and_rest(g);
+    dgate[i] = from_float<T>(d * to_float(up[i]) * s.value * (1.0f + g * s.rest));
+    dup[i] = from_float<T>(d * s.value * g);
   }
 }
 

@@ -6,7 +6,15 @@ namespace {
 
 constexpr unsigned kThreads = 256;
 
-__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+struct Sigmoid {
+  float value;
+  float rest;  // 1 - value, without the cancellation
+};
+
+__device__ inline Sigmoid sigmoid(float x) {
+  const float decay = expf(-fabsf(x)), large = 1.0f / (1.0f + decay), small = decay * large;
+  return x < 0 ? Sigmoid{small, large} : Sigmoid{large, small};
+}
 
 template <typename T, int V>
 __global__ void __launch_bounds__(kThreads) swiglu_kernel(SwigluParams<T> p) {
@@ -19,7 +27,7 @@ __global__ void __launch_bounds__(kThreads) swiglu_kernel(SwigluParams<T> p) {
   Vector<T, V> y;
   for (int j = 0; j < V; ++j) {
     const float g = to_float(gate.lane[j]);
-    y.lane[j] = from_float<T>(g * sigmoid(g) * to_float(up.lane[j]));
+    y.lane[j] = from_float<T>(g * sigmoid(g).value * to_float(up.lane[j]));
   }
   store_vector<V>(p.y + i, y);
 }
@@ -33,10 +41,11 @@ __global__ void __launch_bounds__(kThreads) swiglu_backward_kernel(SwigluBackwar
   const auto up = load_vector<V>(p.up + i);
   Vector<T, V> dgate, dup;
   for (int j = 0; j < V; ++j) {
-    const float g = to_float(gate.lane[j]), s = sigmoid(g), d = to_float(dy.lane[j]);
-    const float inner = mutant(SwigluMutant::no_inner_gradient) ? 0.0f : g * (1.0f - s);
-    dgate.lane[j] = from_float<T>(d * to_float(up.lane[j]) * s * (1.0f + inner));
-    dup.lane[j] = from_float<T>(d * s * (mutant(SwigluMutant::wrong_dup) ? 1.0f : g));
+    const float g = to_float(gate.lane[j]), d = to_float(dy.lane[j]);
+    const Sigmoid s = sigmoid(g);
+    const float inner = mutant(SwigluMutant::no_inner_gradient) ? 0.0f : g * s.rest;
+    dgate.lane[j] = from_float<T>(d * to_float(up.lane[j]) * s.value * (1.0f + inner));
+    dup.lane[j] = from_float<T>(d * s.value * (mutant(SwigluMutant::wrong_dup) ? 1.0f : g));
   }
   store_vector<V>(p.dgate + i, dgate);
   store_vector<V>(p.dup + i, dup);
