@@ -41,6 +41,11 @@ const std::map<std::string, Limit> kLimits = {
     {"moe.dweight", {500, 6, "as moe.out"}},
     {"moe.dweights", {500, 500, "as moe.out; float32"}},
     {"moe.dweights.bf16", {0x1p19, 0x1p19, "inner is rounded to bf16; float32 unit"}},
+    {"linear_cross_entropy.loss", {16, 1024, "a mean of differences; bf16: products of bf16"}},
+    {"linear_cross_entropy.lse", {16, 1024, "as the loss"}},
+    {"linear_cross_entropy.dlogits", {8, 1.1, "scale holds the roundings of exp's argument"}},
+    {"linear_cross_entropy.dx", {64, 6, "sums over the vocabulary; bf16: dlogits are rounded"}},
+    {"linear_cross_entropy.dweight", {64, 6, "sums over the tokens; bf16: dlogits are rounded"}},
 };
 
 }  // namespace

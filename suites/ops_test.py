@@ -222,6 +222,31 @@ SAMPLES: dict[str, Sample] = {
             )
         ],
     ),
+    "linear_cross_entropy": Sample(
+        good=lambda: [(normal(3, 8), normal(11, 8), torch.tensor([4, -100, 10]))],
+        bad=lambda: [
+            (
+                (normal(3, 8), normal(11, 8), torch.tensor([4, -100, 11])),
+                "linear_cross_entropy: labels: expected 0 to 10, got 11",
+            ),
+            (
+                (normal(3, 8), normal(11, 7), torch.tensor([4, -100, 1])),
+                "linear_cross_entropy: weight: expected shape [11, 8], got [11, 7]",
+            ),
+        ],
+    ),
+    "linear_cross_entropy_backward": Sample(
+        good=lambda: [
+            (normal(), normal(3, 8), normal(11, 8), torch.tensor([4, -100, 10]), normal(3)),
+            (normal(), bf16(3, 8), bf16(11, 8), torch.tensor([4, -100, 10]), normal(3)),
+        ],
+        bad=lambda: [
+            (
+                (normal(1), normal(3, 8), normal(11, 8), torch.tensor([4, -100, 1]), normal(3)),
+                "linear_cross_entropy_backward: dloss: expected shape [], got [1]",
+            )
+        ],
+    ),
 }
 
 
