@@ -46,6 +46,7 @@ const std::map<std::string, Limit> kLimits = {
     {"linear_cross_entropy.dlogits", {8, 1.1, "scale holds the roundings of exp's argument"}},
     {"linear_cross_entropy.dx", {64, 6, "sums over the vocabulary; bf16: dlogits are rounded"}},
     {"linear_cross_entropy.dweight", {64, 6, "sums over the tokens; bf16: dlogits are rounded"}},
+    {"embedding.dweight", {8, 1.1, "one sum; scale is the sum of the terms' magnitudes"}},
 };
 
 }  // namespace

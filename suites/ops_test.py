@@ -247,6 +247,15 @@ SAMPLES: dict[str, Sample] = {
             )
         ],
     ),
+    "embedding_backward": Sample(
+        good=lambda: [(normal(3, 8), torch.tensor([4, 0, 4]), 5)],
+        bad=lambda: [
+            (
+                (normal(3, 8), torch.tensor([4, 0, 5]), 5),
+                "embedding_backward: ids: expected 0 to 4, got 5",
+            )
+        ],
+    ),
 }
 
 
