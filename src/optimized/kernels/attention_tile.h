@@ -34,32 +34,44 @@ constexpr int kDepth = 32;      // columns of the left factor in one step of a p
 constexpr int kTileRows = 16;
 constexpr int kTileColumns = 8;
 
+/// Columns of a tile that holds rows of `width` elements.
+DSV32_HOST_DEVICE constexpr int padded_width(int width) { return ceil_div(width, kDepth) * kDepth; }
+
 /// Distance of rows in a tile: whole steps, and 16 bytes more, so that 8 rows use all banks once.
 template <typename T>
 DSV32_HOST_DEVICE constexpr int tile_stride(int width) {
-  return ceil_div(width, kDepth) * kDepth + kVectorWidth<T>;
+  return padded_width(width) + kVectorWidth<T>;
 }
 
-/// Copies `row_count` rows of `width` elements into a tile. Row r comes from rows + row_of(r) *
-/// row_stride; where row_of(r) < 0, and past the width, the tile gets zeros. All threads call it;
-/// the copy is complete after cp_async_wait and a barrier.
+/// Rows in global memory that go into the columns of a tile.
+template <typename T>
+struct TileSource {
+  const T* rows;
+  int64_t row_stride;
+  int width;     // elements of a row
+  int padded;    // columns of the tile that are theirs; those past the width get zeros
+  bool vectors;  // rows may be read in 16-byte loads
+};
+
+/// Copies `row_count` rows into a tile. Row r is row row_of(r) of the source, zeros where that is
+/// negative. All threads call it; the copy is complete after cp_async_wait and a barrier.
 template <typename T, typename RowOf>
-__device__ inline void load_tile(T* tile, int stride, const T* rows, int64_t row_stride,
-                                 int row_count, int width, bool vectors, RowOf row_of) {
+__device__ inline void load_tile(T* tile, int stride, const TileSource<T>& source, int row_count,
+                                 RowOf row_of) {
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
-  const int padded = mutant(AttentionMutant::stale_tail) ? width : stride - kVectorWidth<T>;
+  const int padded = mutant(AttentionMutant::stale_tail) ? source.width : source.padded;
   for (int r = warp; r < row_count; r += kAttentionWarps) {
     const int64_t row = row_of(r);
-    const T* from = rows + (row < 0 ? 0 : row) * row_stride;
+    const T* from = source.rows + (row < 0 ? 0 : row) * source.row_stride;
     T* to = tile + r * stride;
-    if (vectors) {
+    if (source.vectors) {
       for (int c = lane * kVectorWidth<T>; c < padded; c += kWarpSize * kVectorWidth<T>) {
-        const bool exists = row >= 0 && c < width;
+        const bool exists = row >= 0 && c < source.width;
         cp_async<16>(to + c, from + (exists ? c : 0), exists);
       }
     } else {
       for (int c = lane; c < padded; c += kWarpSize) {
-        to[c] = row >= 0 && c < width ? from[c] : from_float<T>(0.0f);
+        to[c] = row >= 0 && c < source.width ? from[c] : from_float<T>(0.0f);
       }
     }
   }

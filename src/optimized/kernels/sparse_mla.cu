@@ -102,15 +102,15 @@ __global__ void __launch_bounds__(kAttentionThreads, 1) sparse_mla_kernel(Forwar
   T* probs = shared_memory<T>(memory.probs);
   float* scores = shared_memory<float>(memory.scores);
   const SoftmaxRows softmax = softmax_rows(shared_memory<float>(memory.softmax), kRows);
-  const T* kv = p.kv + b * shape.keys * width;
   const auto load_keys = [&](const KeyBlock& block, int stage) {
-    load_tile(shared_memory<T>(memory.kv + stage * memory.kv_stage), memory.stride, kv, width,
-              kBlockKeys, width, forward.vectors,
-              [&](int r) { return __shfl_sync(kFullWarp, block.key, r); });
+    load_tile(shared_memory<T>(memory.kv + stage * memory.kv_stage), memory.stride,
+              {p.kv + b * shape.keys * width, width, width, padded_width(width), forward.vectors},
+              kBlockKeys, [&](int r) { return __shfl_sync(kFullWarp, block.key, r); });
   };
 
   start_softmax(softmax, kRows);
-  load_tile(q, memory.stride, p.q + row0 * width, width, kRows, width, forward.vectors,
+  load_tile(q, memory.stride,
+            {p.q + row0 * width, width, width, padded_width(width), forward.vectors}, kRows,
             [&](int r) { return r < heads ? r : -1; });
   const int64_t blocks = block_count(p.lists, s);
   KeyBlock block = next_block(p.lists, shape, b, s, 0, blocks);
@@ -250,16 +250,19 @@ __global__ void __launch_bounds__(kAttentionThreads, 1)
   float* delta = lse + kRows;
   const bool vectors = chunk.vectors;
   const auto head_row = [&](int r) { return r < heads ? r : -1; };
-  load_tile(q, memory.stride, p.q + row0 * width, width, kRows, width, vectors, head_row);
-  load_tile(dout, memory.dout_stride, p.dout + row0 * lora, lora, kRows, lora, vectors, head_row);
+  load_tile(q, memory.stride, {p.q + row0 * width, width, width, padded_width(width), vectors},
+            kRows, head_row);
+  load_tile(dout, memory.dout_stride,
+            {p.dout + row0 * lora, lora, lora, padded_width(lora), vectors}, kRows, head_row);
   load_row_terms(p, row0, heads, kRows, lse, delta);
 
   Piece dq[kColumnTiles][kRowTiles] = {};
   const int64_t blocks = block_count(p.lists, s);
   KeyBlock block = next_block(p.lists, shape, b, s, 0, blocks);
   while (block.number < blocks) {
-    load_tile(keys, memory.stride, p.kv + b * shape.keys * width, width, kBlockKeys, width, vectors,
-              [&](int r) { return __shfl_sync(kFullWarp, block.key, r); });
+    load_tile(keys, memory.stride,
+              {p.kv + b * shape.keys * width, width, width, padded_width(width), vectors},
+              kBlockKeys, [&](int r) { return __shfl_sync(kFullWarp, block.key, r); });
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();

@@ -58,7 +58,7 @@ template <typename T>
 constexpr int kVectorWidth = 16 / static_cast<int>(sizeof(T));
 
 /// True when `pointer` may be read in 16-byte loads; a null pointer is never read.
-inline bool is_vector_aligned(const void* pointer) {
+DSV32_HOST_DEVICE inline bool is_vector_aligned(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
 }
 
