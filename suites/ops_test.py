@@ -122,6 +122,56 @@ SAMPLES: dict[str, Sample] = {
             ((bf16(3, 16), normal(3, 16), normal(3, 16)), "swiglu_backward: dy: expected Float")
         ],
     ),
+    "index_scores": Sample(
+        good=lambda: [
+            (normal(2, 3, 4, 8), normal(2, 5, 8), normal(2, 3, 4), torch.ones(2, 5).bool(), 2),
+            (bf16(1, 3, 2, 8), bf16(1, 3, 8), normal(1, 3, 2), torch.ones(1, 3).bool(), 0),
+        ],
+        bad=lambda: [
+            (
+                (normal(2, 3, 4, 8), normal(2, 5, 9), normal(2, 3, 4), torch.ones(2, 5).bool(), 2),
+                "index_scores: k: expected shape [2, 5, 8], got [2, 5, 9]",
+            ),
+        ],
+    ),
+    "index_scores_backward": Sample(
+        good=lambda: [
+            (
+                normal(2, 3, 5),
+                *(normal(2, 3, 4, 8), normal(2, 5, 8), normal(2, 3, 4)),
+                *(torch.ones(2, 5).bool(), 2),
+            )
+        ],
+        bad=lambda: [
+            (
+                (
+                    normal(2, 3, 4),
+                    *(normal(2, 3, 4, 8), normal(2, 5, 8), normal(2, 3, 4)),
+                    *(torch.ones(2, 5).bool(), 2),
+                ),
+                "index_scores_backward: dscores: expected shape [2, 3, 5], got [2, 3, 4]",
+            )
+        ],
+    ),
+    "index_scores_backward_sparse": Sample(
+        good=lambda: [
+            (
+                normal(2, 3, 2),
+                torch.tensor([1, -1], dtype=torch.int32).expand(2, 3, 2),
+                *(normal(2, 3, 4, 8), normal(2, 5, 8), normal(2, 3, 4)),
+            )
+        ],
+        bad=lambda: [
+            (
+                (
+                    normal(2, 3, 2),
+                    torch.tensor([1, 5], dtype=torch.int32).expand(2, 3, 2),
+                    *(normal(2, 3, 4, 8), normal(2, 5, 8), normal(2, 3, 4)),
+                ),
+                "index_scores_backward_sparse: topk: expected 0 to 4, got 5",
+            )
+        ],
+    ),
     "select_topk": Sample(
         good=lambda: [(normal(2, 3, 40), 8), (normal(2, 5), 9, True)],
         bad=lambda: [
