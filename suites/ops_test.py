@@ -122,6 +122,40 @@ SAMPLES: dict[str, Sample] = {
             ((bf16(3, 16), normal(3, 16), normal(3, 16)), "swiglu_backward: dy: expected Float")
         ],
     ),
+    "kl_sparse": Sample(
+        good=lambda: [
+            (
+                *(normal(2, 3, 4, 8), normal(2, 5, 8), normal(2, 3, 4), normal(2, 3, 5)),
+                *(torch.tensor([1, -1], dtype=torch.int32).expand(2, 3, 2), 0.3),
+            )
+        ],
+        bad=lambda: [
+            (
+                (
+                    *(normal(2, 3, 4, 8), normal(2, 5, 8), normal(2, 3, 4), normal(2, 3, 5)),
+                    *(torch.tensor([1, 5], dtype=torch.int32).expand(2, 3, 2), 0.3),
+                ),
+                "kl_sparse: topk: expected 0 to 4, got 5",
+            )
+        ],
+    ),
+    "kl_dense": Sample(
+        good=lambda: [
+            (
+                *(bf16(2, 3, 4, 8), bf16(2, 5, 8), normal(2, 3, 4), normal(2, 3, 5)),
+                *(torch.ones(2, 5).bool(), 2, 0.3),
+            )
+        ],
+        bad=lambda: [
+            (
+                (
+                    *(bf16(2, 3, 4, 8), bf16(2, 5, 8), normal(2, 3, 4), normal(2, 3, 4)),
+                    *(torch.ones(2, 5).bool(), 2, 0.3),
+                ),
+                "kl_dense: scores: expected shape [2, 3, 5], got [2, 3, 4]",
+            )
+        ],
+    ),
     "index_scores": Sample(
         good=lambda: [
             (normal(2, 3, 4, 8), normal(2, 5, 8), normal(2, 3, 4), torch.ones(2, 5).bool(), 2),
