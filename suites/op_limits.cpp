@@ -55,6 +55,10 @@ const std::map<std::string, Limit> kLimits = {
     {"linear_cross_entropy.dx", {64, 6, "sums over the vocabulary; bf16: dlogits are rounded"}},
     {"linear_cross_entropy.dweight", {64, 6, "sums over the tokens; bf16: dlogits are rounded"}},
     {"embedding.dweight", {8, 1.1, "one sum; scale is the sum of the terms' magnitudes"}},
+    {"adamw.parameter", {8, 8, "float32; three steps"}},
+    {"adamw.exp_avg", {8, 8, "float32; three steps"}},
+    {"adamw.exp_avg_sq", {8, 8, "float32; three steps"}},
+    {"grad_norm", {1, 1, "float64, read as float32"}},
 };
 
 }  // namespace

@@ -340,6 +340,25 @@ SAMPLES: dict[str, Sample] = {
             )
         ],
     ),
+    "adamw_": Sample(
+        good=lambda: [
+            (
+                *([normal(2, 3), normal(4)] for _ in range(3)),
+                [normal(2, 3).abs(), normal(4).abs()],
+                *(2, 1e-2, 0.9, 0.95, 1e-8, 0.1, normal()),
+            )
+        ],
+        bad=lambda: [
+            (
+                ([normal(4)], [], [], [], 2, 1e-2, 0.9, 0.95, 1e-8, 0.1, normal()),
+                "adamw_: grads: expected 1 tensors, got 0",
+            )
+        ],
+    ),
+    "grad_norm": Sample(
+        good=lambda: [([normal(2, 3), normal(4)],), ([bf16(5)],)],
+        bad=lambda: [(([normal(2), bf16(2)],), "grad_norm: grads: expected Float as grads")],
+    ),
 }
 
 
