@@ -41,7 +41,8 @@ __device__ inline void multiply_tiles(Piece (&sum)[kRows][kColumns], const T* a,
 /// One block per 64 queries and 128 keys; the heads come one after another, the queries of the next
 /// one are on their way while this one is multiplied.
 template <typename T>
-__global__ void __launch_bounds__(kAttentionThreads) index_scores_kernel(IndexScoresParams<T> p) {
+__global__ void __launch_bounds__(kAttentionThreads, 1)
+    index_scores_kernel(IndexScoresParams<T> p) {
   constexpr int kColumns = kKeys / kColumnWarps / kTileColumns;
   const IndexSizes& n = p.sizes;
   const int dim = static_cast<int>(n.dim), stride = tile_stride<T>(dim);
@@ -150,7 +151,7 @@ __device__ inline RowTile row_tile(const IndexScoresBackwardParams<T>& p) {
 /// dq and dweights of 64 rows: the rows stay, the keys pass by. Dense: all rows of the batch row in
 /// order. With topk: rows of one query, keys gathered.
 template <typename T>
-__global__ void __launch_bounds__(kAttentionThreads)
+__global__ void __launch_bounds__(kAttentionThreads, 1)
     index_dq_kernel(IndexScoresBackwardParams<T> p) {
   constexpr int kColumns = kTile / kColumnWarps / kTileColumns;
   constexpr int kDimPieces = static_cast<int>(kIndexMaxDim) / kColumnWarps / kTileColumns;
@@ -264,7 +265,7 @@ __global__ void __launch_bounds__(kAttentionThreads)
 /// Partial sums of dk: 64 keys stay, the rows of the queries that see them pass by. Block y takes
 /// the row tiles y, y + gridDim.y, ...
 template <typename T>
-__global__ void __launch_bounds__(kAttentionThreads)
+__global__ void __launch_bounds__(kAttentionThreads, 1)
     index_dk_kernel(IndexScoresBackwardParams<T> p) {
   constexpr int kColumns = kTile / kColumnWarps / kTileColumns;
   constexpr int kDimPieces = static_cast<int>(kIndexMaxDim) / kColumnWarps / kTileColumns;
@@ -360,7 +361,7 @@ __global__ void __launch_bounds__(kAttentionThreads)
 
 /// dk from its partial sums, in order.
 template <typename T>
-__global__ void __launch_bounds__(kAttentionThreads)
+__global__ void __launch_bounds__(kAttentionThreads, 1)
     index_dk_sum_kernel(IndexScoresBackwardParams<T> p) {
   const int64_t count = p.sizes.batch * p.sizes.keys * p.sizes.dim;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -375,7 +376,7 @@ __global__ void __launch_bounds__(kAttentionThreads)
 
 /// One block per query: its row of dense_dscores.
 template <typename T>
-__global__ void __launch_bounds__(kAttentionThreads)
+__global__ void __launch_bounds__(kAttentionThreads, 1)
     index_scatter_kernel(IndexScoresBackwardParams<T> p) {
   const int64_t row = blockIdx.x;
   float* dense = p.dense_dscores + row * p.sizes.keys;

@@ -35,7 +35,7 @@ __device__ inline int64_t last_place(const KlParams<T>& p, int64_t s) {
 
 /// One block per query: target = mass, the sum over heads, at the places that have a key.
 template <typename T>
-__global__ void __launch_bounds__(kAttentionThreads) kl_mass_kernel(KlParams<T> p) {
+__global__ void __launch_bounds__(kAttentionThreads, 1) kl_mass_kernel(KlParams<T> p) {
   constexpr int stride = tile_stride<T>(kChunk);
   const KlSizes& n = p.sizes;
   T* heads = shared_memory<T>();                                    // [kTile, stride]
@@ -135,7 +135,7 @@ __device__ inline float block_max(float value, float* scratch) {
 
 /// One block per query: mass becomes the target; student, dscores and the row's KL.
 template <typename T>
-__global__ void __launch_bounds__(kAttentionThreads) kl_rows_kernel(KlParams<T> p) {
+__global__ void __launch_bounds__(kAttentionThreads, 1) kl_rows_kernel(KlParams<T> p) {
   float* scratch = shared_memory<float>();  // [kWarpSize]
   const KlSizes& n = p.sizes;
   const int64_t row = blockIdx.x, batch = row / n.queries, s = row % n.queries;
