@@ -359,6 +359,22 @@ SAMPLES: dict[str, Sample] = {
         good=lambda: [([normal(2, 3), normal(4)],), ([bf16(5)],)],
         bad=lambda: [(([normal(2), bf16(2)],), "grad_norm: grads: expected Float as grads")],
     ),
+    "fp8_dequant": Sample(
+        good=lambda: [
+            (torch.arange(127, dtype=torch.uint8).view(1, 127), normal(1, 1), torch.bfloat16)
+        ],
+        bad=lambda: [
+            ((normal(1, 2), normal(1, 1), torch.float32), "fp8_dequant: codes: expected Byte"),
+            (
+                (torch.zeros(1, 256, dtype=torch.uint8), normal(1, 3), torch.float32),
+                "fp8_dequant: scales: expected shape [1, 2], got [1, 3]",
+            ),
+        ],
+    ),
+    "fp8_quant": Sample(
+        good=lambda: [(normal(3, 130),), (bf16(2, 3, 5),)],
+        bad=lambda: [((normal(2).double(),), "fp8_quant: x: expected float32 or bfloat16")],
+    ),
 }
 
 
