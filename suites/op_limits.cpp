@@ -59,6 +59,13 @@ const std::map<std::string, Limit> kLimits = {
     {"adamw.exp_avg", {8, 8, "float32; three steps"}},
     {"adamw.exp_avg_sq", {8, 8, "float32; three steps"}},
     {"grad_norm", {1, 1, "float64, read as float32"}},
+    {"masked_mha.out", {4, 2, "as sparse_mla.out"}},
+    {"masked_mha.lse", {4, 4, "as sparse_mla.lse"}},
+    {"masked_mha.dq", {4, 2, "as sparse_mla.out"}},
+    {"masked_mha.dk_nope", {4, 2, "as sparse_mla.out"}},
+    {"masked_mha.dk_rope", {4, 2, "as sparse_mla.out"}},
+    {"masked_mha.absorbed", {8, 2, "two forms; scale: the row, times the spread of scores"}},
+    {"masked_mha.dv", {4, 2, "as sparse_mla.out"}},
 };
 
 }  // namespace

@@ -57,6 +57,16 @@ def attended(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
     return normal(2, 3, 4, 8, dtype=dtype), normal(2, 3, 4, 8, dtype=dtype), normal(2, 3, 4)
 
 
+def expanded(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
+    """q, k_nope, k_rope and v of the expanded form, 7 keys; `attended` fits its results."""
+    return (
+        normal(2, 3, 4, 12, dtype=dtype),
+        normal(2, 7, 4, 8, dtype=dtype),
+        normal(2, 7, 4, dtype=dtype),
+        normal(2, 7, 4, 8, dtype=dtype),
+    )
+
+
 SAMPLES: dict[str, Sample] = {
     "rms_norm": Sample(
         good=lambda: [(normal(3, 5, 16), normal(16), EPS), (bf16(2, 7), bf16(7), EPS)],
@@ -374,6 +384,48 @@ SAMPLES: dict[str, Sample] = {
     "fp8_quant": Sample(
         good=lambda: [(normal(3, 130),), (bf16(2, 3, 5),)],
         bad=lambda: [((normal(2).double(),), "fp8_quant: x: expected float32 or bfloat16")],
+    ),
+    "masked_mha": Sample(
+        good=lambda: [
+            (*expanded(), torch.full((2, 3, 1), 5).int(), 0.3),
+            (*expanded(torch.bfloat16), torch.full((2, 3, 1), -1).int(), 0.3),
+        ],
+        bad=lambda: [
+            (
+                (*expanded(), torch.full((2, 3, 2), 5).int(), 0.3),
+                "masked_mha: support: expected shape [2, 3, 1], got [2, 3, 2]",
+            )
+        ],
+    ),
+    "masked_mha_backward": Sample(
+        good=lambda: [
+            (*attended(), *expanded(), torch.full((2, 3, 1), 5).int(), 0.3),
+            (
+                *attended(torch.bfloat16),
+                *expanded(torch.bfloat16),
+                torch.full((2, 3, 1), -1).int(),
+                0.3,
+            ),
+        ],
+        bad=lambda: [
+            (
+                (*attended(torch.bfloat16), *expanded(), torch.full((2, 3, 1), 5).int(), 0.3),
+                "masked_mha_backward: dout: expected Float as q, got BFloat16",
+            )
+        ],
+    ),
+    "support_bits": Sample(
+        good=lambda: [(key_lists(2, 3, 5, below=40), 40)],
+        bad=lambda: [
+            (
+                (key_lists(2, 3, 5, below=40), 29),
+                "support_bits: topk: expected 0 to 28, got 29",
+            )
+        ],
+    ),
+    "visible_bits": Sample(
+        good=lambda: [(normal(2, 70) > -1, 3, 60)],
+        bad=lambda: [((normal(2, 70) > -1, 3, -1), "visible_bits: first_query: expected 0 or more")],
     ),
 }
 

@@ -33,6 +33,14 @@ float softmax_numerators(float* row, int64_t n, float* row_sum) {
   return top + std::log(*row_sum);
 }
 
+DSV32_CLONES void hide_clear_bits(uint32_t bits, float* scores, int64_t n) {
+  constexpr float kHidden = -std::numeric_limits<float>::infinity();
+#pragma omp simd
+  for (int32_t i = 0; i < static_cast<int32_t>(n); ++i) {
+    scores[i] = (bits >> i & 1u) != 0 ? scores[i] : kHidden;
+  }
+}
+
 DSV32_CLONES void softmax_gradient(float a, const float* p, const float* dp, float delta, float* ds,
                                    int64_t n) {
 #pragma omp simd

@@ -14,6 +14,9 @@ void exp_minus(const float* x, float shift, float* y, int64_t n);
 /// a row of zeros) when every score is -inf. `sum` is that of the row.
 float softmax_numerators(float* row, int64_t n, float* sum);
 
+/// -inf where bit i of `bits` is clear, for n <= 32 scores.
+void hide_clear_bits(uint32_t bits, float* scores, int64_t n);
+
 /// ds = a p (dp - delta)
 void softmax_gradient(float a, const float* p, const float* dp, float delta, float* ds, int64_t n);
 
