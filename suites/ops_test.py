@@ -427,6 +427,15 @@ SAMPLES: dict[str, Sample] = {
         good=lambda: [(normal(2, 70) > -1, 3, 60)],
         bad=lambda: [((normal(2, 70) > -1, 3, -1), "visible_bits: first_query: expected 0 or more")],
     ),
+    "cache_append": Sample(
+        good=lambda: [(normal(2, 5, 8), normal(2, 3, 8), 2), (bf16(2, 5, 7), bf16(2, 1, 7), 0)],
+        bad=lambda: [
+            (
+                (normal(2, 5, 8), normal(2, 3, 8), 3),
+                "cache_append: first: expected 0 to 2, got 3",
+            )
+        ],
+    ),
 }
 
 
