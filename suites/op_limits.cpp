@@ -54,11 +54,6 @@ const std::map<std::string, Limit> kLimits = {
     {"linear_cross_entropy.dlogits", {8, 1.1, "scale holds the roundings of exp's argument"}},
     {"linear_cross_entropy.dx", {64, 6, "sums over the vocabulary; bf16: dlogits are rounded"}},
     {"linear_cross_entropy.dweight", {64, 6, "sums over the tokens; bf16: dlogits are rounded"}},
-    {"embedding.dweight", {8, 1.1, "one sum; scale is the sum of the terms' magnitudes"}},
-    {"adamw.parameter", {8, 8, "float32; three steps"}},
-    {"adamw.exp_avg", {8, 8, "float32; three steps"}},
-    {"adamw.exp_avg_sq", {8, 8, "float32; three steps"}},
-    {"grad_norm", {1, 1, "float64, read as float32"}},
     {"masked_mha.out", {4, 2, "as sparse_mla.out"}},
     {"masked_mha.lse", {4, 4, "as sparse_mla.lse"}},
     {"masked_mha.dq", {4, 2, "as sparse_mla.out"}},
@@ -66,6 +61,11 @@ const std::map<std::string, Limit> kLimits = {
     {"masked_mha.dk_rope", {4, 2, "as sparse_mla.out"}},
     {"masked_mha.absorbed", {8, 2, "two forms; scale: the row, times the spread of scores"}},
     {"masked_mha.dv", {4, 2, "as sparse_mla.out"}},
+    {"embedding.dweight", {8, 1.1, "one sum; scale is the sum of the terms' magnitudes"}},
+    {"adamw.parameter", {8, 8, "float32; three steps"}},
+    {"adamw.exp_avg", {8, 8, "float32; three steps"}},
+    {"adamw.exp_avg_sq", {8, 8, "float32; three steps"}},
+    {"grad_norm", {1, 1, "float64, read as float32"}},
 };
 
 }  // namespace

@@ -35,13 +35,6 @@ def integers(count: int, k: int) -> torch.Tensor:
     return torch.arange(k, dtype=torch.int32).expand(count, k).contiguous()
 
 
-def experts(
-    count: int, width: int, hidden: int, make: Callable[..., torch.Tensor]
-) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
-    gate = [make(width, hidden) for _ in range(count)]
-    return gate, gate, [make(hidden, width) for _ in range(count)]
-
-
 def key_lists(*shape: int, below: int) -> torch.Tensor:
     """Neighbours differ along the last axis."""
     return (torch.arange(math.prod(shape)) % below).reshape(shape).int()
@@ -55,6 +48,13 @@ def attention(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.T
 def attended(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
     """dout, out and lse of `attention`."""
     return normal(2, 3, 4, 8, dtype=dtype), normal(2, 3, 4, 8, dtype=dtype), normal(2, 3, 4)
+
+
+def experts(
+    count: int, width: int, hidden: int, make: Callable[..., torch.Tensor]
+) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+    gate = [make(width, hidden) for _ in range(count)]
+    return gate, gate, [make(hidden, width) for _ in range(count)]
 
 
 def expanded(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
@@ -350,41 +350,6 @@ SAMPLES: dict[str, Sample] = {
             )
         ],
     ),
-    "adamw_": Sample(
-        good=lambda: [
-            (
-                *([normal(2, 3), normal(4)] for _ in range(3)),
-                [normal(2, 3).abs(), normal(4).abs()],
-                *(2, 1e-2, 0.9, 0.95, 1e-8, 0.1, normal()),
-            )
-        ],
-        bad=lambda: [
-            (
-                ([normal(4)], [], [], [], 2, 1e-2, 0.9, 0.95, 1e-8, 0.1, normal()),
-                "adamw_: grads: expected 1 tensors, got 0",
-            )
-        ],
-    ),
-    "grad_norm": Sample(
-        good=lambda: [([normal(2, 3), normal(4)],), ([bf16(5)],)],
-        bad=lambda: [(([normal(2), bf16(2)],), "grad_norm: grads: expected Float as grads")],
-    ),
-    "fp8_dequant": Sample(
-        good=lambda: [
-            (torch.arange(127, dtype=torch.uint8).view(1, 127), normal(1, 1), torch.bfloat16)
-        ],
-        bad=lambda: [
-            ((normal(1, 2), normal(1, 1), torch.float32), "fp8_dequant: codes: expected Byte"),
-            (
-                (torch.zeros(1, 256, dtype=torch.uint8), normal(1, 3), torch.float32),
-                "fp8_dequant: scales: expected shape [1, 2], got [1, 3]",
-            ),
-        ],
-    ),
-    "fp8_quant": Sample(
-        good=lambda: [(normal(3, 130),), (bf16(2, 3, 5),)],
-        bad=lambda: [((normal(2).double(),), "fp8_quant: x: expected float32 or bfloat16")],
-    ),
     "masked_mha": Sample(
         good=lambda: [
             (*expanded(), torch.full((2, 3, 1), 5).int(), 0.3),
@@ -425,7 +390,9 @@ SAMPLES: dict[str, Sample] = {
     ),
     "visible_bits": Sample(
         good=lambda: [(normal(2, 70) > -1, 3, 60)],
-        bad=lambda: [((normal(2, 70) > -1, 3, -1), "visible_bits: first_query: expected 0 or more")],
+        bad=lambda: [
+            ((normal(2, 70) > -1, 3, -1), "visible_bits: first_query: expected 0 or more")
+        ],
     ),
     "cache_append": Sample(
         good=lambda: [(normal(2, 5, 8), normal(2, 3, 8), 2), (bf16(2, 5, 7), bf16(2, 1, 7), 0)],
@@ -435,6 +402,41 @@ SAMPLES: dict[str, Sample] = {
                 "cache_append: first: expected 0 to 2, got 3",
             )
         ],
+    ),
+    "adamw_": Sample(
+        good=lambda: [
+            (
+                *([normal(2, 3), normal(4)] for _ in range(3)),
+                [normal(2, 3).abs(), normal(4).abs()],
+                *(2, 1e-2, 0.9, 0.95, 1e-8, 0.1, normal()),
+            )
+        ],
+        bad=lambda: [
+            (
+                ([normal(4)], [], [], [], 2, 1e-2, 0.9, 0.95, 1e-8, 0.1, normal()),
+                "adamw_: grads: expected 1 tensors, got 0",
+            )
+        ],
+    ),
+    "grad_norm": Sample(
+        good=lambda: [([normal(2, 3), normal(4)],), ([bf16(5)],)],
+        bad=lambda: [(([normal(2), bf16(2)],), "grad_norm: grads: expected Float as grads")],
+    ),
+    "fp8_dequant": Sample(
+        good=lambda: [
+            (torch.arange(127, dtype=torch.uint8).view(1, 127), normal(1, 1), torch.bfloat16)
+        ],
+        bad=lambda: [
+            ((normal(1, 2), normal(1, 1), torch.float32), "fp8_dequant: codes: expected Byte"),
+            (
+                (torch.zeros(1, 256, dtype=torch.uint8), normal(1, 3), torch.float32),
+                "fp8_dequant: scales: expected shape [1, 2], got [1, 3]",
+            ),
+        ],
+    ),
+    "fp8_quant": Sample(
+        good=lambda: [(normal(3, 130),), (bf16(2, 3, 5),)],
+        bad=lambda: [((normal(2).double(),), "fp8_quant: x: expected float32 or bfloat16")],
     ),
 }
 
