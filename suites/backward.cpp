@@ -15,7 +15,7 @@ namespace {
 using harness::Trust;
 using harness::Verdict;
 
-const harness::Report& report() { return case_report("backward"); }
+const harness::Report& report() { return case_report("backward", {"reference", "optimized"}); }
 
 void expect_every_gradient_judged(const std::string& subject) {
   std::set<std::string> judged;
@@ -28,7 +28,8 @@ void expect_every_gradient_judged(const std::string& subject) {
 }
 
 TEST(Backward, EverySubjectAgreesWithTheOracle) {
-  for (const char* subject : {"golden", "reference float32", "reference bfloat16"}) {
+  for (const char* subject : {"golden", "reference float32", "reference bfloat16",
+                              "optimized float32", "optimized bfloat16"}) {
     const std::vector<Verdict> verdicts = verdicts_of(report(), subject);
     EXPECT_FALSE(verdicts.empty()) << subject << " was not judged";
     EXPECT_EQ(complaints(verdicts), "");

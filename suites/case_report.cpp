@@ -24,11 +24,12 @@ bool is_training(const std::string& suite) {
 
 }  // namespace
 
-const Report& case_report(const std::string& suite) {
+const Report& case_report(const std::string& suite, const std::vector<std::string>& impls) {
   static const Report report = [&] {
     harness::Job job;
     const Case& c = io::find_case(suite_case());
     job.suites = {suite};
+    job.impls = impls;
     if (is_training(suite)) {
       job.training = {{suite, c}};
     } else {

@@ -7,9 +7,10 @@
 
 namespace dsv32::suites {
 
-/// The job of one suite on the case named by `--case`, run once per program: golden, reference
-/// float32 and bfloat16.
-const harness::Report& case_report(const std::string& suite);
+/// The job of one suite on the case named by `--case`, run once per program: golden, and these
+/// implementations in float32 and bfloat16.
+const harness::Report& case_report(const std::string& suite,
+                                   const std::vector<std::string>& impls = {"reference"});
 
 /// Verdicts of one subject ("golden", "reference float32", ...).
 std::vector<harness::Verdict> verdicts_of(const harness::Report& report,

@@ -288,9 +288,9 @@ Attention::KernelGradients Attention::absorbed_backward(const Tensor& dcontext,
                 "sparse_mla_backward", dout, state.out, state.lse, state.q_used, state.keys,
                 state.topk, scale, c.kv_lora_rank, true)
           : ctx_.ops.call<Pair(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                               const Tensor&, const Tensor&, int64_t, double, int64_t)>(
+                               const Tensor&, const Tensor&, int64_t, double, int64_t, bool)>(
                 "dense_mla_backward", dout, state.out, state.lse, state.q_used, state.keys,
-                chunk_.mask, chunk_.first_query, scale, c.kv_lora_rank);
+                chunk_.mask, chunk_.first_query, scale, c.kv_lora_rank, true);
   const Tensor dq_latent = dq.narrow(-1, 0, c.kv_lora_rank);
   const Tensor dkey_map = per_head_dmap(state.q_nope, dq_latent);  // [H,nope,kv_lora]
   keep("kv_b_proj.weight", at::cat({dkey_map, dvalue_map}, 1).flatten(0, 1));

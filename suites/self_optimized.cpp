@@ -1,0 +1,129 @@
+// The optimized model as a whole: its two attention forms, checkpointing, repeated runs, the CUDA
+// kernels in the executor, and what it refuses.
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "harness/case_run.h"
+#include "src/io/io.h"
+#include "src/model/errors.h"
+#include "src/optimized/model/model.h"
+#include "suites/case_report.h"
+
+namespace dsv32::suites {
+namespace {
+
+using optimized::AttentionForm;
+using optimized::Kernels;
+using optimized::OptimizedOptions;
+
+/// A case, its batch and weights.
+struct World {
+  explicit World(const std::string& name, Objective objective = {})
+      : run(io::find_case(name), true, {}, objective) {}
+
+  Trace trace(const OptimizedOptions& how, RunOptions options = {}) const {
+    options.objective = run.objective();
+    return optimized::make_optimized(run.the_case().config, run.weights(), how)
+        ->run(run.batch(), options);
+  }
+  Trace backward(const OptimizedOptions& how, DType dtype = DType::float32) const {
+    return trace(how, {.dtype = dtype, .backward = run.backward()});
+  }
+  std::string judged(const Trace& trace, DType dtype = DType::float32) const {
+    harness::Subject subject{
+        .name = "optimized", .impl = "optimized", .dtype = dtype, .trace = &trace};
+    if (dtype == DType::bfloat16) subject.dialect.rounding = RoundingStyle::transformers;
+    return complaints(run.judge_subject(subject));
+  }
+
+  harness::CaseRun run;
+};
+
+/// Names of the tensors that differ in a bit or are not there.
+std::string different(const Trace& a, const Trace& b) {
+  std::string names;
+  for (const std::string& name : a.names()) {
+    const HostTensor *x = a.find(name), *y = b.find(name);
+    const bool same = y != nullptr && x->bytes() == y->bytes() &&
+                      std::memcmp(x->raw(), y->raw(), static_cast<size_t>(x->bytes())) == 0;
+    if (!same) names += name + " ";
+  }
+  return names;
+}
+
+class OptimizedCases : public testing::TestWithParam<const char*> {};
+
+TEST_P(OptimizedCases, BothAttentionFormsAreRight) {
+  const World world(GetParam());
+  for (const DType dtype : {DType::float32, DType::bfloat16})
+    for (const AttentionForm form : {AttentionForm::expanded, AttentionForm::absorbed})
+      EXPECT_EQ(world.judged(world.backward({.attention = form}, dtype), dtype), "");
+}
+
+TEST_P(OptimizedCases, CudaKernelsInTheExecutorAreRight) {
+  const World world(GetParam());
+  for (const AttentionForm form : {AttentionForm::expanded, AttentionForm::absorbed}) {
+    const OptimizedOptions how{.kernels = Kernels::simt, .attention = form};
+    EXPECT_EQ(world.judged(world.backward(how)), "");
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Tiny, OptimizedCases,
+                         testing::Values("tiny", "tiny-yarn", "tiny-wide", "tiny-bias",
+                                         "tiny-dense", "tiny-short7", "tiny-chunk"));
+
+class OptimizedObjectives : public testing::TestWithParam<Objective> {};
+
+TEST_P(OptimizedObjectives, GradientsAreRight) {
+  const World world("tiny-wide", GetParam());
+  for (const Kernels kernels : {Kernels::library, Kernels::simt})
+    for (const AttentionForm form : {AttentionForm::expanded, AttentionForm::absorbed})
+      EXPECT_EQ(world.judged(world.backward({.kernels = kernels, .attention = form})), "");
+}
+
+INSTANTIATE_TEST_SUITE_P(Kl, OptimizedObjectives,
+                         testing::Values(Objective{.lm = false, .kl = KlStage::warmup},
+                                         Objective{.lm = false, .kl = KlStage::sparse},
+                                         Objective{
+                                             .lm = true, .kl = KlStage::sparse, .kl_weight = 0.1}));
+
+TEST(OptimizedModel, CheckpointingDoesNotChangeABit) {
+  const World world("tiny-wide", {.lm = true, .kl = KlStage::sparse, .kl_weight = 0.1});
+  for (const DType dtype : {DType::float32, DType::bfloat16})
+    EXPECT_EQ(different(world.backward({.checkpointing = true}, dtype),
+                        world.backward({.checkpointing = false}, dtype)),
+              "");
+}
+
+TEST(OptimizedModel, EveryRunGivesTheSameBits) {
+  const World world("tiny-wide");
+  for (const Kernels kernels : {Kernels::library, Kernels::simt}) {
+    const Trace first = world.backward({.kernels = kernels});
+    EXPECT_FALSE(first.empty());
+    EXPECT_EQ(different(first, world.backward({.kernels = kernels})), "");
+  }
+}
+
+std::string refusal(const World& world, const RunOptions& options) {
+  try {
+    world.trace({}, options);
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(OptimizedModel, RefusesWhatItDoesNotCompute) {
+  const World world("tiny");
+  Dialect other;
+  other.norm.eps_block = 1e-5;
+  EXPECT_NE(refusal(world, {.dialect = other}).find("expected spec-1"), std::string::npos);
+  EXPECT_NE(refusal(world, {.dtype = DType::float64}).find("expected float32 or bfloat16"),
+            std::string::npos);
+  EXPECT_NE(refusal(world, {.perturbation = 0.1}).find("perturbation"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace dsv32::suites
