@@ -1,11 +1,11 @@
-"""Times our reference and real transformers on one case, same threads, same weights, taking turns.
+"""Times our implementations and real transformers on one case, taking turns, on the same threads.
 
     ci/bench [--case small] [--rounds 2] [--repetitions 3] [--out docs/performance.md]
 
-Both hold their weights before the clock starts and give logits and loss; the losses are printed, so
-that a glance tells that both computed the same. The reference runs in build/suites/bench_reference
-(Google Benchmark). Its backward pass computes each layer's forward pass a second time, because it
-holds one layer at a time.
+All hold their weights before the clock starts and give the loss; the losses are printed, so that a
+glance tells that they computed the same. Ours run in build/suites/bench_models (Google Benchmark).
+The reference's backward pass computes each layer's forward pass a second time, because it holds one
+layer at a time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ import torch
 from calibrate import reseed
 from synthetic import ROOT, Case, load_cases
 
-PROGRAM = Path(os.environ.get("DSV32_BENCH", ROOT / "build" / "suites" / "bench_reference"))
+PROGRAM = Path(os.environ.get("DSV32_BENCH", ROOT / "build" / "suites" / "bench_models"))
+OURS = {"reference": ("float32", "float64"), "optimized": ("float32", "bfloat16")}
 PASSES = ("forward", "forward and backward")
 
 
@@ -88,8 +89,8 @@ def bench_transformers(case: Case, dtype: str, repetitions: int, table: Table) -
             times.add(*time_transformers(model, batch, name != "forward"))
 
 
-def bench_reference(case: Case, dtype: str, repetitions: int, table: Table) -> None:
-    command = [str(PROGRAM), "--case", case.name, f"--benchmark_filter=^{dtype} "]
+def bench_ours(who: str, case: Case, dtype: str, repetitions: int, table: Table) -> None:
+    command = [str(PROGRAM), "--case", case.name, f"--benchmark_filter=^{who} {dtype} "]
     command += [f"--benchmark_repetitions={repetitions + 1}", "--benchmark_format=json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     seen: dict[str, int] = {}
@@ -100,7 +101,7 @@ def bench_reference(case: Case, dtype: str, repetitions: int, table: Table) -> N
         seen[words] = seen.get(words, 0) + 1
         if seen[words] == 1:
             continue  # the first run allocates
-        times = table.setdefault(("reference", *words.split(" ", 1)), Times())
+        times = table.setdefault(tuple(words.split(" ", 2)), Times())
         times.add(run["real_time"] / 1000, run["cpu_time"] / 1000, run["loss"])
 
 
@@ -117,17 +118,17 @@ def markdown(case: Case, table: Table) -> str:
         f"Made by `ci/bench`: case `{case.name}` (B {case.B}, S {case.S}), medians in seconds,",
         "eager attention and experts of transformers.",
         f"{machine()}; torch {torch.__version__}, transformers {release}.",
-        "Weights are resident, logits and loss are computed, both sides take turns. The reference",
+        "Weights are resident, the loss is computed, all sides take turns. The reference",
         "computes each layer's forward pass twice when it makes gradients, to hold only one.",
         "`work` is the time of all processors: it hardly depends on what else the machine does.",
         "",
-        "| dtype | pass | measure | reference | transformers | quotient | runs | losses |",
-        "|---|---|---|---|---|---|---|---|",
+        "| ours | dtype | pass | measure | seconds | transformers | quotient | runs | losses |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for (who, dtype, name), ours in table.items():
         theirs = table.get(("transformers", dtype, name))
-        if who == "reference" and theirs is not None:
-            lines += [line([dtype, name, what], ours, theirs) for what in ("clock", "work")]
+        if who in OURS and theirs is not None:
+            lines += [line([who, dtype, name, what], ours, theirs) for what in ("clock", "work")]
     return "\n".join(lines) + "\n"
 
 
@@ -140,7 +141,7 @@ def line(cells: list[str], ours: Times, theirs: Times) -> str:
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ci/bench", description=__doc__.split("\n")[0])
     parser.add_argument("--case", default="small", choices=list(load_cases()), metavar="NAME")
-    parser.add_argument("--dtype", nargs="+", default=["float32", "float64"])
+    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: only print")
@@ -149,7 +150,9 @@ def main(words: list[str] | None = None) -> int:
     case, table = load_cases()[arguments.case], {}
     for dtype in arguments.dtype:
         for _ in range(arguments.rounds):
-            bench_reference(case, dtype, arguments.repetitions, table)
+            for who in OURS:
+                if dtype in OURS[who]:
+                    bench_ours(who, case, dtype, arguments.repetitions, table)
             bench_transformers(case, dtype, arguments.repetitions, table)
     text = markdown(case, table)
     print(text, end="")
