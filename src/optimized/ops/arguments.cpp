@@ -21,8 +21,8 @@ void expect_rank_from(const Argument& a, int64_t rank) {
 }
 
 void expect_rank(const Argument& a, int64_t rank) {
-  TORCH_CHECK(a.tensor.dim() == rank, a.op, ": ", a.name, ": expected ", rank,
-              " axes, got shape ", a.tensor.sym_sizes());
+  TORCH_CHECK(a.tensor.dim() == rank, a.op, ": ", a.name, ": expected ", rank, " axes, got shape ",
+              a.tensor.sym_sizes());
 }
 
 void expect_shape(const Argument& a, c10::SymIntArrayRef shape) {
