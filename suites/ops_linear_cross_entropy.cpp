@@ -3,6 +3,11 @@
 #include <c10/core/Allocator.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
 
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <memory>
+
 #include "suites/ops_kit.h"
 
 namespace dsv32::suites {

@@ -2,6 +2,7 @@
 
 #include <torch/library.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "src/optimized/cpu/parallel.h"

@@ -1,5 +1,7 @@
 #include "src/optimized/ops/fp8.h"
 
+#include <vector>
+
 #include "src/optimized/ops/registry.h"
 
 namespace dsv32::optimized {

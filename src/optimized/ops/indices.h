@@ -1,5 +1,7 @@
 #pragma once
 
+#include <optional>
+
 #include "src/optimized/ops/arguments.h"
 
 namespace dsv32::optimized {

@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <array>
+
 #include "src/optimized/ops/device.h"
 #include "src/optimized/ops/moe.h"
 

@@ -1,5 +1,7 @@
 #include "src/optimized/ops/route.h"
 
+#include <algorithm>
+
 #include "src/optimized/ops/registry.h"
 
 namespace dsv32::optimized {
