@@ -103,8 +103,6 @@ class Usage(CliTest):
             ("--html", "f"): "--html",
             ("--resume",): "--resume",
             ("--layers", "0,1"): "--layers",
-            ("--impl", "optimized"): "--impl optimized",
-            ("dump", "--impl", "optimized", "--case", "tiny", "--out", "f"): "--impl optimized",
             ("--suite", "ops"): "--suite ops",
         }
         for words, name in rows.items():
@@ -112,6 +110,24 @@ class Usage(CliTest):
                 done = run(*words)
                 self.ended(done, USAGE)
                 self.assertIn(f"{name}: not in this version", done.stderr)
+
+    def test_implementations_side_by_side(self) -> None:
+        done = run("--case", "tiny", "--impl", "reference,optimized,optimized-simt", "--json")
+        self.ended(done, OK)
+        subjects = {v["subject"] for v in json.loads(done.stdout)["verdicts"]}
+        ours = ("reference", "optimized", "optimized-simt")
+        self.assertEqual(
+            subjects, {"golden"} | {f"{i} {t}" for i in ours for t in ("float32", "bfloat16")}
+        )
+        self.refused(run("--impl", "fast"), USAGE, "optimized-simt")
+
+    def test_an_optimized_trace_is_a_good_candidate(self) -> None:
+        trace = scratch / "optimized.safetensors"
+        words = ("--impl", "optimized", "--case", "tiny", "--mode", "backward", "--out", trace)
+        self.ended(run("dump", *words), OK)
+        self.ended(run("--candidate", trace), OK)
+        twice = run("dump", "--impl", "reference,optimized", "--case", "tiny", "--out", trace)
+        self.refused(twice, USAGE, "expected one, got 2")
 
     def test_help_is_complete_and_narrow(self) -> None:
         done = run("--help")
