@@ -10,11 +10,13 @@
 namespace dsv32::optimized::cpu {
 
 /// A factor of a product as it lies in memory, row after row `stride` elements apart.
-struct Factor {
-  const float* data;
+template <typename T>
+struct FactorOf {
+  const T* data;
   int64_t stride;
   bool transposed = false;
 };
+using Factor = FactorOf<float>;
 
 struct ProductShape {
   int64_t rows;
@@ -27,15 +29,25 @@ struct ProductShape {
 void gemm(const ProductShape& shape, float alpha, const Factor& a, const Factor& b, float beta,
           float* c, int64_t c_stride);
 
-/// float32 memory that starts at a cache line. Not filled.
-class Buffer {
+/// c = a b. bf16: by oneDNN, summed in float32 and rounded once; the CPU's own bf16 products where
+/// it has them.
+void product(const ProductShape& shape, const FactorOf<float>& a, const FactorOf<float>& b,
+             float* c, int64_t c_stride);
+void product(const ProductShape& shape, const FactorOf<bf16>& a, const FactorOf<bf16>& b, bf16* c,
+             int64_t c_stride);
+
+/// Memory that starts at a cache line. Not filled.
+template <typename T>
+class BufferOf {
  public:
-  explicit Buffer(int64_t count) : tensor_(at::empty({count}, at::kFloat)) {}
-  float* data() const { return tensor_.data_ptr<float>(); }
+  explicit BufferOf(int64_t count)
+      : tensor_(at::empty({count * static_cast<int64_t>(sizeof(T))}, at::kByte)) {}
+  T* data() const { return static_cast<T*>(tensor_.mutable_data_ptr()); }
 
  private:
   at::Tensor tensor_;
 };
+using Buffer = BufferOf<float>;
 
 /// `count` values as float32: the values themselves, or a copy.
 class Widened {

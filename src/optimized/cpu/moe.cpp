@@ -60,27 +60,36 @@ std::vector<Task> tasks_of(const Entries& entries) {
 }
 
 /// y += a x
-DSV32_CLONES void add_scaled(float a, const float* x, float* y, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) y[i] += a * x[i];
+template <typename T>
+DSV32_CLONES void add_scaled(float a, const T* x, float* y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] += a * to_float(x[i]);
 }
 
-/// inner = silu(gated) upped, rounded to T.
+/// inner = silu(gated) upped
 template <typename T>
-DSV32_CLONES void activate(const float* gated, const float* upped, float* inner, int64_t n) {
+DSV32_CLONES void activate(const T* gated, const T* upped, T* inner, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
-    inner[i] = to_float(from_float<T>(gated[i] * sigmoid_of(gated[i]) * upped[i]));
+    const float g = to_float(gated[i]);
+    inner[i] = from_float<T>(g * sigmoid_of(g) * to_float(upped[i]));
   }
 }
 
-/// From w and dinner: gated and upped become their gradients.
-DSV32_CLONES void activate_backward(float weight, const float* dinner, float* gated, float* upped,
+/// From w and dinner: gated and upped become their gradients, inner becomes w inner.
+template <typename T>
+DSV32_CLONES void activate_backward(float weight, const T* dinner, T* gated, T* upped, T* inner,
                                     int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
-    const float score = sigmoid_of(gated[i]), d = weight * dinner[i];
-    const float dgated = d * upped[i] * score * (1.0f + gated[i] * (1.0f - score));
-    upped[i] = d * gated[i] * score;
-    gated[i] = dgated;
+    const float g = to_float(gated[i]), score = sigmoid_of(g), d = weight * to_float(dinner[i]);
+    gated[i] = from_float<T>(d * to_float(upped[i]) * score * (1.0f + g * (1.0f - score)));
+    upped[i] = from_float<T>(d * g * score);
+    inner[i] = from_float<T>(weight * to_float(inner[i]));
   }
+}
+
+/// y = x + z
+template <typename T>
+DSV32_CLONES void add_both(const T* x, const T* z, float* y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] = to_float(x[i]) + to_float(z[i]);
 }
 
 /// The op's arguments as the tasks use them.
@@ -114,15 +123,16 @@ struct Experts {
   int64_t used() const { return static_cast<int64_t>(entries.order.size()); }
 
   /// The rows of `source` [tokens, hidden] at positions [begin, end), then zeros up to `rows`.
-  void gather(const T* source, int64_t begin, int64_t end, int64_t rows, float* to) const {
+  void gather(const T* source, int64_t begin, int64_t end, int64_t rows, T* to) const {
     for (int64_t i = begin; i < end; ++i) {
-      widen(source + entries.order[i] / k * hidden, to + (i - begin) * hidden, hidden);
+      std::copy_n(source + entries.order[i] / k * hidden, hidden, to + (i - begin) * hidden);
     }
-    std::fill(to + (end - begin) * hidden, to + rows * hidden, 0.0f);
+    std::fill(to + (end - begin) * hidden, to + rows * hidden, T{});
   }
 
   /// out[token] = sum over its entries in ascending position of scales[entry] rows[position].
-  void combine(const float* rows, const float* scales, T* out) const {
+  template <typename Row>
+  void combine(const Row* rows, const float* scales, T* out) const {
     parallel_for(tokens, row_grain(hidden * k), [&](int64_t begin, int64_t end) {
       std::vector<float> sum(hidden);
       std::vector<int64_t> own(k);
@@ -146,14 +156,14 @@ struct Experts {
 template <typename T>
 struct Block {
   const Experts<T>& all;
-  Widened gate, up, down;
-  Buffer x, gated, upped, inner;
+  const T *gate, *up, *down;
+  BufferOf<T> x, gated, upped, inner;
 
   Block(const Experts<T>& experts, int64_t expert)
       : all(experts),
-        gate(all.gate.addresses()[expert], all.width * all.hidden),
-        up(all.up.addresses()[expert], all.width * all.hidden),
-        down(all.down.addresses()[expert], all.width * all.hidden),
+        gate(all.gate.addresses()[expert]),
+        up(all.up.addresses()[expert]),
+        down(all.down.addresses()[expert]),
         x(kBlockRows * all.hidden),
         gated(kBlockRows * all.width),
         upped(kBlockRows * all.width),
@@ -163,9 +173,9 @@ struct Block {
     const int64_t hidden = all.hidden, width = all.width;
     const ProductShape shape{kBlockRows, width, hidden};
     all.gather(all.x, begin, end, kBlockRows, x.data());
-    gemm(shape, 1, {x.data(), hidden}, {gate.data(), hidden, true}, 0, gated.data(), width);
-    gemm(shape, 1, {x.data(), hidden}, {up.data(), hidden, true}, 0, upped.data(), width);
-    activate<T>(gated.data(), upped.data(), inner.data(), kBlockRows * width);
+    product(shape, {x.data(), hidden}, {gate, hidden, true}, gated.data(), width);
+    product(shape, {x.data(), hidden}, {up, hidden, true}, upped.data(), width);
+    activate(gated.data(), upped.data(), inner.data(), kBlockRows * width);
   }
 };
 
@@ -186,76 +196,76 @@ void for_each_block(const Experts<T>& all, Body body) {
 template <typename T>
 void forward(const Experts<T>& all, T* out) {
   const int64_t hidden = all.hidden, width = all.width;
-  const Buffer y(all.used() * hidden);
+  const BufferOf<T> y(all.used() * hidden);
   for_each_block(all, [&](const Block<T>& block, int64_t begin, int64_t end) {
-    const Buffer rows(kBlockRows * hidden);
+    const BufferOf<T> rows(kBlockRows * hidden);
     block.run(begin, end);
-    gemm({kBlockRows, hidden, width}, 1, {block.inner.data(), width},
-         {block.down.data(), width, true}, 0, rows.data(), hidden);
+    product({kBlockRows, hidden, width}, {block.inner.data(), width}, {block.down, width, true},
+            rows.data(), hidden);
     std::copy_n(rows.data(), (end - begin) * hidden, y.data() + begin * hidden);
   });
   all.combine(y.data(), all.weights, out);
 }
 
 /// By position: what the gradients of the weights are made of.
+template <typename T>
 struct BackwardRows {
-  Buffer dgated, dupped, weighted;  // [used, width]
+  BufferOf<T> dgated, dupped, weighted;  // [used, width]
 };
 
 /// Fills `rows`, dx_entries [used, hidden] and dweights.
 template <typename T>
-void backward_blocks(const Experts<T>& all, const T* dout, const BackwardRows& rows,
+void backward_blocks(const Experts<T>& all, const T* dout, const BackwardRows<T>& rows,
                      float* dx_entries, float* dweights) {
   const int64_t hidden = all.hidden, width = all.width;
   for_each_block(all, [&](const Block<T>& block, int64_t begin, int64_t end) {
-    const Buffer dout_rows(kBlockRows * hidden), dinner(kBlockRows * width);
+    const BufferOf<T> dout_rows(kBlockRows * hidden), dinner(kBlockRows * width);
     block.run(begin, end);
     all.gather(dout, begin, end, kBlockRows, dout_rows.data());
-    gemm({kBlockRows, width, hidden}, 1, {dout_rows.data(), hidden}, {block.down.data(), width}, 0,
-         dinner.data(), width);
+    product({kBlockRows, width, hidden}, {dout_rows.data(), hidden}, {block.down, width},
+            dinner.data(), width);
     for (int64_t i = 0; i < end - begin; ++i) {
-      const int64_t entry = all.entries.order[begin + i];
-      const float weight = all.weights[entry];
-      const float* inner = block.inner.data() + i * width;
-      dweights[entry] = dot(dinner.data() + i * width, inner, width);
-      scale(weight, inner, rows.weighted.data() + (begin + i) * width, width);
-      activate_backward(weight, dinner.data() + i * width, block.gated.data() + i * width,
-                        block.upped.data() + i * width, width);
+      const int64_t entry = all.entries.order[begin + i], at = i * width;
+      dweights[entry] = dot(dinner.data() + at, block.inner.data() + at, width);
+      activate_backward(all.weights[entry], dinner.data() + at, block.gated.data() + at,
+                        block.upped.data() + at, block.inner.data() + at, width);
     }
-    std::copy_n(block.gated.data(), (end - begin) * width, rows.dgated.data() + begin * width);
-    std::copy_n(block.upped.data(), (end - begin) * width, rows.dupped.data() + begin * width);
-    float* dx = dout_rows.data();  // dout is used up
+    const int64_t count = (end - begin) * width, first = begin * width;
+    std::copy_n(block.gated.data(), count, rows.dgated.data() + first);
+    std::copy_n(block.upped.data(), count, rows.dupped.data() + first);
+    std::copy_n(block.inner.data(), count, rows.weighted.data() + first);
+    T *dx = dout_rows.data(), *dx_up = block.x.data();  // dout and x are used up
     const ProductShape shape{kBlockRows, hidden, width};
-    gemm(shape, 1, {block.gated.data(), width}, {block.gate.data(), hidden}, 0, dx, hidden);
-    gemm(shape, 1, {block.upped.data(), width}, {block.up.data(), hidden}, 1, dx, hidden);
-    std::copy_n(dx, (end - begin) * hidden, dx_entries + begin * hidden);
+    product(shape, {block.gated.data(), width}, {block.gate, hidden}, dx, hidden);
+    product(shape, {block.upped.data(), width}, {block.up, hidden}, dx_up, hidden);
+    add_both(dx, dx_up, dx_entries + begin * hidden, (end - begin) * hidden);
   });
 }
 
 /// gradient [rows, columns] = left^T right over `depth` positions.
 template <typename T>
-void weight_gradient(const ProductShape& shape, const float* left, const float* right,
+void weight_gradient(const ProductShape& shape, const T* left, const T* right,
                      const at::Tensor& gradient) {
   if (shape.depth == 0) {
     gradient.zero_();
     return;
   }
-  const Buffer sums(shape.rows * shape.columns);
-  gemm(shape, 1, {left, shape.rows, true}, {right, shape.columns}, 0, sums.data(), shape.columns);
-  narrow(sums.data(), mutable_pointer<T>(gradient), shape.rows * shape.columns);
+  product(shape, {left, shape.rows, true}, {right, shape.columns}, mutable_pointer<T>(gradient),
+          shape.columns);
 }
 
 template <typename T>
 void backward(const Experts<T>& all, const T* dout, const MoeGradients& out) {
   const int64_t hidden = all.hidden, width = all.width, used = all.used();
-  const BackwardRows rows{Buffer(used * width), Buffer(used * width), Buffer(used * width)};
+  const BackwardRows<T> rows{BufferOf<T>(used * width), BufferOf<T>(used * width),
+                             BufferOf<T>(used * width)};
   const Buffer dx_entries(used * hidden);
   backward_blocks(all, dout, rows, dx_entries.data(), mutable_pointer<float>(out.dweights));
   all.combine(dx_entries.data(), nullptr, mutable_pointer<T>(out.dx));
   parallel_for(all.count, 1, [&](int64_t first, int64_t last) {
     for (int64_t e = first; e < last; ++e) {
       const int64_t begin = all.entries.offsets[e], n = all.entries.offsets[e + 1] - begin;
-      const Buffer gathered(n * hidden);
+      const BufferOf<T> gathered(n * hidden);
       all.gather(all.x, begin, begin + n, n, gathered.data());
       weight_gradient<T>({width, hidden, n}, rows.dgated.data() + begin * width, gathered.data(),
                          out.dgate[e]);

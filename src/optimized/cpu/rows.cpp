@@ -34,6 +34,13 @@ DSV32_CLONES float dot(const float* x, const float* y, int64_t n) {
   return total;
 }
 
+DSV32_CLONES float dot(const bf16* x, const bf16* y, int64_t n) {
+  float total = 0;
+#pragma omp simd reduction(+ : total)
+  for (int64_t i = 0; i < n; ++i) total += to_float(x[i]) * to_float(y[i]);
+  return total;
+}
+
 DSV32_CLONES void add(const float* x, float* y, int64_t n) {
   for (int64_t i = 0; i < n; ++i) y[i] += x[i];
 }

@@ -16,6 +16,7 @@ void narrow(const float* x, bf16* y, int64_t n);
 
 float sum(const float* x, int64_t n);
 float dot(const float* x, const float* y, int64_t n);
+float dot(const bf16* x, const bf16* y, int64_t n);
 /// y += x
 void add(const float* x, float* y, int64_t n);
 /// y += a
