@@ -1,14 +1,18 @@
-// Time of our implementations on one case, for golden/bench.py: the weights are resident before the
-// clock starts, and nothing but the loss is kept. The reference computes each layer's forward pass
-// a second time when it makes gradients; the optimized model keeps what its backward pass needs.
+// Time and memory of our implementations on one case, for golden/bench.py: the weights are resident
+// before the clock starts, in the dtype of the run, and nothing but the loss is kept. The reference
+// computes each layer's forward pass a second time when it makes gradients; the optimized model
+// keeps what its backward pass needs.
 //
 //   bench_models [--case small] [--benchmark_... flags of Google Benchmark]
+//   bench_models --case small --peak optimized    resident bytes of one pass in float32, as JSON
 
 #include <benchmark/benchmark.h>
+#include <malloc.h>
 
 #include <cstdio>
-#include <cstring>
+#include <fstream>
 #include <map>
+#include <memory>
 #include <string>
 #include <thread>
 
@@ -16,19 +20,25 @@
 #include "src/model/errors.h"
 #include "src/optimized/model/model.h"
 #include "src/reference/reference.h"
+#include "suites/bench_flags.h"
 
 namespace dsv32::suites {
 namespace {
 
 class ResidentWeights : public WeightSource {
  public:
-  explicit ResidentWeights(const Case& c) : identity_(SyntheticWeights(c.seed).identity()) {
+  ResidentWeights(const Case& c, DType dtype) : identity_(SyntheticWeights(c.seed).identity()) {
     const SyntheticWeights synthetic(c.seed, c.bias_offset);
     for (const WeightSpec& spec : weight_specs(c.config))
-      tensors_[spec.name] = synthetic.load(spec);
+      tensors_[spec.name] = synthetic.load(spec).cast(dtype);
   }
   HostTensor load(const WeightSpec& spec) const override { return tensors_.at(spec.name); }
   std::string identity() const override { return identity_; }
+  int64_t bytes() const {
+    int64_t sum = 0;
+    for (const auto& [name, tensor] : tensors_) sum += tensor.bytes();
+    return sum;
+  }
 
  private:
   std::string identity_;
@@ -62,31 +72,81 @@ void add(const Implementation& model, const Batch& batch, Timed timed) {
       ->Iterations(1);
 }
 
-std::string case_name(int& argc, char** argv) {
-  if (argc < 3 || std::strcmp(argv[1], "--case") != 0) return "small";
-  std::string name = argv[2];
-  for (int i = 3; i < argc; ++i) argv[i - 2] = argv[i];
-  argc -= 2;
-  return name;
-}
+/// Everything that can be timed: made once, before the clock starts.
+struct Models {
+  ResidentWeights weights, rounded;
+  std::unique_ptr<Implementation> plain, fast, fast_rounded;
 
-int run_all(int argc, char** argv) {
-  const Case c = io::find_case(case_name(argc, argv));
-  benchmark::Initialize(&argc, argv);
-  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
-  const ResidentWeights weights(c);
+  explicit Models(const Case& c)
+      : weights(c, DType::float32),
+        rounded(c, DType::bfloat16),
+        plain(reference::make_reference(c.config, weights)),
+        fast(optimized::make_optimized(c.config, weights, {.checkpointing = false})),
+        fast_rounded(optimized::make_optimized(c.config, rounded, {.checkpointing = false})) {}
+};
+
+int time_all(const Case& c) {
+  const Models models(c);
   const Batch batch = make_batch(c);
-  reference::set_threads(static_cast<int>(std::thread::hardware_concurrency()));
-  const auto plain = reference::make_reference(c.config, weights);
-  const auto fast = optimized::make_optimized(c.config, weights, {.checkpointing = false});
   for (const bool backward : {false, true}) {
     for (const DType dtype : {DType::float32, DType::float64})
-      add(*plain, batch, {dtype, backward});
-    for (const DType dtype : {DType::float32, DType::bfloat16})
-      add(*fast, batch, {dtype, backward});
+      add(*models.plain, batch, {dtype, backward});
+    add(*models.fast, batch, {DType::float32, backward});
+    add(*models.fast_rounded, batch, {DType::bfloat16, backward});
   }
   benchmark::RunSpecifiedBenchmarks();
   return 0;
+}
+
+// --- memory -------------------------------------------------------------------------------------
+
+/// A line of this process's status, in bytes: VmRSS, or VmHWM, the peak of VmRSS.
+int64_t status_bytes(const std::string& field) {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);)
+    if (line.rfind(field + ":", 0) == 0) return 1024 * std::stoll(line.substr(field.size() + 1));
+  throw Error(ExitCode::environment,
+              {.where = "/proc/self/status", .what = field, .expected = "a line", .got = "none"});
+}
+
+/// What is resident is what is in use; the peak starts from here.
+void reset_peak() {
+  malloc_trim(0);
+  std::ofstream("/proc/self/clear_refs") << 5;
+}
+
+std::unique_ptr<Implementation> make(const std::string& name, const ModelConfig& config,
+                                     const WeightSource& weights) {
+  if (name == "reference") return reference::make_reference(config, weights);
+  return optimized::make_optimized(config, weights, {.checkpointing = false});
+}
+
+/// Forward and backward.
+void run_once(const std::string& name, const Case& c, const ResidentWeights& weights) {
+  const RunOptions options{.dtype = DType::float32, .backward = true, .wanted = is_result};
+  make(name, c.config, weights)->run(make_batch(c), options);
+}
+
+int print_peak(const std::string& name, const Case& c) {
+  const Case tiny = io::find_case("tiny");
+  run_once(name, tiny, ResidentWeights(tiny, DType::float32));  // brings the code into memory
+  const ResidentWeights weights(c, DType::float32);
+  reset_peak();
+  const int64_t before = status_bytes("VmRSS");
+  run_once(name, c, weights);
+  std::printf("{\"before\": %lld, \"peak\": %lld, \"weights\": %lld}\n",
+              static_cast<long long>(before), static_cast<long long>(status_bytes("VmHWM")),
+              static_cast<long long>(weights.bytes()));
+  return 0;
+}
+
+int run_all(int argc, char** argv) {
+  const Case c = io::find_case(take_flag("--case", "small", argc, argv));
+  const std::string peak_of = take_flag("--peak", "", argc, argv);
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
+  reference::set_threads(static_cast<int>(std::thread::hardware_concurrency()));
+  return peak_of.empty() ? time_all(c) : print_peak(peak_of, c);
 }
 
 }  // namespace
