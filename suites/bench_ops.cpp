@@ -180,9 +180,24 @@ std::vector<OpEntry> all_ops() {
   return all;
 }
 
+/// Throws Error (internal) for an op of the library without a case.
+void expect_every_op(const std::vector<OpEntry>& entries) {
+  for (const c10::OperatorName& found : c10::Dispatcher::singleton().getAllOpNames()) {
+    const std::string space = "dsv32::";
+    if (found.name.rfind(space, 0) != 0) continue;
+    const std::string op = found.name.substr(space.size());
+    if (std::none_of(entries.begin(), entries.end(), [&](auto& e) { return e.op == op; }))
+      throw Error(
+          ExitCode::internal,
+          {.where = "bench_ops", .what = "case", .expected = "one of " + op, .got = "none"});
+  }
+}
+
 /// "ops rms_norm float32": the case's own B and S.
 void add_ops(const Case& c, int64_t rounds) {
-  for (const OpEntry& entry : all_ops()) {
+  const std::vector<OpEntry> all = all_ops();
+  expect_every_op(all);
+  for (const OpEntry& entry : all) {
     for (const at::ScalarType dtype : entry.dtypes) {
       const std::string name = "ops " + entry.op + entry.variant;
       add(name + (dtype == at::kFloat ? " float32" : " bfloat16"),
