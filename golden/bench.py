@@ -1,160 +1,145 @@
-"""Times our implementations and real transformers on one case, taking turns, on the same threads.
+"""Times and memory of our implementations beside Hugging Face's, and of each op beside ATen's.
 
-    ci/bench [--case small] [--rounds 2] [--repetitions 3] [--out docs/performance.md]
+    ci/bench [--case small] [--parts models memory ops growth kernels] [--rounds 2]
+             [--repetitions 2] [--json build/bench] [--out docs/performance.md]
 
-All hold their weights before the clock starts and give the loss; the losses are printed, so that a
-glance tells that they computed the same. Ours run in build/suites/bench_models (Google Benchmark).
-The reference's backward pass computes each layer's forward pass a second time, because it holds one
-layer at a time.
+Each part is a section of the page and leaves JSON files: models (bench_models of ours against
+transformers, taking turns on the same threads), memory (one process per implementation), ops and
+growth (bench_ops), kernels (ci/kernels.py). Google Benchmark's files are kept as they come.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import dump
+import bench_page as page
 import torch
-from calibrate import reseed
+from bench_transformers import Times, memory_of_transformers, release, time_transformers
 from synthetic import ROOT, Case, load_cases
 
-PROGRAM = Path(os.environ.get("DSV32_BENCH", ROOT / "build" / "suites" / "bench_models"))
-OURS = {"reference": ("float32", "float64"), "optimized": ("float32", "bfloat16")}
-PASSES = ("forward", "forward and backward")
+PROGRAMS = Path(os.environ.get("DSV32_BENCH", ROOT / "build" / "suites"))
+OURS = {"reference": ("float32",), "optimized": ("float32", "bfloat16")}
 
 
-@dataclasses.dataclass
-class Times:
-    """Seconds of one implementation in one dtype and pass, on the clock and of all processors."""
+class Bench:
+    """What the command line asks for, and where results go."""
 
-    clock: list[float] = dataclasses.field(default_factory=list)
-    work: list[float] = dataclasses.field(default_factory=list)
-    loss: float = 0.0
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.case: Case = load_cases()[arguments.case]
+        self.dtypes: list[str] = arguments.dtype
+        self.rounds: int = arguments.rounds
+        self.repetitions: int = arguments.repetitions
+        self.folder: Path = arguments.json
 
-    def add(self, clock: float, work: float, loss: float) -> None:
-        self.clock.append(clock)
-        self.work.append(work)
-        self.loss = loss
+    def keep(self, name: str, found: Any) -> Any:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+        return found
 
-
-Table = dict[tuple[str, str, str], Times]  # (implementation, dtype, pass)
-
-
-def live_model(case: Case, dtype: str) -> torch.nn.Module:
-    """transformers' own model with the case's weights."""
-    transformers = dump.import_transformers(None)
-    transformers.logging.set_verbosity_error()
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(case.config))
-        config = transformers.AutoConfig.from_pretrained(folder)
-    model = transformers.AutoModelForCausalLM.from_config(
-        config, attn_implementation="eager", dtype=getattr(torch, dtype)
-    )
-    model.set_experts_implementation("eager")
-    reseed(model, case, case.seed)
-    return model
+    def run(self, name: str, program: str, *flags: str) -> Any:
+        """What one of our programs prints as JSON."""
+        command = [str(PROGRAMS / program), "--case", self.case.name, *flags]
+        return self.keep(name, json.loads(output_of(command)))
 
 
-def time_transformers(
-    model: torch.nn.Module, batch: dict[str, Any], backward: bool
-) -> tuple[float, float, float]:
-    model.train(backward)
-    model.zero_grad(set_to_none=True)
-    start, work = time.perf_counter(), time.process_time()
-    with torch.set_grad_enabled(backward):
-        loss = model(**batch, use_cache=False).loss
-        if backward:
-            loss.backward()
-    return time.perf_counter() - start, time.process_time() - work, float(loss.detach())
+def output_of(command: list[str], accepted: tuple[int, ...] = (0,)) -> str:
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode not in accepted:
+        raise SystemExit(f"ci/bench: exit {done.returncode}: {' '.join(command)}")
+    return done.stdout
 
 
-def bench_transformers(case: Case, dtype: str, repetitions: int, table: Table) -> None:
-    model = live_model(case, dtype)
-    arrays = dump.make_batch(case.fields(), case.config["vocab_size"])
-    batch = {name: torch.from_numpy(value) for name, value in arrays.items()}
-    for name in PASSES:
-        times = table.setdefault(("transformers", dtype, name), Times())
-        time_transformers(model, batch, name != "forward")  # the first run allocates
-        for _ in range(repetitions):
-            times.add(*time_transformers(model, batch, name != "forward"))
-
-
-def bench_ours(who: str, case: Case, dtype: str, repetitions: int, table: Table) -> None:
-    command = [str(PROGRAM), "--case", case.name, f"--benchmark_filter=^{who} {dtype} "]
-    command += [f"--benchmark_repetitions={repetitions + 1}", "--benchmark_format=json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    seen: dict[str, int] = {}
-    for run in json.loads(done.stdout)["benchmarks"]:
-        if run["run_type"] != "iteration":
-            continue
-        words = run["name"].split("/")[0]
-        seen[words] = seen.get(words, 0) + 1
-        if seen[words] == 1:
+def time_ours(bench: Bench, who: str, dtype: str, number: int) -> page.Found:
+    flags = [f"--benchmark_filter=^{who} {dtype} ", "--benchmark_format=json"]
+    flags += [f"--benchmark_repetitions={bench.repetitions + 1}"]
+    printed = bench.run(f"models-{who}-{dtype}-{number}", "bench_models", *flags)
+    found: page.Found = {}
+    for run in printed["benchmarks"]:
+        if run["run_type"] != "iteration" or run["repetition_index"] == 0:
             continue  # the first run allocates
-        times = table.setdefault(tuple(words.split(" ", 2)), Times())
+        key = tuple(run["name"].split("/")[0].split(" ", 2))
+        times = found.setdefault(key, Times())
         times.add(run["real_time"] / 1000, run["cpu_time"] / 1000, run["loss"])
+    return found
 
 
-def machine() -> str:
+def models(bench: Bench) -> str:
+    found: page.Found = {}
+    for dtype in bench.dtypes:
+        for number in range(bench.rounds):
+            turn: page.Found = {}
+            for who in OURS:
+                if dtype in OURS[who]:
+                    turn |= time_ours(bench, who, dtype, number)
+            theirs = time_transformers(bench.case, dtype, bench.repetitions)
+            turn |= {("transformers", dtype, name): times for name, times in theirs.items()}
+            for key, times in turn.items():
+                found.setdefault(key, Times()).extend(times)
+    bench.keep("models", {" ".join(key): vars(times) for key, times in found.items()})
+    return page.models(bench.case, found)
+
+
+def memory(bench: Bench) -> str:
+    found = {
+        "optimized": bench.run("memory-optimized", "bench_models", "--peak", "optimized"),
+        "transformers, gradients dropped": memory_of_transformers(bench.case, "drop"),
+        "transformers, gradients kept": memory_of_transformers(bench.case, "keep"),
+    }
+    return page.memory(bench.case, bench.keep("memory", found))
+
+
+def bench_ops(bench: Bench, part: str) -> list[page.Run]:
+    flags = ["--rounds", str(2 * bench.rounds + 1), f"--benchmark_filter=^{part} "]
+    return bench.run(part, "bench_ops", *flags, "--benchmark_format=json")["benchmarks"]
+
+
+def ops(bench: Bench) -> str:
+    return page.ops(bench.case, bench_ops(bench, "ops"))
+
+
+def growth(bench: Bench) -> str:
+    return page.growth(bench.case, bench_ops(bench, "growth"))
+
+
+def kernels(bench: Bench) -> str:
+    command = [sys.executable, str(ROOT / "ci" / "kernels.py"), "--json"]
+    found = json.loads(output_of(command, accepted=(0, 1)))  # 1: a kernel spills
+    return page.kernels(bench.keep("kernels", found))
+
+
+PARTS = {part.__name__: part for part in (models, memory, ops, growth, kernels)}
+
+
+def heading() -> str:
     cpu = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
-    return f"{cpu}, {torch.get_num_threads()} threads on {os.cpu_count()} cores"
-
-
-def markdown(case: Case, table: Table) -> str:
-    release = dump.import_transformers(None).__version__
-    lines = [
-        "# Performance",
-        "",
-        f"Made by `ci/bench`: case `{case.name}` (B {case.B}, S {case.S}), medians in seconds,",
-        "eager attention and experts of transformers.",
-        f"{machine()}; torch {torch.__version__}, transformers {release}.",
-        "Weights are resident, the loss is computed, all sides take turns. The reference",
-        "computes each layer's forward pass twice when it makes gradients, to hold only one.",
-        "`work` is the time of all processors: it hardly depends on what else the machine does.",
-        "",
-        "| ours | dtype | pass | measure | seconds | transformers | quotient | runs | losses |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for (who, dtype, name), ours in table.items():
-        theirs = table.get(("transformers", dtype, name))
-        if who in OURS and theirs is not None:
-            lines += [line([who, dtype, name, what], ours, theirs) for what in ("clock", "work")]
-    return "\n".join(lines) + "\n"
-
-
-def line(cells: list[str], ours: Times, theirs: Times) -> str:
-    a, b = (statistics.median(getattr(times, cells[-1])) for times in (ours, theirs))
-    cells = [*cells, f"{a:.2f}", f"{b:.2f}", f"{b / a:.2f}x", str(len(ours.clock))]
-    return "| " + " | ".join([*cells, f"{ours.loss:.6f}, {theirs.loss:.6f}"]) + " |"
+    threads = f"{torch.get_num_threads()} threads on {os.cpu_count()} cores"
+    return (
+        f"# Performance\n\nMade by `ci/bench` on {cpu}, {threads};\n"
+        f"torch {torch.__version__}, transformers {release()}. No figure here is a limit.\n"
+    )
 
 
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ci/bench", description=__doc__.split("\n")[0])
     parser.add_argument("--case", default="small", choices=list(load_cases()), metavar="NAME")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, default=2, help="of whole models in each round")
+    parser.add_argument("--json", type=Path, default=ROOT / "build" / "bench", metavar="FOLDER")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: only print")
     arguments = parser.parse_args(words)
     torch.set_num_threads(os.cpu_count() or 1)
-    case, table = load_cases()[arguments.case], {}
-    for dtype in arguments.dtype:
-        for _ in range(arguments.rounds):
-            for who in OURS:
-                if dtype in OURS[who]:
-                    bench_ours(who, case, dtype, arguments.repetitions, table)
-            bench_transformers(case, dtype, arguments.repetitions, table)
-    text = markdown(case, table)
+    bench = Bench(arguments)
+    parts = [part for part in PARTS if part in arguments.parts]
+    text = "\n".join([heading(), *(PARTS[part](bench) for part in parts)])
     print(text, end="")
     if arguments.out:
         arguments.out.write_text(text)
