@@ -99,6 +99,24 @@ TEST_P(LinearCrossEntropyOp, GradientsMatchAutogradOfFloat64) {
   }
 }
 
+/// One token whose label is almost certain, by logits that float32 holds exactly: 1 - p is the
+/// gradient, and nothing but the op's own roundings of 1 is in it.
+TEST_P(LinearCrossEntropyOp, KeepsTheGradientOfAnAlmostCertainLabel) {
+  const int64_t vocabulary = 64;
+  for (const float label_logit : {37.0f, 45.0f, 53.0f}) {
+    at::Tensor w = at::full({vocabulary, 1}, label_logit - 11);
+    w[5][0] = label_logit;
+    const at::Tensor weight = w.to(GetParam().device), x = at::ones({1, 1}).to(GetParam().device);
+    const at::Tensor labels = at::full({1}, 5, at::kLong).to(GetParam().device);
+    const at::Tensor one = at::ones({}).to(GetParam().device);
+    const at::Tensor lse = call("linear_cross_entropy", {x, weight, labels})[1];
+    const auto got = call("linear_cross_entropy_backward", {one, x, weight, labels, lse});
+    const double rest = static_cast<double>(vocabulary - 1) * std::exp(-11.0);
+    const at::Tensor want = at::full({}, -rest / (1 + rest), at::kDouble);
+    expect_close("linear_cross_entropy.certain", got[1][5][0], want, at::ones({}, at::kDouble));
+  }
+}
+
 TEST_P(LinearCrossEntropyOp, NoCountedTokenGivesNanAndNoGradient) {
   const Case c{3, 8, 11};
   const at::Tensor a = x(c, at::kFloat), w = weight(c, at::kFloat);
@@ -185,7 +203,7 @@ TEST_P(LinearCrossEntropyOp, RefusesBadInput) {
   expect_refused(op + ": labels: expected Long, got Int", op, {a, w, ids.to(at::kInt)});
   expect_refused(op + ": labels: expected shape [3], got [2]", op, {a, w, ids.narrow(0, 0, 2)});
   expect_refused(op + "_backward: lse: expected shape [3], got [2]", op + "_backward",
-                 {dloss(), a, w, ids, a.flatten().narrow(0, 0, 2)});
+                 {dloss(), a, w, ids, a.flatten().narrow(0, 0, 2).to(at::kDouble)});
   if (!a.is_cpu()) return;
   expect_refused(op + ": labels: expected 0 to 10, got 11", op, {a, w, at::full_like(ids, 11)});
 }

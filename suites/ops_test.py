@@ -331,8 +331,8 @@ SAMPLES: dict[str, Sample] = {
     ),
     "linear_cross_entropy_backward": Sample(
         good=lambda: [
-            (normal(), normal(3, 8), normal(11, 8), torch.tensor([4, -100, 10]), normal(3)),
-            (normal(), bf16(3, 8), bf16(11, 8), torch.tensor([4, -100, 10]), normal(3)),
+            (normal(), x(3, 8), x(11, 8), torch.tensor([4, -100, 10]), normal(3).double())
+            for x in (normal, bf16)
         ],
         bad=lambda: [
             (

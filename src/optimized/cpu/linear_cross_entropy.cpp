@@ -54,13 +54,20 @@ DSV32_CLONES float sum_of_exp(const float* x, float shift, int64_t n) {
     for (int64_t j = 0; j < kLanes; ++j) lanes[j] += exp_of(x[i + j] - shift);
   }
   for (int64_t i = whole; i < n; ++i) lanes[i - whole] += exp_of(x[i] - shift);
-  float sum = 0;
+  double sum = 0;
   for (const float lane : lanes) sum += lane;
-  return sum;
+  return static_cast<float>(sum);
 }
 
-DSV32_CLONES void scaled_probs(const float* x, float lse, float scale, float* y, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) y[i] = exp_of(x[i] - lse) * scale;
+/// A log-sum-exp in two parts.
+struct Lse {
+  explicit Lse(double lse) : high(static_cast<float>(lse)), low(static_cast<float>(lse - high)) {}
+  float high, low;
+};
+
+DSV32_CLONES void scaled_probs(const float* x, const Lse& lse, float scale, float* y, int64_t n) {
+  const float high = lse.high, low = lse.low;
+  for (int64_t i = 0; i < n; ++i) y[i] = exp_of(x[i] - high - low) * scale;
 }
 
 struct Steps {
@@ -102,7 +109,7 @@ struct Steps {
     int64_t count = 0;
     for (int64_t row = 0; row < p.rows; ++row) {
       const double lse = p.highest[row] + std::log(static_cast<double>(p.sum[row]));
-      p.lse[row] = static_cast<float>(lse);
+      p.lse[row] = lse;
       if (p.labels[row] == kIgnoredLabel) continue;
       loss += lse - p.picked[row];
       ++count;
@@ -120,8 +127,10 @@ struct Steps {
         }
         const int64_t label = p.labels[row] - p.first_column;
         const bool is_here = label >= 0 && label < p.columns;
-        const float hit = is_here ? std::exp(p.logits[row * p.columns + label] - p.lse[row]) : 0.0f;
-        scaled_probs(p.logits + row * p.columns, p.lse[row], *p.scale, dlogits, p.columns);
+        const Lse lse(p.lse[row]);
+        const float* logits = p.logits + row * p.columns;
+        const float hit = is_here ? std::exp(logits[label] - lse.high - lse.low) : 0.0f;
+        scaled_probs(logits, lse, *p.scale, dlogits, p.columns);
         if (is_here) dlogits[label] = (hit - 1.0f) * *p.scale;
       }
     });

@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_loss_kernel(CrossEntro
   int64_t count = 0;
   for (int64_t row = threadIdx.x; row < p.rows; row += kThreads) {
     const double lse = p.highest[row] + log(static_cast<double>(p.sum[row]));
-    p.lse[row] = static_cast<float>(lse);
+    p.lse[row] = lse;
     const bool ignored = p.labels[row] == kIgnoredLabel;
     if (!ignored || mutant(CrossEntropyMutant::counts_ignored)) ++count;
     if (!ignored && row < rows) loss += lse - p.picked[row];
@@ -80,11 +80,13 @@ __global__ void __launch_bounds__(kThreads)
   const float* logits = p.logits + row * p.columns;
   T* dlogits = p.dlogits + row * p.columns;
   const bool ignored = p.labels[row] == kIgnoredLabel;
-  const float lse = p.lse[row], scale = *p.scale;
+  const double lse = p.lse[row];
+  const float high = static_cast<float>(lse), scale = *p.scale;
+  const float low = mutant(CrossEntropyMutant::rounded_lse) ? 0.0f : static_cast<float>(lse - high);
   const int64_t first = mutant(CrossEntropyMutant::wrong_label) ? 0 : p.first_column;
   const int64_t label = p.labels[row] - first;
   for (int64_t i = threadIdx.x; i < p.columns; i += kThreads) {
-    const float prob = expf(logits[i] - lse);
+    const float prob = expf(logits[i] - high - low);
     const float gradient = (prob - (i == label ? 1.0f : 0.0f)) * scale;
     const bool keeps = !ignored || mutant(CrossEntropyMutant::ignored_gradient);
     dlogits[i] = from_float<T>(keeps ? gradient : 0.0f);

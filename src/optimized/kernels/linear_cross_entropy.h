@@ -19,6 +19,7 @@ enum class CrossEntropyMutant {
   dropped_row,       // the last token is left out of the loss
   ignored_gradient,  // ignored tokens have a gradient
   missing_barrier,   // the loss is added before all parts are there
+  rounded_lse,       // the gradient reads lse as one float32
 };
 
 /// The label of a token that is not counted.
@@ -41,17 +42,19 @@ struct CrossEntropyLossParams {
   const float* highest;   // [rows]
   const float* sum;       // [rows]
   const float* picked;    // [rows]
-  float* lse;             // [rows] log-sum-exp of the logits
+  double* lse;            // [rows] log-sum-exp of the logits
   float* loss;            // [1]; NaN when no token is counted
   int64_t rows;
 };
 
-/// dlogits = (exp(logit - lse) - [column is the label]) scale; 0 for ignored tokens.
+/// dlogits = (exp(logit - lse) - [column is the label]) scale; 0 for ignored tokens. Where the
+/// label is almost certain the difference is small, and a rounding of lse would be all of it: lse
+/// is float64, and is taken off in two float32 parts.
 template <typename T>
 struct CrossEntropyGradientParams {
   const float* logits;    // [rows, columns]
   const int64_t* labels;  // [rows]
-  const float* lse;       // [rows]
+  const double* lse;      // [rows]
   const float* scale;     // [1] dloss / number of counted tokens
   T* dlogits;             // [rows, columns]; may be `logits`
   int64_t rows;

@@ -16,7 +16,7 @@ std::tuple<at::Tensor, at::Tensor> linear_cross_entropy_outputs(const char* op, 
   expect_dtype({op, "labels", labels}, at::kLong);
   expect_device_of({op, "labels", labels}, source);
   expect_shape({op, "labels", labels}, {x.sym_size(0)});
-  return {empty_as(x, {}, at::kFloat), empty_as(x, {x.sym_size(0)}, at::kFloat)};
+  return {empty_as(x, {}, at::kFloat), empty_as(x, {x.sym_size(0)}, at::kDouble)};
 }
 
 std::tuple<at::Tensor, at::Tensor> linear_cross_entropy_gradients(const at::Tensor& dloss,
@@ -30,7 +30,7 @@ std::tuple<at::Tensor, at::Tensor> linear_cross_entropy_gradients(const at::Tens
   expect_dtype({op, "dloss", dloss}, at::kFloat);
   expect_device_of({op, "dloss", dloss}, source);
   expect_shape({op, "dloss", dloss}, {});
-  expect_dtype({op, "lse", lse}, at::kFloat);
+  expect_dtype({op, "lse", lse}, at::kDouble);
   expect_device_of({op, "lse", lse}, source);
   expect_shape({op, "lse", lse}, {x.sym_size(0)});
   return {at::zeros_symint(x.sym_sizes(), x.options()),

@@ -25,7 +25,7 @@ constexpr int64_t kLossColumns = 2048;
 // Tokens whose dx is kept in float32 at a time.
 constexpr int64_t kLossGradientTokens = 4096;
 
-/// Checks; returns loss [] and lse [N], float32, not filled.
+/// Checks; returns loss [] float32 and lse [N] float64, not filled.
 std::tuple<at::Tensor, at::Tensor> linear_cross_entropy_outputs(const char* op, const at::Tensor& x,
                                                                 const at::Tensor& weight,
                                                                 const at::Tensor& labels);
@@ -50,9 +50,10 @@ std::tuple<at::Tensor, at::Tensor> run_linear_cross_entropy(const at::Tensor& x,
   expect_indices({"linear_cross_entropy", "labels", labels}, weight.size(0), kIgnoredLabel);
   const int64_t tokens = x.size(0);
   const at::Tensor targets = labels.contiguous();
-  const at::Tensor highest = at::full_like(lse, -std::numeric_limits<float>::infinity());
-  const at::Tensor sum = at::zeros_like(lse);
-  const at::Tensor picked = at::full_like(lse, std::numeric_limits<float>::quiet_NaN());
+  const auto floats = lse.options().dtype(at::kFloat);
+  const at::Tensor highest = at::full({tokens}, -std::numeric_limits<float>::infinity(), floats);
+  const at::Tensor sum = at::zeros({tokens}, floats);
+  const at::Tensor picked = at::full({tokens}, std::numeric_limits<float>::quiet_NaN(), floats);
   in_chunks(0, weight.size(0), kLossColumns, [&](int64_t column, int64_t columns) {
     const at::Tensor w = steps.operand(weight.narrow(0, column, columns));
     in_chunks(0, tokens, kLossTokens, [&](int64_t row, int64_t rows) {
@@ -71,7 +72,7 @@ std::tuple<at::Tensor, at::Tensor> run_linear_cross_entropy(const at::Tensor& x,
                 .highest = pointer<float>(highest),
                 .sum = pointer<float>(sum),
                 .picked = pointer<float>(picked),
-                .lse = mutable_pointer<float>(lse),
+                .lse = mutable_pointer<double>(lse),
                 .loss = mutable_pointer<float>(loss),
                 .rows = tokens});
   return {loss, lse};
@@ -113,7 +114,7 @@ std::tuple<at::Tensor, at::Tensor> run_linear_cross_entropy_backward(
         const at::Tensor dlogits = steps.gradient(
             logits, CrossEntropyGradientParams<float>{.logits = pointer<float>(logits),
                                                       .labels = pointer<int64_t>(targets) + row,
-                                                      .lse = pointer<float>(lse_rows) + row,
+                                                      .lse = pointer<double>(lse_rows) + row,
                                                       .scale = pointer<float>(scale),
                                                       .dlogits = mutable_pointer<float>(logits),
                                                       .rows = rows,
