@@ -61,7 +61,6 @@ class Judge {
       : job_(job),
         plan_(std::move(plan)),
         golden_(golden::load_training(plan_.golden, job.the_case.name)),
-        subject_(job.impl + " float32" + plan_.note),
         batch_(make_batch(job.the_case)),
         clean_run_(job.perturbation_seed != 0) {
     set_training_threads(job.the_case, job.settings);
@@ -76,21 +75,27 @@ class Judge {
   TrainingResult run() {
     const std::shared_ptr<const LoraOracle> oracle = oracle_of_case();
     if (!clean_run_) judge_golden(*oracle);
+    for (const std::string& impl : job_.impls) judge_side(impl, *oracle);
+    return std::move(result_);
+  }
+
+ private:
+  void judge_side(const std::string& impl, const LoraOracle& oracle) {
+    impl_ = impl;
+    subject_ = judged_side(impl) + plan_.note;
     LoraSide side(job_, plan_,
                   {.name = subject_,
-                   .impl = job_.impl,
+                   .impl = impl,
                    .dialect = job_.dialect,
                    .bug = job_.bug,
                    .ulp_seed = job_.perturbation_seed});
     if (!clean_run_) put(judge_lora_scale(job_, plan_, subject_));
     put(judge_lora_start(side, batch_, golden_.decisions.at(0), subject_));
-    judge_curve(side, *oracle);
-    judge_steps(side, *oracle);
-    judge_end(side, *oracle);
-    return std::move(result_);
+    judge_curve(side, oracle);
+    judge_steps(side, oracle);
+    judge_end(side, oracle);
   }
 
- private:
   void put(Verdict verdict) {
     verdict.case_name = job_.the_case.name;
     result_.verdicts.push_back(std::move(verdict));
@@ -99,7 +104,7 @@ class Judge {
     for (Verdict& verdict : verdicts) put(std::move(verdict));
   }
   void figure(const std::string& name, double value) {
-    result_.figures.emplace_back(name + plan_.note, value);
+    result_.figures.emplace_back(figure_of(name + plan_.note, impl_), value);
   }
   /// Steps of which the oracle keeps what a judgement needs.
   bool kept_step(int64_t step) const {
@@ -359,7 +364,7 @@ class Judge {
   TrainingJob job_;
   LoraPlan plan_;
   golden::TrainingGolden golden_;
-  std::string subject_;
+  std::string impl_, subject_;  // the judged one
   Batch batch_;
   bool clean_run_;
   Trace last_decisions_, merged_decisions_;  // of the golden's last two forward passes

@@ -30,6 +30,15 @@ Verdict no_golden(const KlTask& task) {
   return verdict;
 }
 
+Verdict no_curve(const std::string& impl, const KlTask& task) {
+  Verdict verdict;
+  verdict.subject = kl_subject(judged_side(impl), task);
+  verdict.tap = "kl curve";
+  verdict.trust = Trust::skipped;
+  verdict.note = "the first step is wrong already: its curve would say nothing more";
+  return verdict;
+}
+
 }  // namespace
 
 std::vector<KlTask> kl_tasks(const Case& c) {
@@ -47,17 +56,21 @@ std::vector<KlTask> kl_tasks(const Case& c) {
 void judge_kl_task(const TrainingJob& job, const KlTask& task, TrainingResult& result) {
   const auto golden = golden_of(job, task);
   if (!golden) result.verdicts.push_back(no_golden(task));
-  std::vector<Verdict> first = judge_kl_step(job, task, golden ? &*golden : nullptr);
-  append(first, task.objective.lm ? judge_kl_paths(job, task) : judge_kl_detachment(job, task));
-  const bool right = first_failure(first) == nullptr;
-  append(result.verdicts, std::move(first));
-  if (right) return judge_kl_training(job, task, golden ? &*golden : nullptr, result);
-  Verdict skipped;
-  skipped.subject = kl_subject(job.impl + " float32", task);
-  skipped.tap = "kl curve";
-  skipped.trust = Trust::skipped;
-  skipped.note = "the first step is wrong already: its curve would say nothing more";
-  result.verdicts.push_back(std::move(skipped));
+  TrainingJob right = job;  // those whose first step is right
+  right.impls.clear();
+  for (const std::string& impl : job.impls) {
+    const bool with_golden = golden && impl == job.impls.front();
+    std::vector<Verdict> first = judge_kl_step(job, impl, task, with_golden ? &*golden : nullptr);
+    append(first, task.objective.lm ? judge_kl_paths(job, impl, task)
+                                    : judge_kl_detachment(job, impl, task));
+    if (first_failure(first) == nullptr) {
+      right.impls.push_back(impl);
+    } else {
+      first.push_back(no_curve(impl, task));
+    }
+    append(result.verdicts, std::move(first));
+  }
+  if (!right.impls.empty()) judge_kl_training(right, task, golden ? &*golden : nullptr, result);
 }
 
 TrainingResult judge_indexer_kl(const TrainingJob& job) {

@@ -45,8 +45,6 @@ class Nudged : public WeightSource {
   std::string ending_;
 };
 
-std::string judged_name(const TrainingJob& job) { return job.impl + " float32"; }
-
 CaseRun case_run(const TrainingJob& job, const Objective& objective,
                  std::shared_ptr<const WeightSource> weights) {
   const bool backward = true;
@@ -90,10 +88,10 @@ std::vector<Verdict> judge_golden_step(const CaseRun& run, const KlTask& task,
   return kept(run.judge_forced(subject));
 }
 
-Verdict exact(const TrainingJob& job, const KlTask& task, const std::string& check, double wrong,
-              int64_t checked, const std::string& basis) {
+Verdict exact(const std::string& subject, const std::string& check, double wrong, int64_t checked,
+              const std::string& basis) {
   Verdict verdict;
-  verdict.subject = kl_subject(judged_name(job), task);
+  verdict.subject = subject;
   verdict.tap = check;
   verdict.checked = checked;
   verdict.measures.push_back({"exact", wrong, 0, basis});
@@ -133,20 +131,21 @@ std::shared_ptr<const WeightSource> start_weights(const TrainingJob& job) {
   return std::make_shared<StartWeights>(job.the_case, job.perturbation_seed);
 }
 
-std::vector<Verdict> judge_kl_step(const TrainingJob& job, const KlTask& task,
-                                   const golden::TrainingGolden* golden) {
+std::vector<Verdict> judge_kl_step(const TrainingJob& job, const std::string& impl,
+                                   const KlTask& task, const golden::TrainingGolden* golden) {
   const CaseRun run = case_run(job, task.objective, start_weights(job));
   const Trace trace =
-      run.run({.dialect = job.dialect, .backward = true}, "first step, " + task.name, job.impl);
+      run.run({.dialect = job.dialect, .backward = true}, "first step, " + task.name, impl);
   std::vector<Verdict> verdicts = kept(run.judge_subject(
-      {.name = kl_subject(judged_name(job), task), .impl = job.impl, .trace = &trace}));
+      {.name = kl_subject(judged_side(impl), task), .impl = impl, .trace = &trace}));
   const bool comparable = golden != nullptr && job.perturbation_seed == 0;
   if (comparable && !golden->tensors.empty())
     append(verdicts, judge_golden_step(run, task, *golden));
   return verdicts;
 }
 
-std::vector<Verdict> judge_kl_detachment(const TrainingJob& job, const KlTask& task) {
+std::vector<Verdict> judge_kl_detachment(const TrainingJob& job, const std::string& impl,
+                                         const KlTask& task) {
   struct Input {
     const char* name;
     const char* behind;  // a weight that moves it
@@ -156,7 +155,7 @@ std::vector<Verdict> judge_kl_detachment(const TrainingJob& job, const KlTask& t
                           {"detached target", "self_attn.kv_b_proj.weight"}};
   const auto weights = start_weights(job);
   RunOptions options{.dialect = job.dialect, .backward = true};
-  const Trace trace = case_run(job, task.objective, weights).run(options, "detachment", job.impl);
+  const Trace trace = case_run(job, task.objective, weights).run(options, "detachment", impl);
   options.feeding = Feeding::forced;
   options.feed = &trace;
   options.backward = false;
@@ -165,10 +164,10 @@ std::vector<Verdict> judge_kl_detachment(const TrainingJob& job, const KlTask& t
     const CaseRun moved =
         case_run(job, task.objective, std::make_shared<Nudged>(weights, input.behind));
     const double before = trace.find("loss.kl")->at(0);
-    const double after = moved.run(options, "detachment", job.impl).find("loss.kl")->at(0);
-    Verdict verdict =
-        exact(job, task, input.name, static_cast<double>(nonzero_gradients(trace, input.behind)), 1,
-              "SPEC 2: x, q_latent and the target are detached for the KL");
+    const double after = moved.run(options, "detachment", impl).find("loss.kl")->at(0);
+    Verdict verdict = exact(kl_subject(judged_side(impl), task), input.name,
+                            static_cast<double>(nonzero_gradients(trace, input.behind)), 1,
+                            "SPEC 2: x, q_latent and the target are detached for the KL");
     const double moves = std::fabs(after - before) / before;
     verdict.note = std::string(input.behind) + " moves the KL by " + std::to_string(100 * moves) +
                    " % and has no gradient";
@@ -181,18 +180,19 @@ std::vector<Verdict> judge_kl_detachment(const TrainingJob& job, const KlTask& t
   return verdicts;
 }
 
-std::vector<Verdict> judge_kl_paths(const TrainingJob& job, const KlTask& joint) {
+std::vector<Verdict> judge_kl_paths(const TrainingJob& job, const std::string& impl,
+                                    const KlTask& joint) {
   Objective lm = joint.objective, kl = joint.objective;
   lm.kl = KlStage::none;
   kl.lm = false;
   const auto weights = start_weights(job);
   const RunOptions options{.dialect = job.dialect, .backward = true};
   const auto gradients = [&](const Objective& objective) {
-    return case_run(job, objective, weights).run(options, "gradient paths", job.impl);
+    return case_run(job, objective, weights).run(options, "gradient paths", impl);
   };
   const Trace both = gradients(joint.objective), alone_lm = gradients(lm), alone_kl = gradients(kl);
   Verdict verdict;
-  verdict.subject = kl_subject(judged_name(job), joint);
+  verdict.subject = kl_subject(judged_side(impl), joint);
   verdict.tap = "gradient paths";
   double worst = 0;
   int64_t identical = 0;

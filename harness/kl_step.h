@@ -28,14 +28,16 @@ std::string kl_subject(const std::string& side, const KlTask& task);
 /// The start weights of a job: synthetic, moved by one ulp for a clean run other than the first.
 std::shared_ptr<const WeightSource> start_weights(const TrainingJob& job);
 
-/// Taps and gradients of the first step of the judged side, and of the golden where it keeps them,
+/// Taps and gradients of an implementation's first step, and of the golden where it keeps them,
 /// against oracle and reference.
-std::vector<Verdict> judge_kl_step(const TrainingJob& job, const KlTask& task,
-                                   const golden::TrainingGolden* golden);
+std::vector<Verdict> judge_kl_step(const TrainingJob& job, const std::string& impl,
+                                   const KlTask& task, const golden::TrainingGolden* golden);
 /// The loss moves when what feeds the indexer is moved, and yet the weights behind it have no
 /// gradient: the inputs are detached.
-std::vector<Verdict> judge_kl_detachment(const TrainingJob& job, const KlTask& task);
+std::vector<Verdict> judge_kl_detachment(const TrainingJob& job, const std::string& impl,
+                                         const KlTask& task);
 /// Every parameter's gradient under LM + weight * KL is the one of its own objective alone.
-std::vector<Verdict> judge_kl_paths(const TrainingJob& job, const KlTask& joint);
+std::vector<Verdict> judge_kl_paths(const TrainingJob& job, const std::string& impl,
+                                    const KlTask& joint);
 
 }  // namespace dsv32::harness

@@ -24,10 +24,9 @@ training::Recipe recipe_of(const KlTask& task) {
           .steps = task.steps};
 }
 
-SideOptions side_options(const TrainingJob& job, const KlTask& task, bool oracle) {
-  if (oracle) return {.name = "oracle, " + task.name, .dtype = DType::float64};
-  return {.name = kl_subject(job.impl + " float32", task),
-          .impl = job.impl,
+SideOptions side_options(const TrainingJob& job, const KlTask& task, const std::string& impl) {
+  return {.name = kl_subject(judged_side(impl), task),
+          .impl = impl,
           .dialect = job.dialect,
           .bug = job.bug,
           .ulp_seed = job.perturbation_seed};
@@ -119,28 +118,33 @@ class Training {
     const std::shared_ptr<const KlRun> oracle = oracle_run();
     const bool comparable = task_.whole && job_.perturbation_seed == 0;
     if (golden_ != nullptr && comparable) judge_golden(*oracle);
-    TrainingSide side(job_, recipe_of(task_), side_options(job_, task_, false));
-    const Recall before = task_.whole ? recall_of_side(job_, side) : Recall{};
-    const KlRun judged = train(side, task_, &oracle->decisions);
-    result_.tokens += static_cast<double>(task_.steps * job_.the_case.B * job_.the_case.S);
-    judge_curves(subject(), judged.kl, judged.replayed.loss, *oracle);
-    put_parameters(subject(),
-                   judge_parameters(subject(), judged.replayed, oracle->replayed, mover()));
+    for (const std::string& impl : job_.impls) judge_side(impl, *oracle);
     if (task_.whole) judge_steps(*oracle);
+  }
+
+ private:
+  void judge_side(const std::string& impl, const KlRun& oracle) {
+    impl_ = impl;
+    TrainingSide side(job_, recipe_of(task_), side_options(job_, task_, impl));
+    const Recall before = task_.whole ? recall_of_side(job_, side) : Recall{};
+    const KlRun judged = train(side, task_, &oracle.decisions);
+    result_.tokens += static_cast<double>(task_.steps * job_.the_case.B * job_.the_case.S);
+    judge_curves(subject(), judged.kl, judged.replayed.loss, oracle);
+    put_parameters(subject(),
+                   judge_parameters(subject(), judged.replayed, oracle.replayed, mover()));
     judge_movement(judged.replayed);
     if (!task_.whole) return;
     judge_fall(judged.kl);
     judge_recall(before, recall_of_side(job_, side));
   }
 
- private:
-  std::string subject() const { return kl_subject(job_.impl + " float32", task_); }
+  std::string subject() const { return kl_subject(judged_side(impl_), task_); }
   void put(Verdict verdict) { result_.verdicts.push_back(std::move(verdict)); }
   void put(std::vector<Verdict> verdicts) {
     for (Verdict& verdict : verdicts) put(std::move(verdict));
   }
   void figure(const std::string& name, double value) {
-    result_.figures.emplace_back(task_.name + ": " + name, value);
+    result_.figures.emplace_back(figure_of(task_.name + ": " + name, impl_), value);
   }
   /// What the objective moves.
   std::function<bool(const std::string&)> mover() const {
@@ -154,7 +158,8 @@ class Training {
     const std::string name =
         task_.name + " " + job_.the_case.name + " " + std::to_string(task_.steps);
     if (kept.count(name) != 0) return kept.at(name);
-    TrainingSide side(job_, recipe_of(task_), side_options(job_, task_, true));
+    TrainingSide side(job_, recipe_of(task_),
+                      {.name = "oracle, " + task_.name, .dtype = DType::float64});
     const auto* decisions = golden_ == nullptr ? nullptr : &golden_->decisions;
     auto run = std::make_shared<const KlRun>(train(side, task_, decisions));
     if (job_.the_case.config_name == "tiny") kept[name] = run;
@@ -186,7 +191,7 @@ class Training {
   void judge_steps(const KlRun& oracle) {
     const bool tiny = job_.the_case.config_name == "tiny";
     const int64_t first = tiny ? kBatches : 2, last = tiny ? task_.steps - kBatches : task_.steps;
-    StepJudge steps(job_, recipe_of(task_), subject() + ", step by step");
+    StepJudge steps(job_, recipe_of(task_), kl_subject("", task_) + ", step by step");
     for (int64_t t = 0; t < (tiny ? task_.steps : first); ++t)
       steps.step(t, &oracle.decisions.at(t), t < first || t >= last);
     put(steps.verdicts());
@@ -245,6 +250,7 @@ class Training {
   const KlTask& task_;
   const golden::TrainingGolden* golden_;
   TrainingResult& result_;
+  std::string impl_;  // the judged one
 };
 
 /// Selected keys of one row as 0/1.

@@ -64,7 +64,6 @@ class Judge {
       : job_(job),
         descent_(descent),
         plan_(plan),
-        subject_(job.impl + " float32" + descent.note),
         golden_(golden::load_training(descent.golden, job.the_case.name)) {
     set_training_threads(job.the_case, job.settings);
   }
@@ -72,8 +71,10 @@ class Judge {
   TrainingResult run() {
     if (plan_.golden) judge_recipe();
     follow_oracle();
-    if (plan_.free) judge_free();
-    if (plan_.narrow) measure_narrow();
+    for (const std::string& impl : job_.impls) {
+      if (plan_.free) judge_free(impl);
+      if (plan_.narrow) measure_narrow(impl);
+    }
     return std::move(result_);
   }
 
@@ -82,8 +83,11 @@ class Judge {
     verdict.case_name = job_.the_case.name;
     result_.verdicts.push_back(std::move(verdict));
   }
-  void figure(const std::string& name, double value) {
-    result_.figures.emplace_back(name + descent_.note, value);
+  void figure(const std::string& name, const std::string& impl, double value) {
+    result_.figures.emplace_back(figure_of(name + descent_.note, impl), value);
+  }
+  std::string subject_of(const std::string& impl) const {
+    return judged_side(impl) + descent_.note;
   }
   /// The first steps of a series of the golden.
   std::vector<double> golden_series(const char* name) const {
@@ -104,11 +108,10 @@ class Judge {
     put(std::move(verdict));
   }
 
-  // --- the oracle, the golden, and the judged side step by step
-  // -----------------------------------
+  // --- the oracle, the golden, and the judged sides step by step ---------------------------------
 
   void follow_oracle() {
-    StepJudge steps(job_, descent_.recipe, subject_);
+    StepJudge steps(job_, descent_.recipe, descent_.note);
     const bool whole = plan_.golden && plan_.steps == descent_.recipe.steps;
     ReplayedRun oracle;
     if (whole) oracle.start = steps.oracle().parameters().clone();
@@ -170,13 +173,12 @@ class Judge {
     result_.figures.emplace_back(subject + " last loss", loss.back());
   }
 
-  // --- the free curve
-  // ------------------------------------------------------------------------------
+  // --- the free curve ---------------------------------------------------------------------------
 
-  TrainingSide free_side(const std::string& name, DType dtype) const {
+  TrainingSide free_side(const std::string& impl, const std::string& name, DType dtype) const {
     return TrainingSide(job_, descent_.recipe,
                         {.name = name,
-                         .impl = job_.impl,
+                         .impl = impl,
                          .dtype = dtype,
                          .dialect = job_.dialect,
                          .bug = job_.bug,
@@ -187,32 +189,33 @@ class Judge {
     return make_batch(job_.the_case, descent_.recipe.memorised ? 0 : step % kBatches);
   }
 
-  void judge_free() {
-    const std::vector<double> loss = free_curve();
-    result_.tokens = static_cast<double>(plan_.steps * job_.the_case.B * job_.the_case.S);
-    Verdict verdict = curve_check(subject_, "train.loss", Mode::free, loss.size());
-    verdict.note = flip_ < 0 ? "no decision differs from the golden's"
-                             : "a decision differs in step " + std::to_string(flip_) +
-                                   "; replayed from there on";
+  void judge_free(const std::string& impl) {
+    int64_t flip = -1;  // first step whose own decisions differ
+    const std::vector<double> loss = free_curve(impl, flip);
+    result_.tokens += static_cast<double>(plan_.steps * job_.the_case.B * job_.the_case.S);
+    Verdict verdict = curve_check(subject_of(impl), "train.loss", Mode::free, loss.size());
+    verdict.note = flip < 0 ? "no decision differs from the golden's"
+                            : "a decision differs in step " + std::to_string(flip) +
+                                  "; replayed from there on";
     verdict.measures.push_back(loss_measure(loss, oracle_loss_));
     if (has_band()) add_band(loss, verdict);
     settle(verdict);
     put(std::move(verdict));
-    judge_fall(subject_, loss);
-    figure("first flipped step", static_cast<double>(flip_));
-    figure("largest relative gap to float64", largest_loss_distance(loss, oracle_loss_));
+    judge_fall(subject_of(impl), loss);
+    figure("first flipped step", impl, static_cast<double>(flip));
+    figure("largest relative gap to float64", impl, largest_loss_distance(loss, oracle_loss_));
   }
 
   /// Own decisions until one differs from the golden's in a judged row; the golden's from there on.
-  std::vector<double> free_curve() {
-    TrainingSide side = free_side(subject_ + " free", DType::float32);
+  std::vector<double> free_curve(const std::string& impl, int64_t& flip) {
+    TrainingSide side = free_side(impl, subject_of(impl) + " free", DType::float32);
     std::vector<double> loss;
     for (int64_t t = 0; t < plan_.steps; ++t) {
       const Trace& known = golden_.decisions.at(t);
-      StepRecord record = side.trainer().measure(t, flip_ < 0 ? nullptr : &known);
-      if (flip_ < 0 && flipped(record.decisions, known, batch_of(t))) {
-        flip_ = t;
-        judge_flip(side, t);
+      StepRecord record = side.trainer().measure(t, flip < 0 ? nullptr : &known);
+      if (flip < 0 && flipped(record.decisions, known, batch_of(t))) {
+        flip = t;
+        judge_flip(impl, side, t);
         record = side.trainer().measure(t, &known);
       }
       side.trainer().apply(record);
@@ -229,11 +232,12 @@ class Judge {
   }
 
   /// Every decision of this step by its rule, under the weights of this moment.
-  void judge_flip(const TrainingSide& side, int64_t step) {
+  void judge_flip(const std::string& impl, const TrainingSide& side, int64_t step) {
+    const std::string subject = subject_of(impl);
     const std::shared_ptr<const WeightSource> weights(std::shared_ptr<void>(), &side.weights());
     const CaseRun run(job_.the_case, batch_of(step), weights, false, job_.settings);
-    const Trace trace = run.run({.dtype = DType::float32, .dialect = job_.dialect}, subject_);
-    for (Verdict& verdict : run.judge_forced({.name = subject_, .trace = &trace})) {
+    const Trace trace = run.run({.dtype = DType::float32, .dialect = job_.dialect}, subject, impl);
+    for (Verdict& verdict : run.judge_forced({.name = subject, .impl = impl, .trace = &trace})) {
       if (!training::is_decision(verdict.tap)) continue;
       verdict.note = "free run, step " + std::to_string(step) +
                      (verdict.note.empty() ? "" : "; " + verdict.note);
@@ -252,25 +256,23 @@ class Judge {
     verdict.measures.push_back(band_persistence_limit(distance.persistence));
   }
 
-  // --- bfloat16 with float32 masters: figures, no verdict
-  // -------------------------------------------
+  // --- bfloat16 with float32 masters: figures, no verdict ---------------------------------------
 
-  void measure_narrow() {
-    TrainingSide side = free_side("bfloat16", DType::bfloat16);
+  void measure_narrow(const std::string& impl) {
+    TrainingSide side = free_side(impl, impl + " bfloat16", DType::bfloat16);
     std::vector<double> loss;
     for (int64_t t = 0; t < plan_.steps; ++t) loss.push_back(side.step(t).loss);
-    figure("bfloat16 first loss", loss.front());
-    figure("bfloat16 last loss", loss.back());
-    figure("bfloat16 largest relative gap to float64", largest_loss_distance(loss, oracle_loss_));
+    figure("bfloat16 first loss", impl, loss.front());
+    figure("bfloat16 last loss", impl, loss.back());
+    figure("bfloat16 largest relative gap to float64", impl,
+           largest_loss_distance(loss, oracle_loss_));
   }
 
   TrainingJob job_;
   Descent descent_;
   DescentPlan plan_;
-  std::string subject_;
   golden::TrainingGolden golden_;
   std::vector<double> oracle_loss_;
-  int64_t flip_ = -1;  // first step whose own decisions differ
   TrainingResult result_;
 };
 
@@ -317,7 +319,7 @@ TrainingResult judge_accumulation(const TrainingJob& job) {
   training::Recipe recipe = full_descent(job.the_case).recipe;
   recipe.micro_batches = kMicroBatches;
   set_training_threads(job.the_case, job.settings);
-  StepJudge steps(job, recipe, job.impl + " float32, 2 micro-batches");
+  StepJudge steps(job, recipe, ", 2 micro-batches");
   for (int64_t t = 0; t < kSteps; ++t) steps.step(t, nullptr, true);
   return {.verdicts = steps.verdicts()};
 }

@@ -32,7 +32,7 @@ DescentPlan full_plan(const Case& c, const Descent& descent);
 
 TrainingResult judge_descent(const TrainingJob& job, const Descent& descent,
                              const DescentPlan& plan);
-/// Two steps of two micro-batches each, step by step, under the judged side's own decisions.
+/// Two steps of two micro-batches each, step by step, under the first implementation's decisions.
 TrainingResult judge_accumulation(const TrainingJob& job);
 
 }  // namespace dsv32::harness

@@ -60,7 +60,7 @@ class Suite {
     const std::shared_ptr<const ReplayedRun> oracle = oracle_of_case();
     const bool clean_run = job_.perturbation_seed != 0;  // says nothing new about the golden
     if (!clean_run) judge_golden(*oracle);
-    judge_reference(*oracle);
+    for (const std::string& impl : job_.impls) judge_side(impl, *oracle);
     return std::move(result_);
   }
 
@@ -70,7 +70,6 @@ class Suite {
   void put(std::vector<Verdict> verdicts) {
     for (Verdict& verdict : verdicts) put(std::move(verdict));
   }
-  void figure(const std::string& name, double value) { result_.figures.emplace_back(name, value); }
 
   /// The float64 run under the golden's decisions; of a tiny case it is kept, because clean runs
   /// ask for it over and over.
@@ -107,12 +106,12 @@ class Suite {
                        "SPEC 2: everything but the indexer", std::ssize(oracle.end.names()), first);
   }
 
-  void judge_reference(const ReplayedRun& oracle) {
-    const std::string subject = job_.impl + " float32";
+  void judge_side(const std::string& impl, const ReplayedRun& oracle) {
+    const std::string subject = judged_side(impl);
     const training::Recipe recipe = recipe_for(job_.bug);
     TrainingSide side(job_, recipe,
                       {.name = subject,
-                       .impl = job_.impl,
+                       .impl = impl,
                        .dialect = job_.dialect,
                        .bug = job_.bug,
                        .ulp_seed = job_.perturbation_seed});
@@ -122,13 +121,13 @@ class Suite {
     put(judge_masking(job_, side.model(), options, subject));
     judge_unfrozen_gradient(side, options, subject);
     const ReplayedRun run = replay_run(side, recipe, golden_.decisions, frozen);
-    result_.tokens = static_cast<double>(kSteps * job_.the_case.B * job_.the_case.S);
+    result_.tokens += static_cast<double>(kSteps * job_.the_case.B * job_.the_case.S);
     judge_strays(run, subject);
     put(judge_curve(config(), subject, run.loss, run.grad_norm, oracle));
     judge_frozen(run, subject);
     put(judge_parameters(subject, run, oracle, moves));
     judge_movement(run, subject);
-    judge_fall(run, subject);
+    judge_fall(run, impl);
   }
 
   /// The indexer not frozen: with its KL in the objective at weight 0 every indexer tensor gets a
@@ -208,15 +207,15 @@ class Suite {
   }
 
   /// A loss that does not fall shows no training: the curve would be no witness.
-  void judge_fall(const ReplayedRun& run, const std::string& subject) {
+  void judge_fall(const ReplayedRun& run, const std::string& impl) {
     const auto mean = [](auto begin) {
       return std::accumulate(begin, begin + kBatches, 0.0) / kBatches;
     };
     const double before = mean(run.loss.begin()), after = mean(run.loss.end() - kBatches);
-    figure("loss of the first cycle", before);
-    figure("loss of the last cycle", after);
+    result_.figures.emplace_back(figure_of("loss of the first cycle", impl), before);
+    result_.figures.emplace_back(figure_of("loss of the last cycle", impl), after);
     Verdict verdict =
-        training_check(subject, "loss falls", loss_fall_limit(after / before), kSteps);
+        training_check(judged_side(impl), "loss falls", loss_fall_limit(after / before), kSteps);
     if (verdict.trust == Trust::fail) verdict.trust = Trust::vacuous;
     verdict.note = "mean over the batches of the first and of the last cycle";
     put(std::move(verdict));

@@ -15,7 +15,6 @@ constexpr int64_t kGoldenAccumulation = 3;
 
 ShardedPlan plan_of(const TrainingJob& job, int ranks, int64_t steps, int64_t accumulation = 1) {
   return {.case_name = job.the_case.name,
-          .impl = job.impl,
           .ranks = ranks,
           .steps = steps,
           .accumulation = accumulation,
@@ -48,18 +47,25 @@ std::vector<ShardedPlan> plans_of(const TrainingJob& job) {
   return plans;
 }
 
+/// The same world of another implementation.
+ShardedPlan with_impl(ShardedPlan plan, const std::string& impl) {
+  plan.impl = impl;
+  return plan;
+}
+
 double tokens_of(const TrainingJob& job, const ShardedPlan& plan) {
   return static_cast<double>(plan.steps * job.the_case.B * job.the_case.S);
 }
 
 void add_figures(const ShardedPlan& plan, const ShardedRun& run, TrainingResult& result) {
-  const std::string name = describe(plan) + ": ";
+  const auto figure = [&](const std::string& name, double value) {
+    result.figures.emplace_back(figure_of(describe(plan) + ": " + name, plan.impl), value);
+  };
   const auto& losses = run.loss.back();
   double mean = 0;
   for (const double loss : losses) mean += loss / static_cast<double>(losses.size());
-  result.figures.emplace_back(name + "final loss", mean);
-  result.figures.emplace_back(name + "optimizer bytes per rank",
-                              static_cast<double>(run.state_bytes.front()));
+  figure("final loss", mean);
+  figure("optimizer bytes per rank", static_cast<double>(run.state_bytes.front()));
 }
 
 void add_world(const TrainingJob& job, const ShardedPlan& plan, const ShardedRun& run,
@@ -96,9 +102,12 @@ void judge_golden(const TrainingJob& job, const ShardedPlan& plan, TrainingResul
 TrainingResult judge_given_world(const TrainingJob& job, const training::RankEnvironment& env) {
   constexpr int64_t kSteps = 2;
   TrainingResult result;
-  std::vector<ShardedPlan> plans = {plan_of(job, env.world_size, kSteps)};
-  if (env.world_size * kGoldenAccumulation <= job.the_case.B)
-    plans.push_back(plan_of(job, env.world_size, kSteps, kGoldenAccumulation));
+  std::vector<ShardedPlan> plans;
+  for (const std::string& impl : job.impls) {
+    plans.push_back(with_impl(plan_of(job, env.world_size, kSteps), impl));
+    if (env.world_size * kGoldenAccumulation > job.the_case.B) continue;
+    plans.push_back(with_impl(plan_of(job, env.world_size, kSteps, kGoldenAccumulation), impl));
+  }
   std::vector<ShardedRun> runs;
   {
     training::World world(env, {.device = job.settings.device,
@@ -120,7 +129,8 @@ TrainingResult judge_given_world(const TrainingJob& job, const training::RankEnv
     for (size_t step = 0; step < runs[i].fingerprints.size(); ++step) {
       const auto& prints = runs[i].fingerprints[step];
       result.verdicts.push_back(training_check(
-          describe(plans[i]), "step " + std::to_string(step) + " rank " + std::to_string(env.rank),
+          sharded_subject(plans[i]),
+          "step " + std::to_string(step) + " rank " + std::to_string(env.rank),
           {"exact", prints[env.rank] == prints[0] ? 0.0 : 1.0, 0, "the parameters of rank 0"}, 1));
       result.verdicts.back().case_name = job.the_case.name;
     }
@@ -134,8 +144,11 @@ TrainingResult judge_sharded(const TrainingJob& job) {
   if (const auto env = training::read_rank_environment()) return judge_given_world(job, *env);
   TrainingResult result;
   set_training_threads(job.the_case, job.settings);
-  for (const ShardedPlan& plan : plans_of(job))
-    add_world(job, plan, launch_world(plan, job.settings), result);
+  for (const std::string& impl : job.impls)
+    for (const ShardedPlan& any : plans_of(job)) {
+      const ShardedPlan plan = with_impl(any, impl);
+      add_world(job, plan, launch_world(plan, job.settings), result);
+    }
   for (const ShardedPlan& plan : golden_plans(job)) judge_golden(job, plan, result);
   return result;
 }

@@ -72,7 +72,7 @@ class WorldJudge {
       : job_(job),
         plan_(plan),
         run_(run),
-        subject_(describe(plan)),
+        subject_(sharded_subject(plan)),
         batch_(make_batch(job.the_case)),
         oracle_(plan, "reference", DType::float64),
         reference_(plan, "reference", DType::float32),

@@ -95,6 +95,8 @@ std::string describe(const ShardedPlan& plan) {
   return text;
 }
 
+std::string sharded_subject(const ShardedPlan& plan) { return plan.impl + ", " + describe(plan); }
+
 double rank_timeout() {
   constexpr double kDefault = 60, kLongest = 24 * 3600;
   const auto text = training::process_variable("DSV32_RANK_TIMEOUT");

@@ -94,5 +94,7 @@ std::vector<Verdict> judge_world(const TrainingJob& job, const ShardedPlan& plan
                                  const ShardedRun& run);
 /// "3 ranks", "2 ranks, accumulation 3".
 std::string describe(const ShardedPlan& plan);
+/// "reference, 3 ranks": in the verdicts.
+std::string sharded_subject(const ShardedPlan& plan);
 
 }  // namespace dsv32::harness

@@ -62,19 +62,22 @@ double norm_of(const TensorTable& gradients) {
   return std::sqrt(sum);
 }
 
-StepJudge::StepJudge(const TrainingJob& job, const training::Recipe& recipe, std::string subject)
+StepJudge::StepJudge(const TrainingJob& job, const training::Recipe& recipe,
+                     const std::string& note)
     : job_(job),
       group_(recipe.groups.front()),
-      subject_(std::move(subject)),
       batch_(make_batch(job.the_case)),
       oracle_(job, recipe, {.name = "oracle", .dtype = DType::float64}),
       judged_(job, recipe,
-              {.name = subject_,
-               .impl = job.impl,
+              {.name = "step by step" + note,
+               .impl = job.impls.front(),
                .dialect = job.dialect,
                .bug = job.bug,
                .ulp_seed = job.perturbation_seed}),
-      twin_(job, recipe, {.name = "twin"}) {}
+      twin_(job, recipe, {.name = "twin"}) {
+  for (const std::string& impl : job.impls)
+    pupils_.push_back({.impl = impl, .subject = judged_side(impl) + note});
+}
 
 void StepJudge::step(int64_t index, const Trace* decisions, bool judged) {
   if (!judged) {
@@ -83,28 +86,33 @@ void StepJudge::step(int64_t index, const Trace* decisions, bool judged) {
     curve_.grad_norm.push_back(record.grad_norm.front());
     return;
   }
-  training::StepRecord own = judged_step(index, decisions);
-  if (decisions == nullptr) decisions = &own.decisions;
-  twin_.trainables().table().assign(oracle_.parameters());
-  training::move_one_ulp(twin_.trainables().table(), ~static_cast<uint64_t>(index));
-  const training::StepRecord twin = twin_.trainer().measure(index, decisions);
-  training::StepRecord oracle = oracle_.trainer().measure(index, decisions);
-
   steps_.push_back(index);
-  judge_gradients(index, own.gradients, oracle.gradients, twin.gradients);
-  judge_updates(index, own);
+  Trace own_decisions;
+  training::StepRecord oracle, twin;
+  for (Pupil& pupil : pupils_) {
+    const training::StepRecord own = judged_step(pupil, index, decisions);
+    if (&pupil == &pupils_.front()) {
+      own_decisions = own.decisions;
+      if (decisions == nullptr) decisions = &own_decisions;
+      twin_.trainables().table().assign(oracle_.parameters());
+      training::move_one_ulp(twin_.trainables().table(), ~static_cast<uint64_t>(index));
+      twin = twin_.trainer().measure(index, decisions);
+      oracle = oracle_.trainer().measure(index, decisions);
+    }
+    judge_step(pupil, index, own, oracle, twin);
+  }
   oracle_.trainer().apply(oracle);
-  loss_.judged.push_back(own.loss);
   loss_.oracle.push_back(oracle.loss);
   loss_.twin.push_back(twin.loss);
-  grad_norm_.judged.push_back(own.grad_norm.front());
   grad_norm_.oracle.push_back(oracle.grad_norm.front());
   grad_norm_.twin.push_back(norm_of(twin.gradients));
   curve_.loss.push_back(oracle.loss);
   curve_.grad_norm.push_back(oracle.grad_norm.front());
 }
 
-training::StepRecord StepJudge::judged_step(int64_t index, const Trace* decisions) {
+training::StepRecord StepJudge::judged_step(const Pupil& pupil, int64_t index,
+                                            const Trace* decisions) {
+  judged_.use(pupil.impl);
   judged_.set_to(oracle_);
   const bool moved = job_.perturbation_seed != 0;  // a clean run other than the first
   TensorTable& parameters = judged_.trainables().table();
@@ -116,37 +124,47 @@ training::StepRecord StepJudge::judged_step(int64_t index, const Trace* decision
   return own;
 }
 
-Verdict StepJudge::open(const std::string& tap) const {
+/// While the judged side is as this implementation left it, and the oracle not stepped yet.
+void StepJudge::judge_step(Pupil& pupil, int64_t index, const training::StepRecord& own,
+                           const training::StepRecord& oracle, const training::StepRecord& twin) {
+  judge_gradients(pupil, index, own.gradients, oracle.gradients, twin.gradients);
+  judge_updates(pupil, index, own);
+  pupil.loss.push_back(own.loss);
+  pupil.grad_norm.push_back(own.grad_norm.front());
+}
+
+Verdict StepJudge::open(const Pupil& pupil, const std::string& tap) const {
   Verdict verdict;
   verdict.case_name = job_.the_case.name;
-  verdict.subject = subject_;
+  verdict.subject = pupil.subject;
   verdict.tap = tap;
   if (const auto parsed = parse_tap(tap)) verdict.layer = parsed->layer;
   verdict.mode = Mode::forced;
   return verdict;
 }
 
-void StepJudge::judge_gradients(int64_t index, const TensorTable& judged, const TensorTable& oracle,
-                                const TensorTable& twin) {
+void StepJudge::judge_gradients(Pupil& pupil, int64_t index, const TensorTable& judged,
+                                const TensorTable& oracle, const TensorTable& twin) {
   for (const std::string& name : oracle.names())
-    keep(index, kGradients, gradient_verdict(name, judged, oracle, twin));
+    pupil.keep(index, kGradients, gradient_verdict(pupil, name, judged, oracle, twin));
   for (const std::string& name : judged.names()) {
     if (oracle.has(name)) continue;
-    Verdict verdict = open("grad." + name);
+    Verdict verdict = open(pupil, "grad." + name);
     verdict.measures.push_back({"exact", 1, 0, "SPEC 2: no gradient under this objective"});
     settle(verdict);
-    keep(index, kGradients, std::move(verdict));
+    pupil.keep(index, kGradients, std::move(verdict));
   }
 }
 
-Verdict StepJudge::gradient_verdict(const std::string& name, const TensorTable& judged,
-                                    const TensorTable& oracle, const TensorTable& twin) const {
+Verdict StepJudge::gradient_verdict(const Pupil& pupil, const std::string& name,
+                                    const TensorTable& judged, const TensorTable& oracle,
+                                    const TensorTable& twin) const {
   const std::string tap = "grad." + name;
   const Trace own = gradient_trace(judged, name, DType::float32);
   const Trace exact = gradient_trace(oracle, name, DType::float64);
   const Trace noise = gradient_trace(twin, name, DType::float32);
   Comparison comparison{.case_name = job_.the_case.name,
-                        .subject = subject_,
+                        .subject = pupil.subject,
                         .config = &job_.the_case.config,
                         .batch = &batch_,
                         .tap = *parse_tap(tap),
@@ -157,7 +175,7 @@ Verdict StepJudge::gradient_verdict(const std::string& name, const TensorTable& 
   return compare_values(comparison);
 }
 
-void StepJudge::judge_updates(int64_t index, const training::StepRecord& judged) {
+void StepJudge::judge_updates(Pupil& pupil, int64_t index, const training::StepRecord& judged) {
   const training::OptimizerState before = oracle_.optimizer().state();  // not stepped yet
   const AdamWStep step{.lr = group_.adamw.lr,
                        .beta1 = group_.adamw.beta1,
@@ -168,14 +186,14 @@ void StepJudge::judge_updates(int64_t index, const training::StepRecord& judged)
                        .count = before.at(group_.name + "/step").item<int64_t>()};
   for (const std::string& name : judged_.parameters().names()) {
     const bool moves = judged.gradients.has(name);
-    keep(index, kUpdates,
-         moves ? update_verdict(name, step, judged.gradients.at(name), before)
-               : untouched_verdict(name));
+    pupil.keep(index, kUpdates,
+               moves ? update_verdict(pupil, name, step, judged.gradients.at(name), before)
+                     : untouched_verdict(pupil, name));
   }
 }
 
-Verdict StepJudge::update_verdict(const std::string& name, const AdamWStep& step,
-                                  const Tensor& gradient,
+Verdict StepJudge::update_verdict(const Pupil& pupil, const std::string& name,
+                                  const AdamWStep& step, const Tensor& gradient,
                                   const training::OptimizerState& before) const {
   const std::string key = group_.name + "/" + name;
   const AdamWTensors tensors{.parameter = values_of<double>(oracle_.parameters().at(name)),
@@ -184,7 +202,7 @@ Verdict StepJudge::update_verdict(const std::string& name, const AdamWStep& step
                              .gradient = values_of<float>(gradient),
                              .updated = values_of<float>(judged_.parameters().at(name))};
   const UpdateError error = check_update(step, tensors);
-  Verdict verdict = open("param." + name);
+  Verdict verdict = open(pupil, "param." + name);
   verdict.checked = std::ssize(tensors.parameter);
   verdict.measures.push_back(update_limit(error.roundings));
   if (error.element >= 0)
@@ -193,12 +211,12 @@ Verdict StepJudge::update_verdict(const std::string& name, const AdamWStep& step
   return verdict;
 }
 
-Verdict StepJudge::untouched_verdict(const std::string& name) const {
+Verdict StepJudge::untouched_verdict(const Pupil& pupil, const std::string& name) const {
   const auto before = values_of<double>(oracle_.parameters().at(name));
   const auto after = values_of<float>(judged_.parameters().at(name));
   int64_t moved = 0;
   for (size_t i = 0; i < after.size(); ++i) moved += after[i] != static_cast<float>(before[i]);
-  Verdict verdict = open("param." + name);
+  Verdict verdict = open(pupil, "param." + name);
   verdict.checked = std::ssize(after);
   verdict.measures.push_back(
       {"exact", static_cast<double>(moved), 0, "SPEC 2: without a gradient it never moves"});
@@ -206,16 +224,16 @@ Verdict StepJudge::untouched_verdict(const std::string& name) const {
   return verdict;
 }
 
-void StepJudge::keep(int64_t index, size_t order, Verdict verdict) {
+void StepJudge::Pupil::keep(int64_t index, size_t place, Verdict verdict) {
   const std::string tap = verdict.tap;
   const bool bad = verdict.trust != Trust::pass;
-  if (bad) failures_.push_back({index, order, tap});
+  if (bad) failures.push_back({index, place, tap});
   verdict.note += (verdict.note.empty() ? "" : "; ") + std::string(bad ? "bad in" : "worst in") +
                   " step " + std::to_string(index);
-  const auto known = worst_.find(tap);
-  if (known == worst_.end()) {
-    order_.push_back(tap);
-    worst_[tap] = std::move(verdict);
+  const auto known = worst.find(tap);
+  if (known == worst.end()) {
+    order.push_back(tap);
+    worst[tap] = std::move(verdict);
     return;
   }
   const int64_t checked = known->second.checked + verdict.checked;
@@ -226,17 +244,18 @@ void StepJudge::keep(int64_t index, size_t order, Verdict verdict) {
   known->second.checked = checked;
 }
 
-Verdict StepJudge::scalar_verdict(const std::string& tap, const Scalar& scalar,
+Verdict StepJudge::scalar_verdict(const Pupil& pupil, const std::string& tap,
+                                  const std::vector<double>& judged, const Scalar& scalar,
                                   std::vector<int64_t>& bad) const {
   std::vector<double> noise;
   for (size_t i = 0; i < scalar.oracle.size(); ++i)
     noise.push_back(relative(scalar.twin[i], scalar.oracle[i]));
   const double unit = std::max(root_mean_square(noise), rounding_floor(DType::float32));
-  Verdict verdict = open(tap);
+  Verdict verdict = open(pupil, tap);
   verdict.checked = std::ssize(scalar.oracle);
   double largest = 0;
   for (size_t i = 0; i < scalar.oracle.size(); ++i) {
-    const double ratio = relative(scalar.judged[i], scalar.oracle[i]) / unit;
+    const double ratio = relative(judged[i], scalar.oracle[i]) / unit;
     if (!step_scalar_limit(ratio).within()) bad.push_back(steps_[i]);
     largest = keep_larger(largest, ratio);
   }
@@ -245,8 +264,8 @@ Verdict StepJudge::scalar_verdict(const std::string& tap, const Scalar& scalar,
   return verdict;
 }
 
-Verdict StepJudge::summary(const std::vector<Place>& failures) const {
-  Verdict verdict = open("step by step");
+Verdict StepJudge::summary(const Pupil& pupil, const std::vector<Place>& failures) const {
+  Verdict verdict = open(pupil, "step by step");
   verdict.checked = std::ssize(steps_);
   verdict.measures.push_back(
       {"exact", static_cast<double>(failures.size()), 0, "no tap fails in any step"});
@@ -261,15 +280,22 @@ Verdict StepJudge::summary(const std::vector<Place>& failures) const {
   return verdict;
 }
 
-std::vector<Verdict> StepJudge::verdicts() const {
-  std::vector<Place> failures = failures_;
+void StepJudge::add_verdicts(const Pupil& pupil, std::vector<Verdict>& all) const {
+  std::vector<Place> failures = pupil.failures;
   std::vector<int64_t> bad_loss, bad_norm;
-  Verdict loss = scalar_verdict("train.loss", loss_, bad_loss);
-  Verdict norm = scalar_verdict("train.grad_norm", grad_norm_, bad_norm);
+  Verdict loss = scalar_verdict(pupil, "train.loss", pupil.loss, loss_, bad_loss);
+  Verdict norm = scalar_verdict(pupil, "train.grad_norm", pupil.grad_norm, grad_norm_, bad_norm);
   for (const int64_t step : bad_loss) failures.push_back({step, kLoss, loss.tap});
   for (const int64_t step : bad_norm) failures.push_back({step, kGradNorm, norm.tap});
-  std::vector<Verdict> all = {summary(failures), std::move(loss), std::move(norm)};
-  for (const std::string& tap : order_) all.push_back(worst_.at(tap));
+  all.push_back(summary(pupil, failures));
+  all.push_back(std::move(loss));
+  all.push_back(std::move(norm));
+  for (const std::string& tap : pupil.order) all.push_back(pupil.worst.at(tap));
+}
+
+std::vector<Verdict> StepJudge::verdicts() const {
+  std::vector<Verdict> all;
+  for (const Pupil& pupil : pupils_) add_verdicts(pupil, all);
   return all;
 }
 

@@ -8,16 +8,18 @@
 #include "harness/verdict.h"
 #include "src/training/bugs.h"
 
-/// The training suites: each judges the reference against its golden and against the float64 run.
+/// The training suites: each judges our implementations against its golden and against the float64
+/// run.
 namespace dsv32::harness {
 
-/// One training suite on one case.
+/// One training suite on one case. The implementations are judged side by side: what does not
+/// depend on them (the float64 run, the golden) is made once.
 struct TrainingJob {
   Case the_case;
-  std::string impl = "reference";
+  std::vector<std::string> impls = {"reference"};
   RunSettings settings = {};
-  training::Bug bug = training::Bug::none;  // planted in the judged side, by tests only
-  Dialect dialect = {};            // of the judged side; a planted model bug, by tests only
+  training::Bug bug = training::Bug::none;  // planted in the judged sides, by tests only
+  Dialect dialect = {};            // of the judged sides; a planted model bug, by tests only
   uint64_t perturbation_seed = 0;  // other than 0: start weights moved by one ulp (clean runs)
 };
 
@@ -25,8 +27,13 @@ struct TrainingJob {
 struct TrainingResult {
   std::vector<Verdict> verdicts;
   std::vector<std::pair<std::string, double>> figures;
-  double tokens = 0;  // trained on by the judged side, for tokens per second
+  double tokens = 0;  // trained on by the judged sides, for tokens per second
 };
+
+/// "reference float32": an implementation's side in the verdicts.
+std::string judged_side(const std::string& impl);
+/// A figure of the reference has its plain name, that of another implementation ends in ", NAME".
+std::string figure_of(const std::string& name, const std::string& impl);
 
 TrainingResult judge_loss_descent(const TrainingJob& job);
 TrainingResult judge_sft_frozen_indexer(const TrainingJob& job);

@@ -59,27 +59,18 @@ void note_cost(Report& report, const std::string& key, Clock::time_point start, 
   if (tokens > 0 && seconds > 0) report.timing[key + " tokens per second"] = tokens / seconds;
 }
 
-}  // namespace
-
-namespace {
-
-void run_one(const Job& job, const Case& c, const TrainingSuite& suite, const std::string& impl,
-             Report& report, Findings& findings) {
+void run_suite(const Job& job, const Case& c, const TrainingSuite& suite, Report& report,
+               Findings& findings) {
   reset_peak_memory();
   const auto start = Clock::now();
   const TrainingJob task{
       .the_case = c,
-      .impl = impl,
+      .impls = job.impls,
       .settings = {.device = job.device, .progress = job.progress, .interrupted = job.interrupted}};
   TrainingResult result = suite.judge(task);
-  const std::string of_impl = impl == job.impls.front() ? "" : ", " + impl;
-  note_cost(report, c.name + " " + suite.name + of_impl, start, result.tokens);
+  note_cost(report, c.name + " " + suite.name, start, result.tokens);
   for (const auto& [figure, value] : result.figures)
-    report.figures.push_back({c.name, suite.name, figure + of_impl, value});
-  // The golden was judged with the first implementation.
-  if (!of_impl.empty())
-    std::erase_if(result.verdicts,
-                  [](const Verdict& v) { return v.subject.starts_with("golden"); });
+    report.figures.push_back({c.name, suite.name, figure, value});
   add_verdicts(findings, c, suite.name, std::move(result.verdicts));
 }
 
@@ -90,7 +81,7 @@ void run_training_suite(const Job& job, const Case& c, const std::string& name, 
   Findings findings(job, report, c.name, name);
   const std::vector<Verdict> missing = missing_goldens(suite, c);
   if (missing.empty()) {
-    for (const std::string& impl : job.impls) run_one(job, c, suite, impl, report, findings);
+    run_suite(job, c, suite, report, findings);
   } else {
     add_verdicts(findings, c, name, missing);
   }

@@ -25,21 +25,32 @@ std::function<void(const std::string&)> side_progress(const Case& c, const std::
 
 TrainingSide::TrainingSide(const TrainingJob& job, const training::Recipe& recipe,
                            const SideOptions& options)
-    : synthetic_(job.the_case.seed, job.the_case.bias_offset),
+    : job_(job),
+      recipe_(recipe),
+      options_(options),
+      synthetic_(job.the_case.seed, job.the_case.bias_offset),
       start_(std::make_unique<training::OneUlpWeights>(synthetic_, options.ulp_seed)) {
   const bool wide = options.dtype == DType::float64;
   trainables_ = std::make_unique<training::FullWeights>(
       job.the_case.config, *start_, wide ? torch::kFloat64 : torch::kFloat32, options.dtype);
-  model_ = make_model(options.impl, job.the_case.config, *trainables_);
   optimizer_ = training::make_adamw(recipe.groups, trainables_->table(), options.bug);
+  options_.impl.clear();
+  use(options.impl);
+}
+
+void TrainingSide::use(const std::string& impl) {
+  if (impl == options_.impl) return;
+  options_.impl = impl;
+  trainer_.reset();  // it holds the model
+  model_ = make_model(impl, job_.the_case.config, *trainables_);
   trainer_ = std::make_unique<training::Trainer>(
-      job.the_case, recipe, *model_, *trainables_, *optimizer_,
+      job_.the_case, recipe_, *model_, *trainables_, *optimizer_,
       training::TrainerOptions{
-          .dtype = options.dtype,
-          .dialect = options.dialect,
-          .device = job.settings.device,
-          .bug = options.bug,
-          .progress = side_progress(job.the_case, options.name, job.settings)});
+          .dtype = options_.dtype,
+          .dialect = options_.dialect,
+          .device = job_.settings.device,
+          .bug = options_.bug,
+          .progress = side_progress(job_.the_case, options_.name, job_.settings)});
 }
 
 void TrainingSide::set_to(const TrainingSide& other) {

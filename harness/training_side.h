@@ -41,10 +41,15 @@ class TrainingSide {
   training::Optimizer& optimizer() { return *optimizer_; }
   const WeightSource& weights() const { return *trainables_; }
   const Implementation& model() const { return *model_; }
+  /// The same weights, optimizer and recipe under another implementation.
+  void use(const std::string& impl);
   /// Parameters and optimizer state become those of the other side, in this side's types.
   void set_to(const TrainingSide& other);
 
  private:
+  const TrainingJob job_;
+  const training::Recipe recipe_;
+  SideOptions options_;
   SyntheticWeights synthetic_;
   std::unique_ptr<WeightSource> start_;
   std::unique_ptr<training::FullWeights> trainables_;

@@ -2,6 +2,12 @@
 
 namespace dsv32::harness {
 
+std::string judged_side(const std::string& impl) { return impl + " float32"; }
+
+std::string figure_of(const std::string& name, const std::string& impl) {
+  return impl == "reference" ? name : name + ", " + impl;
+}
+
 const std::vector<TrainingSuite>& training_suites() {
   static const std::vector<TrainingSuite> all = {
       {.name = "loss_descent",

@@ -53,8 +53,10 @@ class Training(CliTest):
         self.assertEqual(report["cases"], ["tiny-wide"])
         self.assertEqual({v["suite"] for v in report["verdicts"]}, {"sft_frozen_indexer"})
         subjects = {v["subject"] for v in report["verdicts"]}
-        self.assertEqual(subjects, {"golden", "reference float32"})
-        self.assertIn("loss of the last cycle", {f["name"] for f in report["figures"]})
+        self.assertEqual(subjects, {"golden", "reference float32", "optimized float32"})
+        figures = {f["name"] for f in report["figures"]}
+        for name in ("loss of the last cycle", "loss of the last cycle, optimized"):
+            self.assertIn(name, figures)
 
     def test_one_check_of_a_suite(self) -> None:
         done = run(*self.suite, "-k", "sft_frozen_indexer/golden/step 7 loss", "--json")

@@ -1,4 +1,4 @@
-// Dual LoRA on one case: peft's golden and the reference against the float64 run.
+// Dual LoRA on one case: peft's golden and both models against the float64 run.
 
 #include <gtest/gtest.h>
 
@@ -8,16 +8,18 @@
 namespace dsv32::suites {
 namespace {
 
-const harness::Report& report() { return case_report("dual_lora"); }
+const harness::Report& report() { return case_report("dual_lora", {"reference", "optimized"}); }
 
 TEST(DualLora, GoldenAgreesWithTheOracle) {
   EXPECT_FALSE(verdicts_of(report(), "golden").empty());
   EXPECT_EQ(complaints(verdicts_of(report(), "golden")), "");
 }
 
-TEST(DualLora, ReferenceAgreesWithTheOracle) {
-  EXPECT_FALSE(verdicts_of(report(), "reference float32").empty());
-  EXPECT_EQ(complaints(verdicts_of(report(), "reference float32")), "");
+TEST(DualLora, BothModelsAgreeWithTheOracle) {
+  for (const char* side : {"reference float32", "optimized float32"}) {
+    EXPECT_FALSE(verdicts_of(report(), side).empty()) << side;
+    EXPECT_EQ(complaints(verdicts_of(report(), side)), "");
+  }
 }
 
 TEST(DualLora, ReportIsGreenAndHasItsCost) {

@@ -1,4 +1,4 @@
-// The indexer trained by its KL on one case: both stages and the joint loss, golden and reference
+// The indexer trained by its KL on one case: both stages and the joint loss, golden and both models
 // against the float64 run. What it must catch: self_indexer_kl.cpp.
 
 #include <gtest/gtest.h>
@@ -19,10 +19,12 @@ using harness::Trust;
 using harness::Verdict;
 
 const Case& the_case() { return io::find_case(suite_case()); }
+const std::string kSides[] = {"reference float32, ", "optimized float32, "};
 bool is_tiny() { return the_case().config_name == "tiny"; }
 
 const TrainingResult& result() {
-  static const TrainingResult done = harness::judge_indexer_kl({.the_case = the_case()});
+  static const TrainingResult done =
+      harness::judge_indexer_kl({.the_case = the_case(), .impls = {"reference", "optimized"}});
   return done;
 }
 
@@ -47,13 +49,16 @@ TEST(IndexerKl, EverythingPasses) {
   EXPECT_GT(result().tokens, 0);
 }
 
-TEST(IndexerKl, EveryTapOfTheReferenceIsJudgedStagedAndForced) {
-  for (const std::string& task : tasks()) {
-    for (const std::string& tap : kl_taps(the_case().config, objective_of(task)))
-      EXPECT_GE(passed("reference float32, " + task, tap), 2) << task << " " << tap;
-    for (const std::string& tap : gradient_taps(the_case().config, objective_of(task)))
-      EXPECT_EQ(passed("reference float32, " + task, tap), 1) << task << " " << tap;
-  }
+void expect_every_tap_judged(const std::string& side, const std::string& task) {
+  for (const std::string& tap : kl_taps(the_case().config, objective_of(task)))
+    EXPECT_GE(passed(side + task, tap), 2) << side << task << " " << tap;
+  for (const std::string& tap : gradient_taps(the_case().config, objective_of(task)))
+    EXPECT_EQ(passed(side + task, tap), 1) << side << task << " " << tap;
+}
+
+TEST(IndexerKl, EveryTapOfBothModelsIsJudgedStagedAndForced) {
+  for (const std::string& side : kSides)
+    for (const std::string& task : tasks()) expect_every_tap_judged(side, task);
 }
 
 TEST(IndexerKl, EveryTapThatTheGoldenKeepsIsJudged) {
@@ -72,24 +77,29 @@ TEST(IndexerKl, EveryTapThatTheGoldenKeepsIsJudged) {
   }
 }
 
+void expect_training_judged(const std::string& side, const std::string& task) {
+  const std::string subject = side + task;
+  for (const char* check : {"kl curve", "who moves", "KL falls", "recall rises"})
+    EXPECT_EQ(passed(subject, check), 1) << subject << " " << check;
+  EXPECT_EQ(passed(subject + ", step by step", "step by step"), 1) << subject;
+  if (task == "joint") {
+    EXPECT_EQ(passed(subject, "gradient paths"), 1) << subject;
+    EXPECT_EQ(passed(subject, "loss curve"), 1) << subject;
+    return;
+  }
+  for (const char* input : {"hidden state", "query latent", "target"})
+    EXPECT_EQ(passed(subject, std::string("detached ") + input), 1) << subject << " " << input;
+}
+
 TEST(IndexerKl, EveryTrainingIsJudged) {
   for (const std::string& task : tasks()) {
-    const std::string reference = "reference float32, " + task;
-    for (const char* check : {"kl curve", "who moves", "KL falls", "recall rises"})
-      EXPECT_EQ(passed(reference, check), 1) << task << " " << check;
     EXPECT_EQ(passed("golden, " + task, "kl curve"), 1) << task;
-    if (task == "joint") {
-      EXPECT_EQ(passed(reference, "gradient paths"), 1);
-      EXPECT_EQ(passed(reference, "loss curve"), 1);
-      continue;
-    }
-    for (const char* input : {"hidden state", "query latent", "target"})
-      EXPECT_EQ(passed(reference, std::string("detached ") + input), 1) << task << " " << input;
+    for (const std::string& side : kSides) expect_training_judged(side, task);
   }
 }
 
 TEST(IndexerKl, FiguresTellBeforeAndAfter) {
-  EXPECT_EQ(result().figures.size(), 6 * tasks().size());
+  EXPECT_EQ(result().figures.size(), 6 * tasks().size() * std::size(kSides));
   for (const auto& [name, value] : result().figures) {
     std::printf("%-48s %.4f\n", name.c_str(), value);
     EXPECT_GT(value, 0) << name;

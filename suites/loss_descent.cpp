@@ -1,4 +1,4 @@
-// Loss descent on one case: golden and reference against the float64 run, step by step and free.
+// Loss descent on one case: golden and both models against the float64 run, step by step and free.
 
 #include <gtest/gtest.h>
 
@@ -13,7 +13,7 @@ namespace {
 using harness::Mode;
 using harness::Verdict;
 
-const harness::Report& report() { return case_report("loss_descent"); }
+const harness::Report& report() { return case_report("loss_descent", {"reference", "optimized"}); }
 
 bool has(const std::string& subject, const std::string& tap, Mode mode) {
   const std::vector<Verdict> verdicts = verdicts_of(report(), subject);
@@ -27,11 +27,14 @@ TEST(LossDescent, GoldenAgreesWithTheOracleUnderReplay) {
   EXPECT_EQ(complaints(verdicts_of(report(), "golden, memorised")), "");
 }
 
-TEST(LossDescent, ReferenceAgreesWithTheOracleStepByStepAndFree) {
-  EXPECT_TRUE(has("reference float32", "step by step", Mode::forced));
-  EXPECT_TRUE(has("reference float32", "train.loss", Mode::free));
-  for (const char* note : {"", ", memorised", ", 2 micro-batches"})
-    EXPECT_EQ(complaints(verdicts_of(report(), std::string("reference float32") + note)), "");
+TEST(LossDescent, BothModelsAgreeWithTheOracleStepByStepAndFree) {
+  for (const std::string side : {"reference float32", "optimized float32"}) {
+    EXPECT_TRUE(has(side, "step by step", Mode::forced));
+    EXPECT_TRUE(has(side, "train.loss", Mode::free));
+    EXPECT_TRUE(has(side + ", 2 micro-batches", "step by step", Mode::forced));
+    for (const char* note : {"", ", memorised", ", 2 micro-batches"})
+      EXPECT_EQ(complaints(verdicts_of(report(), side + note)), "");
+  }
 }
 
 TEST(LossDescent, AMemorisedRunIsJudgedOnTheTinyCase) {

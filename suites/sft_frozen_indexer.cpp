@@ -1,4 +1,4 @@
-// SFT with a frozen indexer on one case: golden and reference against the float64 run.
+// SFT with a frozen indexer on one case: golden and both models against the float64 run.
 
 #include <gtest/gtest.h>
 
@@ -13,16 +13,20 @@ namespace {
 using harness::Trust;
 using harness::Verdict;
 
-const harness::Report& report() { return case_report("sft_frozen_indexer"); }
+const harness::Report& report() {
+  return case_report("sft_frozen_indexer", {"reference", "optimized"});
+}
 
 TEST(SftFrozenIndexer, GoldenAgreesWithTheOracle) {
   EXPECT_FALSE(verdicts_of(report(), "golden").empty());
   EXPECT_EQ(complaints(verdicts_of(report(), "golden")), "");
 }
 
-TEST(SftFrozenIndexer, ReferenceAgreesWithTheOracle) {
-  EXPECT_FALSE(verdicts_of(report(), "reference float32").empty());
-  EXPECT_EQ(complaints(verdicts_of(report(), "reference float32")), "");
+TEST(SftFrozenIndexer, BothModelsAgreeWithTheOracle) {
+  for (const char* side : {"reference float32", "optimized float32"}) {
+    EXPECT_FALSE(verdicts_of(report(), side).empty()) << side;
+    EXPECT_EQ(complaints(verdicts_of(report(), side)), "");
+  }
 }
 
 TEST(SftFrozenIndexer, ReportIsGreenAndHasItsCost) {
