@@ -1,14 +1,18 @@
 // The optimized model as a whole: its two attention forms, checkpointing, repeated runs, the CUDA
-// kernels in the executor, and what it refuses.
+// kernels in the executor, what it refuses and what it does not promise.
 
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
+#include <set>
 
 #include "harness/case_run.h"
 #include "src/io/io.h"
 #include "src/model/errors.h"
 #include "src/optimized/model/model.h"
+#include "src/optimized/optimized.h"
 #include "suites/case_report.h"
 
 namespace dsv32::suites {
@@ -123,6 +127,44 @@ TEST(OptimizedModel, RefusesWhatItDoesNotCompute) {
   EXPECT_NE(refusal(world, {.dtype = DType::float64}).find("expected float32 or bfloat16"),
             std::string::npos);
   EXPECT_NE(refusal(world, {.perturbation = 0.1}).find("perturbation"), std::string::npos);
+}
+
+TEST(OptimizedModel, SaysWhichSizeItsKernelsDoNotTake) {
+  for (const Case& c : io::cases()) EXPECT_EQ(optimized::unsupported(c.config), "") << c.name;
+  Case c = io::find_case("tiny");
+  c.config.index_head_dim = 256;
+  const std::string reason = "index_head_dim: expected at most 128, got 256";
+  EXPECT_EQ(optimized::unsupported(c.config), reason);
+  const harness::CaseRun run(c, false);
+  try {
+    run.run({}, "optimized", "optimized");
+    FAIL() << "it ran";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find(reason), std::string::npos) << error.what();
+  }
+}
+
+/// Ops of the library that leave the choice to their caller.
+std::set<std::string> ops_with_a_choice() {
+  const std::string space = "dsv32::";
+  std::set<std::string> ops;
+  for (const c10::OperatorName& name : c10::Dispatcher::singleton().getAllOpNames()) {
+    if (!name.name.starts_with(space)) continue;
+    const auto& arguments =
+        c10::Dispatcher::singleton().findSchemaOrThrow(name.name.c_str(), "").schema().arguments();
+    if (std::any_of(arguments.begin(), arguments.end(),
+                    [](const c10::Argument& a) { return a.name() == "deterministic"; }))
+      ops.insert(name.name.substr(space.size()));
+  }
+  return ops;
+}
+
+TEST(OptimizedModel, NamesEveryOpThatDoesNotPromiseItsBits) {
+  std::set<std::string> named;
+  for (const optimized::UnpromisedBits& entry : optimized::unpromised_bits())
+    if (!entry.op.starts_with("at::")) named.insert(entry.op);
+  EXPECT_FALSE(named.empty());
+  EXPECT_EQ(named, ops_with_a_choice());
 }
 
 }  // namespace

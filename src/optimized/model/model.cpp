@@ -2,6 +2,12 @@
 
 #include "src/bridge/bridge.h"
 #include "src/model/errors.h"
+#include "src/optimized/kernels/index_scores.h"
+#include "src/optimized/kernels/masked_mha.h"
+#include "src/optimized/kernels/rms_norm.h"
+#include "src/optimized/kernels/route.h"
+#include "src/optimized/kernels/select_topk.h"
+#include "src/optimized/kernels/sparse_mla.h"
 #include "src/optimized/model/layer.h"
 #include "src/optimized/optimized.h"
 
@@ -321,6 +327,8 @@ class Optimized : public Implementation {
 
   Trace run(const Batch& batch, const RunOptions& options) const override {
     validate(batch, config_, "optimized");
+    const std::string too_large = unsupported(config_);
+    if (!too_large.empty()) refuse("config", "sizes that the kernels take", too_large);
     expect_spec(options);
     const c10::InferenceMode no_autograd;
     return Pass(config_, weights_, options_, batch, options).run();
@@ -334,6 +342,36 @@ class Optimized : public Implementation {
 };
 
 }  // namespace
+
+std::string unsupported(const ModelConfig& config) {
+  struct Size {
+    const char* name;
+    int64_t value, most;
+  };
+  const ModelConfig& c = config;
+  const Size sizes[] = {
+      {"hidden_size", c.hidden_size, kRmsNormMaxWidth},
+      {"index_head_dim", c.index_head_dim, kIndexMaxDim},
+      {"index_topk", c.index_topk, kMaxTopk},
+      {"qk_nope_head_dim + qk_rope_head_dim", c.qk_head_dim(), kMaxMhaWidth},
+      {"v_head_dim", c.v_head_dim, kMaxMhaWidth},
+      {"kv_lora_rank + qk_rope_head_dim", c.kv_lora_rank + c.qk_rope_head_dim, kMaxMlaWidth},
+      {"n_routed_experts", c.n_routed_experts, kRouteMaxExperts},
+      {"n_group", c.n_group, kRouteMaxGroups},
+      {"num_experts_per_tok", c.num_experts_per_tok, kRouteMaxChosen}};
+  for (const Size& size : sizes)
+    if (size.value > size.most)
+      return std::string(size.name) + ": expected at most " + std::to_string(size.most) + ", got " +
+             std::to_string(size.value);
+  return "";
+}
+
+bool has_device_kernels() {
+  load_ops();
+  return c10::Dispatcher::singleton()
+      .findSchemaOrThrow("dsv32::rms_norm", "")
+      .hasKernelForDispatchKey(c10::DispatchKey::CUDA);
+}
 
 std::unique_ptr<Implementation> make_optimized(const ModelConfig& config,
                                                const WeightSource& weights,

@@ -21,6 +21,12 @@ enum class AttentionForm {
   absorbed,   // one latent key for all heads, gathered by index
 };
 
+/// The first size of this config that the kernels do not take: "index_head_dim: expected at most
+/// 128, got 256"; empty: they take all of it.
+std::string unsupported(const ModelConfig& config);
+/// The library was built with CUDA kernels.
+bool has_device_kernels();
+
 struct OptimizedOptions {
   Kernels kernels = Kernels::library;
   AttentionForm attention = AttentionForm::automatic;
