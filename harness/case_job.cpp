@@ -174,18 +174,32 @@ Subject CaseJob::own_subject(const std::string& impl, DType dtype) const {
   return subject;
 }
 
-/// Every implementation in every dtype that it has, the reference first.
-std::vector<Subject> CaseJob::own_subjects() const {
+/// Every implementation in every dtype that it has; the others are named with their reason.
+std::vector<Subject> CaseJob::own_subjects() {
+  const Case& c = run_.the_case();
   std::vector<Subject> subjects;
-  for (const std::string& impl : job_.impls)
-    for (const DType dtype : job_.dtypes)
-      if (impl == "reference" || dtype == DType::float32 || dtype == DType::bfloat16)
+  std::string reason;
+  for (const std::string& impl : job_.impls) {
+    for (const DType dtype : job_.dtypes) {
+      const std::string why = cannot_run(impl, c.config, dtype, job_.device);
+      if (why.empty()) {
         subjects.push_back(own_subject(impl, dtype));
-  return subjects;
+      } else {
+        reason = impl + ": " + why;
+        report_.not_tested.push_back(c.name + ": " + reason);
+      }
+    }
+  }
+  if (!subjects.empty()) return subjects;
+  throw Error(ExitCode::usage, {.where = "case " + c.name,
+                                .what = "nothing that was asked for can run",
+                                .expected = "an implementation, dtype and device that go together",
+                                .got = reason});
 }
 
-/// On a free run with its own decisions.
+/// On a free run with its own decisions. They are about forward taps alone.
 std::vector<Verdict> CaseJob::staged_verdicts(Subject subject) const {
+  if (!contains(job_.suites, "forward")) return {};
   const Trace free = run_.run({.dtype = subject.dtype}, subject.name, subject.impl);
   subject.trace = &free;
   return run_.judge_staged(subject);

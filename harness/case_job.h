@@ -26,7 +26,7 @@ class CaseJob {
   std::optional<golden::Golden> load_golden();
   void judge_golden(const golden::Golden& golden, const ForcedTraces* shared);
   Subject own_subject(const std::string& impl, DType dtype) const;
-  std::vector<Subject> own_subjects() const;
+  std::vector<Subject> own_subjects();
   std::vector<Verdict> staged_verdicts(Subject subject) const;
   Trace forced_run(const Subject& subject, const Trace& decisions) const;
   void judge_own(Subject subject, std::vector<Verdict> verdicts, const Trace& decisions,

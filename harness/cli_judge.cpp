@@ -25,7 +25,11 @@ Job make_job(const Options& options) {
   job.candidates.assign(options.candidates.begin(), options.candidates.end());
   job.dialect = options.dialect.value_or(job.dialect);
   if (!options.dtypes.empty()) job.dtypes = options.dtypes;
-  if (!options.impls.empty()) job.impls = options.impls;
+  if (!options.impls.empty()) {
+    job.impls = options.impls;
+  } else if (!options.candidates.empty()) {
+    job.impls = {"reference"};  // what a candidate is judged against
+  }
   job.device = reference::resolve_device(options.device);
   job.weights = options.weights;
   if (options.batch) job.batch_file = *options.batch;

@@ -78,11 +78,12 @@ void add_how(CLI::App& app, Raw& raw) {
       ->allow_extra_args(false);
   add(app, "-k", o.filter, "TEXT", "only checks whose \"case/subject/tap\" contains this", kHow);
   add(app, "--device", o.device, "NAME", "auto (default), cpu or cuda", kHow);
-  add(app, "--dtype", raw.dtypes, "TYPE,..", "of the reference; default float32,bfloat16", kHow)
+  add(app, "--dtype", raw.dtypes, "TYPE,..", "of our implementations; default float32,bfloat16",
+      kHow)
       ->delimiter(',')
       ->allow_extra_args(false);
-  add(app, "--impl", o.impls, "NAME,..", "reference, optimized, optimized-simt; default reference",
-      kHow)
+  add(app, "--impl", o.impls, "NAME,..",
+      "reference, optimized, optimized-simt; default the first two", kHow)
       ->delimiter(',')
       ->allow_extra_args(false);
   add(app, "--timeout", raw.timeout, "SECONDS", "give up after this time (exit 6)", kHow);

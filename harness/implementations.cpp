@@ -2,6 +2,7 @@
 
 #include "src/model/errors.h"
 #include "src/optimized/model/model.h"
+#include "src/optimized/optimized.h"
 #include "src/reference/reference.h"
 
 namespace dsv32::harness {
@@ -28,6 +29,27 @@ std::unique_ptr<Implementation> make_model(const std::string& name, const ModelC
                                    .what = "name",
                                    .expected = "one of implementation_names()",
                                    .got = name});
+}
+
+std::string cannot_run(const std::string& name, const ModelConfig& config, DType dtype,
+                       const std::string& device) {
+  if (name == kReference) return "";
+  if (dtype != DType::float32 && dtype != DType::bfloat16)
+    return std::string(to_string(dtype)) + ": expected float32 or bfloat16";
+  if (device != "cpu" && name == kSimt) return device + ": the executor runs on the CPU";
+  if (device != "cpu" && !optimized::has_device_kernels())
+    return device + ": this build has no CUDA kernels";
+  return optimized::unsupported(config);
+}
+
+std::map<std::string, std::string> unpromised_bits(const std::vector<std::string>& names) {
+  std::map<std::string, std::string> bits;
+  for (const std::string& name : names) {
+    if (name == kReference) continue;
+    for (const optimized::UnpromisedBits& entry : optimized::unpromised_bits())
+      bits[entry.op] = entry.when;
+  }
+  return bits;
 }
 
 bool rounds_every_op(const std::string& name) { return name != kReference; }

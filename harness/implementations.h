@@ -1,5 +1,6 @@
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -15,6 +16,12 @@ const std::vector<std::string>& implementation_names();
 /// `name` is one of implementation_names(); `weights` must outlive the model.
 std::unique_ptr<Implementation> make_model(const std::string& name, const ModelConfig& config,
                                            const WeightSource& weights);
+/// Why it cannot run so: "float64: expected float32 or bfloat16"; empty: it can.
+std::string cannot_run(const std::string& name, const ModelConfig& config, DType dtype,
+                       const std::string& device);
+/// What these implementations do not promise: an op, and when it may give other bits on another
+/// run.
+std::map<std::string, std::string> unpromised_bits(const std::vector<std::string>& names);
 /// Rounds every op's result in the 16-bit modes, as kernels do that store what they make; the
 /// reference rounds its taps alone.
 bool rounds_every_op(const std::string& name);

@@ -18,7 +18,9 @@ struct Report {
   std::string command;  // the repro command
   std::vector<std::string> suites;
   std::vector<std::string> cases;
-  std::map<std::string, std::string> environment;  // torch, device, threads, golden hashes, ...
+  /// torch, device, golden hashes; "other bits on another run: OP", where an op does not promise
+  /// them.
+  std::map<std::string, std::string> environment;
   std::vector<std::string> warnings;
   std::vector<Verdict> verdicts;
   std::vector<Finding> findings;

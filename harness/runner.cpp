@@ -5,6 +5,7 @@
 #include "harness/candidate.h"
 #include "harness/case_job.h"
 #include "harness/case_run.h"
+#include "harness/implementations.h"
 #include "harness/plan.h"
 #include "harness/train_candidate.h"
 #include "harness/training_job.h"
@@ -53,6 +54,8 @@ Report run_job(const Job& job) {
   Report report{.command = job.command, .suites = job.suites};
   report.environment["torch"] = reference::torch_version();
   report.environment["device"] = job.device;
+  for (const auto& [op, when] : unpromised_bits(job.impls))
+    report.environment["other bits on another run: " + op] = when;
   const std::vector<Candidate> candidates = read_candidates(job.candidates);
   for (const PlannedCase& planned : plan(job, candidates)) run_case(job, planned, report);
   report.timing["total"] = seconds_since(start);

@@ -26,7 +26,7 @@ struct Job {
   std::vector<std::filesystem::path> candidates;
   std::string dialect = "spec-1";  // what the candidate declares
   std::vector<DType> dtypes = {DType::float32, DType::bfloat16};
-  std::vector<std::string> impls = {"reference"};  // judged side by side
+  std::vector<std::string> impls = {"reference", "optimized"};  // judged side by side
   std::string device = "cpu";
   std::string weights = "synthetic";  // or synthetic:SEED, or a directory
   std::optional<std::filesystem::path> batch_file;

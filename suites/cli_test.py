@@ -17,6 +17,7 @@ from cli_program import (
     OK,
     PARITY,
     PROGRAM,
+    ROOT,
     TERMINATED,
     USAGE,
     CliTest,
@@ -111,15 +112,49 @@ class Usage(CliTest):
                 self.ended(done, USAGE)
                 self.assertIn(f"{name}: not in this version", done.stderr)
 
-    def test_implementations_side_by_side(self) -> None:
-        done = run("--case", "tiny", "--impl", "reference,optimized,optimized-simt", "--json")
+    def report_of(self, *words: object) -> dict:
+        done = run(*words, "--json")
         self.ended(done, OK)
-        subjects = {v["subject"] for v in json.loads(done.stdout)["verdicts"]}
-        ours = ("reference", "optimized", "optimized-simt")
-        self.assertEqual(
-            subjects, {"golden"} | {f"{i} {t}" for i in ours for t in ("float32", "bfloat16")}
-        )
+        return json.loads(done.stdout)
+
+    def subjects_of(self, *words: object) -> set[str]:
+        return {v["subject"] for v in self.report_of(*words)["verdicts"]}
+
+    def test_implementations_side_by_side(self) -> None:
+        types = ("float32", "bfloat16")
+        by_default = {f"{i} {t}" for i in ("reference", "optimized") for t in types}
+        self.assertEqual(self.subjects_of("--case", "tiny"), {"golden"} | by_default)
+        every = ("--case", "tiny", "--impl", "reference,optimized,optimized-simt")
+        simt = {f"optimized-simt {t}" for t in types}
+        self.assertEqual(self.subjects_of(*every), {"golden"} | by_default | simt)
         self.refused(run("--impl", "fast"), USAGE, "optimized-simt")
+
+    def test_what_an_implementation_cannot_run_is_named(self) -> None:
+        both = ("float32", "float64")
+        report = self.report_of("--case", "tiny", "--dtype", ",".join(both))
+        ours = {f"reference {t}" for t in both} | {"optimized float32"}
+        self.assertEqual({v["subject"] for v in report["verdicts"]}, {"golden"} | ours)
+        reason = "tiny: optimized: float64: expected float32 or bfloat16"
+        self.assertEqual(report["not_tested"], [reason])
+        alone = run("--case", "tiny", "--impl", "optimized", "--dtype", "float64")
+        self.refused(alone, USAGE, "expected float32 or bfloat16")
+
+    def test_a_config_that_the_kernels_do_not_take(self) -> None:
+        config = json.loads((ROOT / "configs" / "tiny" / "config.json").read_text())
+        path = scratch / "wide.json"
+        path.write_text(json.dumps(config | {"index_head_dim": 256}))
+        report = self.report_of("--config", path, "--dtype", "float32")
+        self.assertEqual({v["subject"] for v in report["verdicts"]}, {"reference float32"})
+        self.assertIn("index_head_dim: expected at most 128, got 256", str(report["not_tested"]))
+
+    def test_ops_that_do_not_promise_their_bits_are_named(self) -> None:
+        words = ("--case", "tiny-short7", "--suite", "forward")
+        name = "other bits on another run: sparse_mla_backward"
+        self.assertIn("deterministic", self.report_of(*words)["environment"][name])
+        self.assertIn(name, run(*words, "-v").stdout)
+        self.assertNotIn(name, run(*words).stdout)
+        alone = self.report_of(*words, "--impl", "reference")["environment"]
+        self.assertNotIn(name, alone)
 
     def test_an_optimized_trace_is_a_good_candidate(self) -> None:
         trace = scratch / "optimized.safetensors"
