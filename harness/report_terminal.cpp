@@ -24,8 +24,10 @@ class Screen {
   std::string render() {
     measure_columns();
     for (size_t i = 0; i < groups_.size();) i = add_case(i);
+    add_skipped();
     add_list("warning", report_.warnings);
     add_list("not tested", report_.not_tested);
+    if (verbose_) add_environment();
     add_last_line();
     return out_.str();
   }
@@ -60,7 +62,7 @@ class Screen {
     size_t end = begin;
     bool quiet = true;  // nothing to tell but that it passed
     for (; end < groups_.size() && groups_[end].case_name == groups_[begin].case_name; ++end) {
-      quiet = quiet && groups_[end].green() && groups_[end].counts.skipped == 0 &&
+      quiet = quiet && groups_[end].green() &&
               groups_[end].suite.empty();  // their figures are worth reading
     }
     if (quiet && !verbose_ && groups_.size() > kMaxLines) {
@@ -74,16 +76,20 @@ class Screen {
     return end;
   }
 
-  /// All subjects of a passing case on one line.
+  /// All subjects of a passing case on one line; why some checks were skipped stands below.
   void add_short_case(size_t begin, size_t end) {
     const Verdict* worst = nullptr;
-    size_t checks = 0;
+    size_t checks = 0, skipped = 0;
     for (size_t i = begin; i < end; ++i) {
       checks += groups_[i].counts.executed();
+      skipped += groups_[i].counts.skipped;
+      for (const Verdict* v : groups_[i].verdicts)
+        if (v->trust == Trust::skipped) ++skipped_[v->note];
       const Verdict* v = groups_[i].worst;
       if (v != nullptr && (worst == nullptr || v->margin() > worst->margin())) worst = v;
     }
     std::string what = counted(end - begin, "subject") + ", " + counted(checks, "check");
+    if (skipped > 0) what += ", " + std::to_string(skipped) + " skipped";
     add_line(groups_[begin].case_name, what, "PASS", worst_part(worst, true));
   }
 
@@ -185,6 +191,16 @@ class Screen {
       out_ << label << ": " << lines.size() - shown << " more, see report.json\n";
   }
 
+  void add_skipped() {
+    for (const auto& [reason, checks] : skipped_)
+      out_ << "skipped: " << counted(checks, "check") << ": " << clean(reason) << "\n";
+  }
+
+  void add_environment() {
+    for (const auto& [name, value] : report_.environment)
+      out_ << clean(name) << ": " << clean(value) << "\n";
+  }
+
   void add_last_line() {
     out_ << painted(verdict_word(report_)) << " | " << counts_text(count(report_.verdicts));
     const auto total = report_.timing.find("total");
@@ -204,6 +220,7 @@ class Screen {
   const bool color_, verbose_;
   const std::vector<Group> groups_;
   size_t case_width_ = 0, subject_width_ = 0;
+  std::map<std::string, size_t> skipped_;  // checks of the cases on one line, by reason
   std::ostringstream out_;
 };
 

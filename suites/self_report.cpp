@@ -232,7 +232,13 @@ TEST(SelfReportTerminal, ShowsEveryTapWorstFirstWhenVerbose) {
   EXPECT_LT(better, text.find("forced  layers.0.ix.q"));
 }
 
-TEST(SelfReportTerminal, StaysShortForManyPassingCases) {
+TEST(SelfReportTerminal, ShowsTheEnvironmentWhenVerbose) {
+  EXPECT_TRUE(holds(to_terminal(passing_report(), false, true), "torch: 2.11.0\n"));
+  EXPECT_FALSE(holds(to_terminal(passing_report(), false, false), "torch"));
+}
+
+/// Twelve cases with three subjects each.
+Report many_passing() {
   Report report = passing_report();
   report.verdicts.clear();
   for (int c = 0; c < 12; ++c) {
@@ -243,7 +249,24 @@ TEST(SelfReportTerminal, StaysShortForManyPassingCases) {
       report.verdicts.push_back(v);
     }
   }
-  EXPECT_EQ(count_lines(to_terminal(report, false, false)), 13u);
+  return report;
+}
+
+TEST(SelfReportTerminal, StaysShortForManyPassingCases) {
+  EXPECT_EQ(count_lines(to_terminal(many_passing(), false, false)), 13u);
+}
+
+TEST(SelfReportTerminal, TellsOnceForAllCasesWhyChecksWereSkipped) {
+  Report report = many_passing();
+  for (const char* name : {"case3", "case4"}) {
+    Verdict v = with_trust(Trust::skipped, "inside a fused kernel");
+    v.case_name = name;
+    report.verdicts.push_back(v);
+  }
+  const std::string text = to_terminal(report, false, false);
+  EXPECT_EQ(count_lines(text), 14u) << text;
+  EXPECT_TRUE(holds(text, "3 subjects, 3 checks, 1 skipped")) << text;
+  EXPECT_TRUE(holds(text, "skipped: 2 checks: inside a fused kernel\n")) << text;
 }
 
 TEST(SelfReportTerminal, ColorsOnlyWhenAsked) {
