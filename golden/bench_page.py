@@ -36,10 +36,13 @@ OPS = """## Ops
 CPU kernels on the sizes of `{case.name}`, medians in milliseconds. `ATen`: the same math in ATen
 ops, as eager PyTorch has it (attention over every pair of query and key, hidden ones masked); for
 a backward op autograd of that, which has kept what the forward pass made, while ours makes it
-again. `machine`: the useful rate as a part of what the machine did in the same seconds: for FLOPs a
-matrix product of 2048 x 2048 x 2048 in the same dtype ({ceilings}), for bytes a copy
-of as many, from and to memory that is there. Useful: selected keys, causal pairs, routed tokens;
-each argument read once, each result written once; the formulas stand with the cases
+again. `machine`: the useful rate as a part of what the machine did in the same seconds. For FLOPs
+that is a matrix product of 2048 x 2048 x 2048 in the same dtype, by ATen's matmul or by oneDNN,
+which is faster where MKL does not know the CPU's widest vectors:
+{ceilings}.
+For bytes it is a copy of as many, from and to memory that is there; where they are few, the start
+of a second thread is most of its time. Useful: selected keys, causal pairs, routed tokens; each
+argument read once, each result written once; the formulas stand with the cases
 (`suites/bench_*_ops.cpp`). `apart`: norm of the difference between the two results over the norm
 of one; -: the ATen ops give another layout.
 """
@@ -118,9 +121,14 @@ def op_row(run: Run) -> list[str]:
     ]
 
 
+def ceiling(run: Run) -> str:
+    best, matmul = (number(run[key] / 1e9) for key in ("machine", "matmul"))
+    return f"{best} GFLOP/s in {words_of(run)[-1]} (matmul {matmul})"
+
+
 def ops(case: Case, runs: list[Run]) -> str:
-    products = {words_of(run)[-1]: run["machine"] for run in runs if run["flops"]}
-    ceilings = ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {dtype}" for dtype, rate in products.items())
+    products = {words_of(run)[-1]: run for run in runs if run["flops"]}
+    ceilings = "; ".join(map(ceiling, products.values()))
     head = "op|dtype|size|ours|ATen|quotient|rate|machine|apart"
     return OPS.format(case=case, ceilings=ceilings) + "\n" + table(head, map(op_row, runs))
 

@@ -34,7 +34,7 @@ ptxas info    : Used 32 registers, used 1 barriers, 16 bytes smem, 400 bytes cme
 
 def op_run(**changes: Any) -> page.Run:
     run = {"name": "ops rope half-split float32/iterations:5/manual_time", "label": "2x3x4"}
-    run |= {"op": 0.002, "aten": 0.005, "flops": 4e9, "bytes": 0, "machine": 4e12}
+    run |= {"op": 0.002, "aten": 0.005, "flops": 4e9, "bytes": 0, "machine": 4e12, "matmul": 2e12}
     return run | {"difference": 1e-7} | changes
 
 
@@ -52,7 +52,7 @@ class Page(unittest.TestCase):
         text = page.ops(CASE, [op_run()])
         row = "| rope half-split | float32 | 2x3x4 | 2 | 5 | 2.50x | 2000 GFLOP/s | 50% | 1e-07 |"
         self.assertIn(row, text)
-        self.assertIn("4000 GFLOP/s in float32", text)
+        self.assertIn("4000 GFLOP/s in float32 (matmul 2000)", text)
 
     def test_bytes_count_where_there_are_no_flops(self) -> None:
         row = page.op_row(op_run(flops=0, bytes=1e8, machine=1e11, difference=-1))
