@@ -52,6 +52,8 @@ std::map<std::string, std::string> unpromised_bits(const std::vector<std::string
   return bits;
 }
 
+bool runs_in_executor(const std::string& name) { return name == kSimt; }
+
 bool rounds_every_op(const std::string& name) { return name != kReference; }
 
 std::vector<std::string> unheld_taps(const std::string& name) {

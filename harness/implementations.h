@@ -22,6 +22,8 @@ std::string cannot_run(const std::string& name, const ModelConfig& config, DType
 /// What these implementations do not promise: an op, and when it may give other bits on another
 /// run.
 std::map<std::string, std::string> unpromised_bits(const std::vector<std::string>& names);
+/// Its CUDA kernels run on the CPU, in the SIMT executor.
+bool runs_in_executor(const std::string& name);
 /// Rounds every op's result in the 16-bit modes, as kernels do that store what they make; the
 /// reference rounds its taps alone.
 bool rounds_every_op(const std::string& name);

@@ -1,6 +1,7 @@
 #include "harness/training_side.h"
 
 #include "harness/implementations.h"
+#include "harness/own_adamw.h"
 #include "harness/threads.h"
 #include "src/model/errors.h"
 #include "src/reference/reference.h"
@@ -33,7 +34,8 @@ TrainingSide::TrainingSide(const TrainingJob& job, const training::Recipe& recip
   const bool wide = options.dtype == DType::float64;
   trainables_ = std::make_unique<training::FullWeights>(
       job.the_case.config, *start_, wide ? torch::kFloat64 : torch::kFloat32, options.dtype);
-  optimizer_ = training::make_adamw(recipe.groups, trainables_->table(), options.bug);
+  optimizer_ =
+      training::make_adamw(recipe.groups, trainables_->table(), options.bug, own_adamw(options));
   options_.impl.clear();
   use(options.impl);
 }

@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 
+#include "harness/own_adamw.h"
 #include "src/bridge/bridge.h"
 #include "src/io/io.h"
 #include "src/model/errors.h"
@@ -99,6 +101,57 @@ TEST(AdamWStep, TwoGroupsMoveTheirOwnAndClipByTheirOwnNorm) {
   EXPECT_EQ(std::lround(p.at("kl").item<double>() * 1000), -200);
   EXPECT_THROW(make_adamw({of("lm", 0.1), of("lm", 0.2)}, p), Error);
 }
+
+/// Largest distance of a float32 value from another side's, in units in the last place; of the
+/// tensor's mean where the value is smaller.
+double ulps_apart(const TensorTable& a, const TensorTable& b) {
+  double most = 0;
+  for (const std::string& name : a.names()) {
+    const torch::Tensor x = a.at(name).to(torch::kDouble), y = b.at(name).to(torch::kDouble);
+    const torch::Tensor size = torch::maximum(x.abs(), x.abs().mean());
+    const double apart = ((x - y).abs() / size).max().item<double>();
+    most = std::max(most, apart / std::numeric_limits<float>::epsilon());
+  }
+  return most;
+}
+
+class OwnAdamW : public testing::TestWithParam<const char*> {
+ protected:
+  harness::SideOptions side(DType dtype = DType::float32, Bug bug = Bug::none) const {
+    return {.impl = GetParam(), .dtype = dtype, .bug = bug};
+  }
+};
+
+TEST_P(OwnAdamW, StepsAsTorchDoes) {
+  constexpr double kUlps = 4;  // of a few float32 operations in another order
+  const std::vector<Group> groups = {group({.lr = 0.1, .weight_decay = 0.5}, 1.0)};
+  const auto start = [] {
+    torch::manual_seed(7);
+    return table(
+        {{"a", torch::randn({33, 70})}, {"b", torch::randn({5})}, {"idle", torch::ones({3})}});
+  };
+  TensorTable torchs = start(), own = start();
+  const auto plain = make_adamw(groups, torchs);
+  const auto fused = make_adamw(groups, own, Bug::none, harness::own_adamw(side()));
+  for (int step = 0; step < 3; ++step) {
+    const TensorTable g = table({{"a", torch::randn({33, 70})}, {"b", 40 * torch::randn({5})}});
+    const double norm = plain->step(torchs, g)[0], own_norm = fused->step(own, g)[0];
+    EXPECT_LE(std::abs(own_norm / norm - 1) / std::numeric_limits<float>::epsilon(), kUlps);
+  }
+  EXPECT_LE(ulps_apart(torchs, own), kUlps);
+  EXPECT_LE(ulps_apart(plain->state(), fused->state()), kUlps);
+  EXPECT_EQ(fused->state().names(), plain->state().names());  // idle has none
+}
+
+TEST_P(OwnAdamW, IsNotForFloat64MastersNorForPlantedBugs) {
+  EXPECT_TRUE(harness::own_adamw(side()).update);
+  EXPECT_FALSE(harness::own_adamw(side(DType::float64)).update);
+  EXPECT_FALSE(harness::own_adamw(side(DType::float32, Bug::lr_1_05)).update);
+  TensorTable p = table({{"w", torch::ones({1})}});
+  EXPECT_THROW(make_adamw({group({})}, p, Bug::l2_decay, harness::own_adamw(side())), Error);
+}
+
+INSTANTIATE_TEST_SUITE_P(Kernels, OwnAdamW, testing::Values("optimized", "optimized-simt"));
 
 /// Three tensors after a few steps.
 struct Trained {

@@ -26,14 +26,17 @@ AdamW with_bug(AdamW adamw, Bug bug) {
   return adamw;
 }
 
-/// One group: its parameters, and torch's optimizer for them.
+/// One group: its parameters, and torch's optimizer for them, which also keeps the moments that
+/// kernels work on.
 class GroupOptimizer {
  public:
-  GroupOptimizer(const Group& group, const TensorTable& parameters, Bug bug)
+  GroupOptimizer(const Group& group, const TensorTable& parameters, Bug bug,
+                 const AdamWKernels& kernels)
       : name_(group.name),
         adamw_(with_bug(group.adamw, bug)),
         clip_(group.clip),
         bug_(bug),
+        kernels_(kernels),
         names_(parameters_of(group, parameters)) {
     for (const std::string& name : names_) tensors_.push_back(parameters.at(name));
     optimizer_ = std::make_unique<torch::optim::AdamW>(tensors_, options_of(adamw_));
@@ -46,6 +49,7 @@ class GroupOptimizer {
     std::vector<std::string> with_gradient;
     for (const std::string& name : names_)
       if (gradients.has(name)) with_gradient.push_back(name);
+    if (kernels_.update) return fused_step(gradients);
     const Tensor norm = global_norm(with_gradient, gradients);
     const Tensor factor = clip_factor(norm);
     for (size_t i = 0; i < names_.size(); ++i) {
@@ -97,6 +101,39 @@ class GroupOptimizer {
                                        .expected = "the tensor it was made with",
                                        .got = "another one"});
     }
+  }
+
+  double fused_step(const TensorTable& gradients) {
+    ++steps_;
+    AdamWTensors tensors;
+    for (size_t i = 0; i < names_.size(); ++i) {
+      if (!gradients.has(names_[i])) continue;
+      const AdamWMoments& moments = moments_at_step(tensors_[i]);
+      tensors.parameters.push_back(tensors_[i]);
+      tensors.gradients.push_back(gradients.at(names_[i]));
+      tensors.exp_avg.push_back(moments.exp_avg());
+      tensors.exp_avg_sq.push_back(moments.exp_avg_sq());
+    }
+    if (tensors.parameters.empty()) return 0;
+    const Tensor norm = kernels_.grad_norm(tensors.gradients);
+    const Tensor factor = clip_factor(norm);
+    const Tensor scale = factor.defined() ? factor.to(torch::kFloat32) : torch::ones({});
+    kernels_.update(tensors, scale, steps_, adamw_);
+    return norm.item<double>();
+  }
+
+  /// Zeros at the first one.
+  const AdamWMoments& moments_at_step(const Tensor& tensor) {
+    auto& state = optimizer_->state()[tensor.unsafeGetTensorImpl()];
+    if (state == nullptr) {
+      auto fresh = std::make_unique<AdamWMoments>();
+      fresh->exp_avg(torch::zeros_like(tensor));
+      fresh->exp_avg_sq(torch::zeros_like(tensor));
+      state = std::move(fresh);
+    }
+    auto& moments = static_cast<AdamWMoments&>(*state);
+    moments.step(steps_);
+    return moments;
   }
 
   static Tensor global_norm(const std::vector<std::string>& names, const TensorTable& gradients) {
@@ -188,18 +225,20 @@ class GroupOptimizer {
   AdamW adamw_;
   std::optional<double> clip_;
   Bug bug_;
+  AdamWKernels kernels_;
   std::vector<std::string> names_;
   std::vector<Tensor> tensors_;
   std::unique_ptr<torch::optim::AdamW> optimizer_;
   int64_t steps_ = 0;
 };
 
-class TorchAdamW : public Optimizer {
+class GroupedAdamW : public Optimizer {
  public:
-  TorchAdamW(const std::vector<Group>& groups, const TensorTable& parameters, Bug bug) {
+  GroupedAdamW(const std::vector<Group>& groups, const TensorTable& parameters, Bug bug,
+               const AdamWKernels& kernels) {
     std::set<std::string> taken;
     for (const Group& group : groups) {
-      groups_.emplace_back(group, parameters, bug);
+      groups_.emplace_back(group, parameters, bug, kernels);
       for (const std::string& name : groups_.back().names()) claim(name, taken);
     }
   }
@@ -248,8 +287,14 @@ std::vector<std::string> parameters_of(const Group& group, const TensorTable& pa
 }
 
 std::unique_ptr<Optimizer> make_adamw(std::vector<Group> groups, const TensorTable& parameters,
-                                      Bug bug) {
-  return std::make_unique<TorchAdamW>(groups, parameters, bug);
+                                      Bug bug, const AdamWKernels& kernels) {
+  if (kernels.update && bug != Bug::none) {
+    throw Error(ExitCode::internal, {.where = "optimizer",
+                                     .what = "kernels",
+                                     .expected = "no planted bug",
+                                     .got = "bug " + std::to_string(static_cast<int>(bug))});
+  }
+  return std::make_unique<GroupedAdamW>(groups, parameters, bug, kernels);
 }
 
 }  // namespace dsv32::training

@@ -49,9 +49,23 @@ class Optimizer {
 /// Names of the parameters that a group moves, in table order.
 std::vector<std::string> parameters_of(const Group& group, const TensorTable& parameters);
 
-/// torch::optim::AdamW on one process, one for each group. `parameters` is the very table that
-/// every step will be given.
+/// What one update reads and writes: the i-th of each list belong together.
+struct AdamWTensors {
+  std::vector<Tensor> parameters, gradients, exp_avg, exp_avg_sq;
+};
+
+/// An implementation's own kernels for the update of a whole group.
+struct AdamWKernels {
+  /// Norm over all of them, [] float64.
+  std::function<Tensor(const std::vector<Tensor>& gradients)> grad_norm = {};
+  /// Update number `step` (from 1); gradients are multiplied by clip_scale, [] float32.
+  std::function<void(const AdamWTensors&, const Tensor& clip_scale, int64_t step, const AdamW&)>
+      update = {};
+};
+
+/// AdamW on one process, by torch::optim::AdamW or by `kernels`, which know no planted bug.
+/// `parameters` is the very table that every step will be given.
 std::unique_ptr<Optimizer> make_adamw(std::vector<Group> groups, const TensorTable& parameters,
-                                      Bug bug = Bug::none);
+                                      Bug bug = Bug::none, const AdamWKernels& kernels = {});
 
 }  // namespace dsv32::training
