@@ -10,6 +10,10 @@ from synthetic import Case
 
 ALIKE = 0.05  # an op and its composition that are further apart do not compute the same
 
+# Rows of the table of growth that are sums of others.
+FORWARD = ("index_scores", "select_topk", "sparse_mla")
+LAYER = {"forward": FORWARD, "forward and backward": (*FORWARD, "sparse_mla_backward")}
+
 Found = dict[tuple[str, str, str], Times]  # (implementation, dtype, pass)
 Run = dict[str, Any]  # one benchmark of Google Benchmark's JSON
 
@@ -28,7 +32,8 @@ One forward and backward pass of `{case.name}` in float32, each in a process of 
 is in memory) and free memory has gone back; `peak`: the highest until the end of the pass (VmHWM,
 reset before it). `above` = peak - before - gradients kept. Ours and `dropped` let go of each
 gradient as soon as it is made. `kept` has all of them at the end; not all of them exist at its
-peak, so that taking them off favours transformers.
+peak, so that taking them off favours transformers. `checkpointing` keeps the input of each layer
+and computes its forward pass a second time; the times above are without it.
 """
 
 OPS = """## Ops
@@ -50,10 +55,11 @@ of one; -: the ATen ops give another layout.
 GROWTH = """## Growth in S
 
 The ops of one attention layer of `{case.name}`, one sequence, float32: microseconds per token, and
-the last over the first. With top-k {k} a query meets {keys} keys on average, so that attention and
-the gradients of selected keys grow linearly in S but for that: per useful FLOP their time stays.
-`index_scores` scores every visible key and `select_topk` reads all scores: these two are quadratic
-by nature, and their time per token grows with S.
+the last over the first. With top-k {k} a query meets {keys} keys on average, so that the
+time of attention and of gradients of selected keys grows linearly in S but for that: per useful
+FLOP it stays. `index_scores` scores every visible key and `select_topk` reads all scores: these two
+are quadratic by nature, and their time per token grows with S. The sums are those of a layer under
+the LM loss, which has no gradient for the indexer.
 """
 
 KERNELS = """## Kernels
@@ -133,21 +139,32 @@ def ops(case: Case, runs: list[Run]) -> str:
     return OPS.format(case=case, ceilings=ceilings) + "\n" + table(head, map(op_row, runs))
 
 
+def growth_row(
+    name: str, lengths: list[int], seconds: list[float], flops: list[float]
+) -> list[str]:
+    def grown(amounts: list[float]) -> str:
+        first, *_, last = (each / amount for each, amount in zip(seconds, amounts, strict=True))
+        return f"{last / first:.2f}x"
+
+    per_token = [f"{1e6 * each / s:.1f}" for each, s in zip(seconds, lengths, strict=True)]
+    return [name, *per_token, grown(lengths), grown(flops) if flops[0] else "-"]
+
+
 def growth(case: Case, runs: list[Run]) -> str:
     found: dict[str, dict[int, Run]] = {}
     for run in runs:
         _, name, length = words_of(run)
         found.setdefault(name, {})[int(length)] = run
     lengths = sorted(next(iter(found.values())))
+    seconds = {name: [runs[length]["op"] for length in lengths] for name, runs in found.items()}
     rows = []
-    for name, by_length in found.items():
-        seconds = [by_length[length]["op"] / length for length in lengths]
-        cells = [f"{1e6 * each:.1f}" for each in seconds]
-        per_flop = "-"
-        if by_length[lengths[0]]["flops"]:
-            each = [by_length[length]["op"] / by_length[length]["flops"] for length in lengths]
-            per_flop = f"{each[-1] / each[0]:.2f}x"
-        rows.append([name, *cells, f"{seconds[-1] / seconds[0]:.2f}x", per_flop])
+    for name, runs_of in found.items():
+        flops = [runs_of[length]["flops"] for length in lengths]
+        rows.append(growth_row(name, lengths, seconds[name], flops))
+    for name, parts in LAYER.items():
+        if all(part in seconds for part in parts):
+            sums = [sum(each) for each in zip(*(seconds[part] for part in parts), strict=True)]
+            rows.append(growth_row(name, lengths, sums, [0] * len(lengths)))
     k = case.config["index_topk"]
     means = [sum(min(i, k) for i in range(1, length + 1)) / length for length in lengths]
     keys = ", ".join(f"{mean:.0f}" for mean in means)

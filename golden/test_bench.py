@@ -71,6 +71,14 @@ class Page(unittest.TestCase):
         self.assertIn("| a | 1.0 | 2.0 | 2.00x | 1.00x |", text)
         self.assertIn("| b | 2.0 | 2.0 | 1.00x | - |", text)
 
+    def test_growth_has_the_sums_of_a_layer(self) -> None:
+        runs = [growth_run(op, 1000, 1e-3, 1) for op in ("index_scores", "select_topk")]
+        runs += [growth_run(op, 1000, 2e-3, 1) for op in ("sparse_mla", "sparse_mla_backward")]
+        runs += [growth_run(run["name"].split(" ")[1], 2000, 0.03, 1) for run in runs]
+        text = page.growth(CASE, runs)
+        self.assertIn("| forward | 4.0 | 45.0 | 11.25x | - |", text)
+        self.assertIn("| forward and backward | 6.0 | 60.0 | 10.00x | - |", text)
+
     def test_kept_gradients_do_not_count_as_memory_of_the_pass(self) -> None:
         ours = {"weights": 2**20, "before": 2**20, "peak": 3 * 2**20}
         theirs = ours | {"peak": 8 * 2**20, "gradients": 2**20}

@@ -115,15 +115,20 @@ void reset_peak() {
   std::ofstream("/proc/self/clear_refs") << 5;
 }
 
+/// reference, optimized, or checkpointed: the optimized model that keeps the input of each layer
+/// alone.
 std::unique_ptr<Implementation> make(const std::string& name, const ModelConfig& config,
                                      const WeightSource& weights) {
   if (name == "reference") return reference::make_reference(config, weights);
-  return optimized::make_optimized(config, weights, {.checkpointing = false});
+  return optimized::make_optimized(config, weights, {.checkpointing = name == "checkpointed"});
 }
 
 /// Forward and backward.
 void run_once(const std::string& name, const Case& c, const ResidentWeights& weights) {
-  const RunOptions options{.dtype = DType::float32, .backward = true, .wanted = is_result};
+  RunOptions options;
+  options.dtype = DType::float32;
+  options.backward = true;
+  options.wanted = is_result;
   make(name, c.config, weights)->run(make_batch(c), options);
 }
 
