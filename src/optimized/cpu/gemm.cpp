@@ -150,4 +150,14 @@ void product(const ProductShape& shape, const FactorOf<bf16>& a, const FactorOf<
              as_tensor(b, shape.depth, shape.columns));
 }
 
+template <>
+Transposed<float>::Transposed(const float* x, int64_t rows, int64_t columns)
+    : copy_(rows * columns), factor_{copy_.data(), columns} {
+  scaled_transpose(1, x, rows, columns, rows, copy_.data());
+}
+
+template <>
+Transposed<bf16>::Transposed(const bf16* x, int64_t rows, int64_t)
+    : copy_(0), factor_{x, rows, /*transposed=*/true} {}
+
 }  // namespace dsv32::optimized::cpu

@@ -49,6 +49,19 @@ class BufferOf {
 };
 using Buffer = BufferOf<float>;
 
+/// x [columns, rows], transposed, as the factor [rows, columns] of many products: what every
+/// float32 product would do with it is done once.
+template <typename T>
+class Transposed {
+ public:
+  Transposed(const T* x, int64_t rows, int64_t columns);
+  const FactorOf<T>& factor() const { return factor_; }
+
+ private:
+  BufferOf<T> copy_;
+  FactorOf<T> factor_;
+};
+
 /// `count` values as float32: the values themselves, or a copy.
 class Widened {
  public:

@@ -157,6 +157,7 @@ template <typename T>
 struct Block {
   const Experts<T>& all;
   const T *gate, *up, *down;
+  Transposed<T> gate_t, up_t, down_t;
   BufferOf<T> x, gated, upped, inner;
 
   Block(const Experts<T>& experts, int64_t expert)
@@ -164,6 +165,9 @@ struct Block {
         gate(all.gate.addresses()[expert]),
         up(all.up.addresses()[expert]),
         down(all.down.addresses()[expert]),
+        gate_t(gate, all.hidden, all.width),
+        up_t(up, all.hidden, all.width),
+        down_t(down, all.width, all.hidden),
         x(kBlockRows * all.hidden),
         gated(kBlockRows * all.width),
         upped(kBlockRows * all.width),
@@ -173,8 +177,8 @@ struct Block {
     const int64_t hidden = all.hidden, width = all.width;
     const ProductShape shape{kBlockRows, width, hidden};
     all.gather(all.x, begin, end, kBlockRows, x.data());
-    product(shape, {x.data(), hidden}, {gate, hidden, true}, gated.data(), width);
-    product(shape, {x.data(), hidden}, {up, hidden, true}, upped.data(), width);
+    product(shape, {x.data(), hidden}, gate_t.factor(), gated.data(), width);
+    product(shape, {x.data(), hidden}, up_t.factor(), upped.data(), width);
     activate(gated.data(), upped.data(), inner.data(), kBlockRows * width);
   }
 };
@@ -200,7 +204,7 @@ void forward(const Experts<T>& all, T* out) {
   for_each_block(all, [&](const Block<T>& block, int64_t begin, int64_t end) {
     const BufferOf<T> rows(kBlockRows * hidden);
     block.run(begin, end);
-    product({kBlockRows, hidden, width}, {block.inner.data(), width}, {block.down, width, true},
+    product({kBlockRows, hidden, width}, {block.inner.data(), width}, block.down_t.factor(),
             rows.data(), hidden);
     std::copy_n(rows.data(), (end - begin) * hidden, y.data() + begin * hidden);
   });
