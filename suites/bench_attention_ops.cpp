@@ -2,6 +2,10 @@
 // each query sees a key. The compositions are what eager PyTorch does with a selection: products of
 // every query with every key, hidden ones masked.
 
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
 #include "suites/bench_ops.h"
 
 namespace dsv32::suites {

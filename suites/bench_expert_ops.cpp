@@ -1,5 +1,8 @@
 // bench_ops: router, experts, loss, embedding, optimizer.
 
+#include <cmath>
+#include <limits>
+
 #include "suites/bench_ops.h"
 
 namespace dsv32::suites {

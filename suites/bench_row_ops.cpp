@@ -1,5 +1,8 @@
 // bench_ops: ops that work row by row. All of them are bound by memory.
 
+#include <algorithm>
+#include <cmath>
+
 #include "suites/bench_ops.h"
 
 namespace dsv32::suites {
