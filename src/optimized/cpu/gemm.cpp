@@ -101,7 +101,7 @@ Factor as_rows(const Factor& factor, float scale, int64_t rows, int64_t columns,
 }
 
 // A block of b that stays in the second-level cache.
-constexpr int64_t kBlockColumns = 128, kBlockDepth = 512;
+constexpr int64_t kBlockColumns = 128, kBlockDepth = 128;
 
 /// The same by oneDNN's kernel, made for the CPU at hand: twice as fast as MKL where MKL does not
 /// know the CPU's widest vectors. beta is 0 or 1.
