@@ -21,8 +21,10 @@ MODELS = """## Whole models
 
 Case `{case.name}` (B {case.B}, S {case.S}), medians in seconds, eager attention and experts of
 transformers. Weights are resident in the dtype of the run, the loss is computed, all sides take
-turns. The reference computes each layer's forward pass twice when it makes gradients, to hold only
-one. `work` is the time of all processors: it hardly depends on what else the machine does.
+turns. `optimized` is the model as users run it: it keeps the input of each layer and computes its
+forward pass a second time for the gradients, as the reference does; `kept` keeps all that its
+backward pass needs, as transformers does. `work` is the time of all processors: it hardly depends
+on what else the machine does.
 """
 
 MEMORY = """## Peak memory
@@ -32,8 +34,7 @@ One forward and backward pass of `{case.name}` in float32, each in a process of 
 is in memory) and free memory has gone back; `peak`: the highest until the end of the pass (VmHWM,
 reset before it). `above` = peak - before - gradients kept. Ours and `dropped` let go of each
 gradient as soon as it is made. `kept` has all of them at the end; not all of them exist at its
-peak, so that taking them off favours transformers. `checkpointing` keeps the input of each layer
-and computes its forward pass a second time; the times above are without it.
+peak, so that taking them off favours transformers.
 """
 
 OPS = """## Ops

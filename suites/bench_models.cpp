@@ -1,7 +1,5 @@
 // Time and memory of our implementations on one case, for golden/bench.py: the weights are resident
-// before the clock starts, in the dtype of the run, and nothing but the loss is kept. The reference
-// computes each layer's forward pass a second time when it makes gradients; the optimized model
-// keeps what its backward pass needs.
+// before the clock starts, in the dtype of the run, and nothing but the loss is kept.
 //
 //   bench_models [--case small] [--benchmark_... flags of Google Benchmark]
 //   bench_models --case small --peak optimized    resident bytes of one pass in float32, as JSON
@@ -10,11 +8,13 @@
 #include <malloc.h>
 
 #include <cstdio>
+#include <cstring>
 #include <fstream>
 #include <map>
 #include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "src/io/io.h"
 #include "src/model/errors.h"
@@ -61,9 +61,9 @@ void run(benchmark::State& state, const Implementation& model, const Batch& batc
   }
 }
 
-void add(const Implementation& model, const Batch& batch, Timed timed) {
+void add(const std::string& who, const Implementation& model, const Batch& batch, Timed timed) {
   const std::string pass = timed.backward ? "forward and backward" : "forward";
-  const std::string name = model.name() + " " + std::string(to_string(timed.dtype)) + " " + pass;
+  const std::string name = who + " " + std::string(to_string(timed.dtype)) + " " + pass;
   benchmark::RegisterBenchmark(
       name.c_str(), [&, timed](benchmark::State& state) { run(state, model, batch, timed); })
       ->Unit(benchmark::kMillisecond)
@@ -72,27 +72,32 @@ void add(const Implementation& model, const Batch& batch, Timed timed) {
       ->Iterations(1);
 }
 
-/// Everything that can be timed: made once, before the clock starts.
-struct Models {
-  ResidentWeights weights, rounded;
-  std::unique_ptr<Implementation> plain, fast, fast_rounded;
+/// reference; optimized, as users run it: it keeps the input of each layer alone; or kept: it keeps
+/// all that the backward pass needs.
+std::unique_ptr<Implementation> make(const std::string& who, const ModelConfig& config,
+                                     const WeightSource& weights) {
+  if (who == "reference") return reference::make_reference(config, weights);
+  return optimized::make_optimized(config, weights, {.checkpointing = who != "kept"});
+}
 
-  explicit Models(const Case& c)
-      : weights(c, DType::float32),
-        rounded(c, DType::bfloat16),
-        plain(reference::make_reference(c.config, weights)),
-        fast(optimized::make_optimized(c.config, weights, {.checkpointing = false})),
-        fast_rounded(optimized::make_optimized(c.config, rounded, {.checkpointing = false})) {}
+struct Timing {
+  const char* who;
+  DType dtype;
 };
 
+constexpr Timing kTimings[] = {{"reference", DType::float32}, {"reference", DType::float64},
+                               {"optimized", DType::float32}, {"optimized", DType::bfloat16},
+                               {"kept", DType::float32},      {"kept", DType::bfloat16}};
+
 int time_all(const Case& c) {
-  const Models models(c);
+  const ResidentWeights wide(c, DType::float32), rounded(c, DType::bfloat16);
   const Batch batch = make_batch(c);
-  for (const bool backward : {false, true}) {
-    for (const DType dtype : {DType::float32, DType::float64})
-      add(*models.plain, batch, {dtype, backward});
-    add(*models.fast, batch, {DType::float32, backward});
-    add(*models.fast_rounded, batch, {DType::bfloat16, backward});
+  std::vector<std::unique_ptr<Implementation>> models;
+  for (const auto& [who, dtype] : kTimings) {
+    models.push_back(make(who, c.config, dtype == DType::bfloat16 ? rounded : wide));
+    const bool keeps = std::strcmp(who, "kept") == 0;  // nothing in a forward pass alone
+    if (!keeps) add(who, *models.back(), batch, {dtype, false});
+    add(who, *models.back(), batch, {dtype, true});
   }
   benchmark::RunSpecifiedBenchmarks();
   return 0;
@@ -113,14 +118,6 @@ int64_t status_bytes(const std::string& field) {
 void reset_peak() {
   malloc_trim(0);
   std::ofstream("/proc/self/clear_refs") << 5;
-}
-
-/// reference, optimized, or checkpointed: the optimized model that keeps the input of each layer
-/// alone.
-std::unique_ptr<Implementation> make(const std::string& name, const ModelConfig& config,
-                                     const WeightSource& weights) {
-  if (name == "reference") return reference::make_reference(config, weights);
-  return optimized::make_optimized(config, weights, {.checkpointing = name == "checkpointed"});
 }
 
 /// Forward and backward.

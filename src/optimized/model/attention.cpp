@@ -92,7 +92,12 @@ Tensor Attention::forward(const Tensor& x, KeyCache& cache, Tensor& kl_sum, Atte
   } else {
     attend_expanded(state);
   }
-  if (ctx_.trains_indexer()) add_kl(indexed, kl_sum, state);
+  if (ctx_.trains_indexer()) {
+    add_kl(indexed, kl_sum, state);
+  } else {  // nothing goes back through the indexer
+    state.ix_q = state.ix_k = state.ix_weights = state.ix_k_raw = Tensor();
+  }
+  if (!state.absorbed) state.q_nope = state.q_rope = Tensor();  // they are in q_used
   state.context = put("attn.ctx", state.context);
   return put("attn.out", linear(state.context.flatten(-2), weight("o_proj.weight")));
 }
