@@ -28,6 +28,8 @@ constexpr uint64_t kTwinSeed = 0x7719;  // of the clean float32 twin's base weig
 constexpr uint64_t kFurtherTwins = 8;
 const char* const kSeries[] = {"loss", "kl", "grad_norm.lm", "grad_norm.kl"};
 
+bool is_lm_parameter(const std::string& name) { return !is_indexer(name); }
+
 bool is_tiny(const Case& c) { return c.config_name == "tiny"; }
 
 template <typename T>
@@ -216,6 +218,12 @@ class Judge {
                        exact.numel()));
   }
 
+  Measure series_limit(const std::string& name, double gap) const {
+    const bool norm = name.starts_with("grad_norm"), kl = name.ends_with("kl");
+    if (kl && !is_tiny(job_.the_case)) return norm ? lora_kl_norm_limit(gap) : lora_kl_limit(gap);
+    return norm ? lora_norm_limit(gap) : lora_loss_limit(gap);
+  }
+
   /// Losses and norms over all steps; series in the order of kSeries.
   void put_series(const std::string& subject, const std::vector<std::vector<double>>& series,
                   const LoraOracle& oracle) {
@@ -227,9 +235,7 @@ class Judge {
         if (!(gap <= largest)) largest = gap, worst = t;
       }
       const std::string name = kSeries[i];
-      const bool norm = name.starts_with("grad_norm");
-      Verdict verdict = training_check(subject, "train." + name,
-                                       norm ? lora_norm_limit(largest) : lora_loss_limit(largest),
+      Verdict verdict = training_check(subject, "train." + name, series_limit(name, largest),
                                        std::ssize(series[i]));
       verdict.note = "worst in step " + std::to_string(worst);
       put(std::move(verdict));
@@ -249,8 +255,13 @@ class Judge {
     ReplayedRun run;
     run.end = side.parameters().clone();
     put_series(subject_, series, oracle);
-    if (curve_steps() == plan_.steps)
-      put(judge_parameters(subject_, run, oracle.run, [](const std::string&) { return true; }));
+    if (curve_steps() == plan_.steps) {
+      put(judge_parameters(subject_, run, oracle.run, is_lm_parameter));
+      for (Verdict& verdict : judge_parameters(subject_, run, oracle.run, is_indexer)) {
+        if (!is_tiny(job_.the_case)) judge_by(lora_kl_parameter_limit, verdict);
+        put(std::move(verdict));
+      }
+    }
     for (size_t i = 0; i < 2; ++i) {
       figure(std::string("first ") + kSeries[i], series[i].front());
       figure(std::string("last ") + kSeries[i], series[i].back());

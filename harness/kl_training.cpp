@@ -176,12 +176,12 @@ class Training {
 
   /// Under the limit of this suite: its learning rate is ten times that of the other one.
   void put_parameters(const std::string& subject, std::vector<Verdict> verdicts) {
+    const auto limit = [this](double measured) {
+      return kl_parameter_limit(job_.the_case.config_name, measured);
+    };
     for (Verdict& verdict : verdicts) {
       verdict.subject = subject;
-      verdict.trust = Trust::pass;
-      for (Measure& measure : verdict.measures)
-        measure = kl_parameter_limit(job_.the_case.config_name, measure.measured);
-      settle(verdict);
+      judge_by(limit, verdict);
       put(std::move(verdict));
     }
   }

@@ -351,6 +351,19 @@ Measure lora_norm_limit(double measured) {
   return {"relative", measured, 1e-5, "tiny-wide: peft's golden 6.2e-7, clean runs 7.8e-7"};
 }
 
+Measure lora_kl_limit(double measured) {
+  return {"relative", measured, 2e-4,
+          "small-train: 2.1e-5 after one ReLU turned over in step 1; every other step is exact"};
+}
+
+Measure lora_kl_norm_limit(double measured) {
+  return {"relative", measured, 4e-3, "as the KL: 4.4e-4"};
+}
+
+Measure lora_kl_parameter_limit(double measured) {
+  return {"of its movement", measured, 3e-2, "as the KL: 0.0104; each update is judged by itself"};
+}
+
 Measure lora_scalar_limit(double measured) {
   return {"scalar ratio", measured, 30, "tiny-wide: clean runs 10"};
 }
@@ -414,6 +427,9 @@ static std::string training_table() {
       {"sharded gradient", sharded_gradient_limit(0)},
       {"LoRA loss", lora_loss_limit(0)},
       {"LoRA norm", lora_norm_limit(0)},
+      {"LoRA KL larger", lora_kl_limit(0)},
+      {"LoRA KL norm larger", lora_kl_norm_limit(0)},
+      {"LoRA KL moves larger", lora_kl_parameter_limit(0)},
       {"LoRA scalar", lora_scalar_limit(0)},
       {"LoRA logits tiny", lora_logits_limit("tiny", 0)},
       {"LoRA logits small", lora_logits_limit("small", 0)},

@@ -107,6 +107,11 @@ Measure sharded_gradient_limit(double measured);
 /// relative.
 Measure lora_loss_limit(double measured);
 Measure lora_norm_limit(double measured);
+/// Those of the KL, and the movement of the indexer's adapters, of a case larger than tiny: a product
+/// within rounding of the indexer's ReLU is met there, and correct runs part ways.
+Measure lora_kl_limit(double measured);
+Measure lora_kl_norm_limit(double measured);
+Measure lora_kl_parameter_limit(double measured);
 /// A loss of one step from the oracle's state, in units of a clean float32 twin's error.
 Measure lora_scalar_limit(double measured);
 /// Relative distance of logits after training from the float64 run's.

@@ -139,4 +139,10 @@ std::vector<Verdict> judge_golden_parameters(const golden::TrainingGolden& golde
   return verdicts;
 }
 
+void judge_by(const std::function<Measure(double)>& limit, Verdict& verdict) {
+  verdict.trust = Trust::pass;
+  for (Measure& measure : verdict.measures) measure = limit(measure.measured);
+  settle(verdict);
+}
+
 }  // namespace dsv32::harness

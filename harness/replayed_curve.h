@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -41,6 +42,10 @@ std::vector<Verdict> judge_parameters(const std::string& subject, const Replayed
 /// The same of a golden, from the norm and the projections that it holds of each.
 std::vector<Verdict> judge_golden_parameters(const golden::TrainingGolden& golden,
                                              const ReplayedRun& oracle);
+
+/// The verdict under a limit of the suite's own: of every measure, what it measured is judged
+/// again.
+void judge_by(const std::function<Measure(double)>& limit, Verdict& verdict);
 
 /// One forced check of one number.
 Verdict training_check(const std::string& subject, const std::string& name, Measure measure,
