@@ -107,8 +107,8 @@ Measure sharded_gradient_limit(double measured);
 /// relative.
 Measure lora_loss_limit(double measured);
 Measure lora_norm_limit(double measured);
-/// Those of the KL, and the movement of the indexer's adapters, of a case larger than tiny: a product
-/// within rounding of the indexer's ReLU is met there, and correct runs part ways.
+/// Those of the KL, and the movement of the indexer's adapters, of a case larger than tiny: a
+/// product within rounding of the indexer's ReLU is met there, and correct runs part ways.
 Measure lora_kl_limit(double measured);
 Measure lora_kl_norm_limit(double measured);
 Measure lora_kl_parameter_limit(double measured);
