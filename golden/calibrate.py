@@ -5,7 +5,7 @@
 For each seed the parameters of a live model are overwritten with that seed's synthetic weights, the
 taps and gradients go into a trace file, and dsv32-verify judges it as a candidate of dialect `hf`.
 Every run is correct, so every failure is a false alarm. What is kept is the largest value of every
-measure in every run, by mode, family of tap and dtype: the limits of harness/limits.cpp are set
+measure in every run, by mode, family of tap and dtype: the limits of harness/judge/limits.cpp are set
 from that table.
 
 Finished chunks stay in build/calibration/ and are used again while program and sources are the

@@ -12,7 +12,7 @@
 #include <sstream>
 #include <thread>
 
-#include "src/model/log.h"
+#include "src/log/log.h"
 
 namespace dsv32::training {
 namespace {

@@ -1,0 +1,80 @@
+#include "harness/cases/candidate.h"
+
+#include <algorithm>
+
+namespace dsv32::harness {
+namespace {
+
+std::string loading_note(const io::CandidateNotes::LoadedWeights& w) {
+  std::string note = std::to_string(w.identical) + " tensors identical to the checkpoint";
+  const auto list = [&](const char* what, const std::vector<std::string>& names) {
+    if (names.empty()) return;
+    note += "; " + std::to_string(names.size()) + " " + what + ":";
+    for (size_t i = 0; i < std::min<size_t>(names.size(), 4); ++i) note += " " + names[i];
+    if (names.size() > 4) note += " ...";
+  };
+  list("different (re-initialised, transposed or rounded after loading)", w.different);
+  list("missing (never loaded)", w.missing);
+  list("unexpected", w.unexpected);
+  return note;
+}
+
+std::string failure_note(const io::CandidateNotes::Failure& failure) {
+  return failure.where + ": " + failure.message +
+         (failure.shapes.empty() ? "" : " (shapes " + failure.shapes + ")");
+}
+
+}  // namespace
+
+Objective objective_of_mode(const std::string& mode) {
+  if (mode == "kl-warmup") return {.lm = false, .kl = KlStage::warmup};
+  if (mode == "kl-sparse") return {.lm = false, .kl = KlStage::sparse};
+  return {};
+}
+
+std::vector<Candidate> read_candidates(const std::vector<std::filesystem::path>& paths) {
+  std::vector<Candidate> candidates;
+  for (const auto& path : paths) {
+    Trace trace = io::read_trace(path);
+    Case c = io::case_of_trace(trace);
+    std::string mode = trace.metadata.at("mode");
+    candidates.push_back({path, std::move(trace), std::move(c),
+                          "candidate " + path.filename().string(), std::move(mode)});
+  }
+  return candidates;
+}
+
+void check_weights_identity(const Candidate& candidate, const WeightSource& weights) {
+  const std::string& said = candidate.trace.metadata.at("weights");
+  const std::string expected = weights.identity();
+  if (said == expected) return;
+  throw Error(ExitCode::artefact,
+              {.where = candidate.path.string(),
+               .what = "metadata weights",
+               .expected = expected,
+               .got = said,
+               .hint = "name the checkpoint that the candidate used with --weights DIR"});
+}
+
+std::vector<Verdict> verdicts_on_loading(const Candidate& candidate,
+                                         const io::CandidateNotes& notes) {
+  std::vector<Verdict> verdicts;
+  const auto check = [&](const char* what, bool good, const std::string& note, int64_t checked) {
+    verdicts.push_back({.case_name = candidate.the_case.name,
+                        .subject = candidate.subject,
+                        .tap = what,
+                        .mode = Mode::exact,
+                        .trust = good ? Trust::pass : Trust::fail,
+                        .checked = checked,
+                        .note = note});
+  };
+  if (notes.failure) check("ran to its end", false, failure_note(*notes.failure), 1);
+  if (notes.weights) {
+    const auto& w = *notes.weights;
+    const int64_t all = w.identical + static_cast<int64_t>(w.different.size() + w.missing.size());
+    check("weights loaded", w.all_there(), loading_note(w), all);
+  }
+  return verdicts;
+}
+
+}  // namespace dsv32::harness

@@ -1,0 +1,219 @@
+#include "harness/cases/case_run.h"
+
+#include <algorithm>
+
+#include "harness/cases/implementations.h"
+#include "harness/cases/threads.h"
+#include "src/model/errors.h"
+#include "src/reference/reference.h"
+
+namespace dsv32::harness {
+namespace {
+
+bool any_name(const Trace& trace, const std::function<bool(const TapName&)>& is) {
+  return std::any_of(trace.names().begin(), trace.names().end(), [&](const std::string& name) {
+    const auto tap = parse_tap(name);
+    return tap && is(*tap);
+  });
+}
+
+bool is_decision(const TapName& tap) {
+  return tap.info.kind == TapKind::topk || tap.info.kind == TapKind::experts;
+}
+
+/// It holds forward values of its own that stages can be fed with.
+bool has_stage_inputs(const Trace& trace) {
+  return any_name(trace, [](const TapName& tap) {
+    return !is_decision(tap) && tap.info.kind != TapKind::gradient &&
+           tap.info.kind != TapKind::scalar;
+  });
+}
+
+const Trace* stage_inputs(const Subject& subject) {
+  return subject.fed != nullptr ? subject.fed : subject.trace;
+}
+
+bool has_gradients(const Subject& subject) {
+  if (subject.golden != nullptr && subject.golden->kind == "sketch") {
+    return std::any_of(subject.golden->sketches.begin(), subject.golden->sketches.end(),
+                       [](const auto& entry) { return entry.first.rfind("grad.", 0) == 0; });
+  }
+  return any_name(*subject.trace,
+                  [](const TapName& tap) { return tap.info.kind == TapKind::gradient; });
+}
+
+RunOptions probe_options(RunOptions options) {
+  options.dtype = DType::float32;
+  options.perturbation = kProbePerturbation;
+  return options;
+}
+
+/// The warm-up is dense whatever the config says.
+Case as_trained(const Objective& objective, Case c) {
+  if (objective.kl == KlStage::warmup) c.config.use_sparse_attention = false;
+  return c;
+}
+
+/// Forced by these decisions, free where there are none.
+void replay(RunOptions& options, const Trace* decisions) {
+  if (decisions == nullptr || !has_decisions(*decisions)) return;
+  options.feeding = Feeding::forced;
+  options.feed = decisions;
+}
+
+/// The shared reference is the one that this subject asks for.
+bool shared_reference(const ForcedTraces& shared, const ModelConfig& config,
+                      const Subject& subject) {
+  return shared.reference && shared.reference_dtype == subject.dtype &&
+         same_function(config, subject.dtype, shared.dialect, subject.dialect);
+}
+
+}  // namespace
+
+bool has_decisions(const Trace& trace) { return any_name(trace, is_decision); }
+
+bool same_function(const ModelConfig& config, DType dtype, Dialect a, Dialect b) {
+  for (Dialect* d : {&a, &b}) {
+    d->name.clear();
+    if (dtype == DType::float64 || dtype == DType::float32) d->rounding = RoundingStyle::spec;
+    if (!config.yarn || config.yarn->mscale == config.yarn->mscale_all_dim) {
+      d->rope.yarn_amplitude = false;
+      d->attention.mscale_from_mscale = false;
+    }
+  }
+  return a == b;
+}
+
+CaseRun::CaseRun(Case c, Batch batch, std::shared_ptr<const WeightSource> weights, bool backward,
+                 RunSettings settings, Objective objective)
+    : case_(as_trained(objective, std::move(c))),
+      batch_(std::move(batch)),
+      weights_(std::move(weights)),
+      model_(reference::make_reference(case_.config, *weights_)),
+      backward_(backward && case_.chunks.empty()),
+      settings_(std::move(settings)),
+      objective_(objective) {}
+
+CaseRun::CaseRun(const Case& c, bool backward, RunSettings settings, Objective objective)
+    : CaseRun(c, make_batch(c), std::make_shared<SyntheticWeights>(c.seed, c.bias_offset), backward,
+              std::move(settings), objective) {}
+
+Trace CaseRun::run(RunOptions options, const std::string& what, const std::string& impl) const {
+  options.device = settings_.device;
+  options.objective = objective_;
+  reference::set_threads(settings_.threads > 0 ? settings_.threads : threads_for(case_));
+  options.progress = [&](const std::string& where) {
+    if (settings_.interrupted && settings_.interrupted()) {
+      throw Error(ExitCode::interrupted,
+                  {.where = case_.name, .what = "run", .expected = "to finish", .got = "a stop"});
+    }
+    if (settings_.progress) settings_.progress(case_.name + ": " + what + ": " + where);
+  };
+  if (impl == model_->name()) return model_->run(batch_, options);
+  return make_model(impl, case_.config, *weights_)->run(batch_, options);
+}
+
+ForcedTraces CaseRun::forced_traces(const Dialect& dialect, const Trace* decisions) const {
+  ForcedTraces traces{.dialect = dialect};
+  RunOptions options{.dtype = DType::float64, .dialect = dialect, .backward = backward_};
+  replay(options, decisions);
+  traces.oracle = run(options, "oracle");
+  traces.probe = run(probe_options(options), "condition probe");
+  return traces;
+}
+
+std::map<std::string, HostTensor> CaseRun::router_biases() const {
+  std::map<std::string, HostTensor> biases;
+  for (const WeightSpec& spec : weight_specs(case_.config)) {
+    if (is_buffer(spec.name)) biases[spec.name] = weights_->load(spec);
+  }
+  return biases;
+}
+
+Evidence CaseRun::evidence_of(const Subject& subject) const {
+  return {.subject = subject.name,
+          .c = &case_,
+          .batch = &batch_,
+          .objective = objective_,
+          .dtype = subject.dtype,
+          .is_file = subject.is_file,
+          .unheld = subject.impl.empty() ? std::vector<std::string>{} : unheld_taps(subject.impl),
+          .judged = subject.trace,
+          .golden = subject.golden,
+          .biases = router_biases()};
+}
+
+std::vector<Verdict> CaseRun::judge_staged(const Subject& subject) const {
+  if (!has_stage_inputs(*subject.trace)) return {};
+  RunOptions options{.dtype = subject.dtype,
+                     .dialect = subject.dialect,
+                     .feeding = Feeding::staged,
+                     .feed = stage_inputs(subject)};
+  Evidence evidence = evidence_of(subject);
+  evidence.fed = options.feed;
+  Trace reference;
+  if (subject.against_reference) {
+    reference = run(options, "staged reference");
+    evidence.staged.reference = &reference;
+  }
+  const Trace probe = run(probe_options(options), "staged probe");
+  options.dtype = DType::float64;
+  const Trace oracle = run(options, "staged oracle");
+  evidence.staged.oracle = &oracle;
+  evidence.staged.probe = &probe;
+  return judge(evidence);
+}
+
+std::vector<Verdict> CaseRun::judge_forced(const Subject& subject,
+                                           const ForcedTraces* shared) const {
+  const bool reuse = shared != nullptr &&
+                     same_function(case_.config, DType::float64, shared->dialect, subject.dialect);
+  const ForcedTraces own = reuse ? ForcedTraces{} : forced_traces(subject.dialect, subject.trace);
+  const ForcedTraces& forced = reuse ? *shared : own;
+  Evidence evidence = evidence_of(subject);
+  evidence.forced = {.oracle = &forced.oracle, .probe = &forced.probe};
+  Trace reference;
+  if (subject.against_reference && reuse && shared_reference(*shared, case_.config, subject)) {
+    evidence.forced.reference = &*shared->reference;
+  } else if (subject.against_reference) {
+    RunOptions options{.dtype = subject.dtype,
+                       .dialect = subject.dialect,
+                       .backward = backward_ && has_gradients(subject)};
+    replay(options, subject.trace);
+    reference = run(options, "reference for " + subject.name);
+    evidence.forced.reference = &reference;
+  }
+  return judge(evidence);
+}
+
+std::vector<Verdict> CaseRun::judge_subject(const Subject& subject,
+                                            const ForcedTraces* shared) const {
+  std::vector<Verdict> verdicts = judge_staged(subject);
+  for (Verdict& verdict : judge_forced(subject, shared)) {
+    const bool said = std::any_of(verdicts.begin(), verdicts.end(), [&](const Verdict& v) {
+      return v.tap == verdict.tap && v.trust == verdict.trust && v.mode == verdict.mode;
+    });
+    if (!said) verdicts.push_back(std::move(verdict));
+  }
+  return verdicts;
+}
+
+Hypothesis CaseRun::under(const Subject& subject, const Dialect& dialect,
+                          const Verdict& failure) const {
+  const bool staged = failure.mode == Mode::staged && has_stage_inputs(*subject.trace);
+  RunOptions options{.dtype = DType::float64,
+                     .dialect = dialect,
+                     .backward = parse_tap(failure.tap)->info.kind == TapKind::gradient,
+                     .wanted = [&](const std::string& name) { return name == failure.tap; }};
+  replay(options, subject.trace);
+  if (staged) {
+    options.feeding = Feeding::staged;
+    options.feed = stage_inputs(subject);
+  }
+  Hypothesis hypothesis{.oracle = run(options, "hypothesis")};
+  options.dtype = subject.dtype;
+  hypothesis.reference = run(options, "hypothesis");
+  return hypothesis;
+}
+
+}  // namespace dsv32::harness

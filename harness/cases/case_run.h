@@ -1,0 +1,110 @@
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "golden/reader/golden.h"
+#include "harness/judge/judge.h"
+#include "harness/judge/verdict.h"
+#include "src/model/implementation.h"
+
+namespace dsv32::harness {
+
+/// How a run goes about its work, not what it computes.
+struct RunSettings {
+  std::string device = "cpu";
+  int threads = 0;  // 0: one for a tiny case (more only wait for each other), else every core
+  std::function<void(const std::string&)> progress = {};
+  std::function<bool()> interrupted = {};  // polled between layers
+};
+
+/// One trace to be judged.
+struct Subject {
+  std::string name;       // "golden", "reference float32", "candidate fork.safetensors"
+  std::string impl = "";  // of ours, which may lack taps that its kernels never hold
+  DType dtype = DType::float32;
+  Dialect dialect = {};          // what it claims to compute
+  const Trace* trace = nullptr;  // for a sketched golden: its decisions and scalars
+  const Trace* fed = nullptr;    // what stages read; nullptr: trace
+  const golden::Golden* golden = nullptr;
+  bool is_file = false;
+  bool against_reference = true;  // false: it is the reference itself, judged by the cap alone
+};
+
+/// End-to-end traces under one set of decisions, kept between subjects that share them.
+struct ForcedTraces {
+  Dialect dialect = {};
+  Trace oracle;
+  Trace probe;
+  std::optional<Trace> reference = {};  // of reference_dtype, with gradients where the case has any
+  DType reference_dtype = DType::float32;
+};
+
+/// One tap computed under a hypothesis about what the subject really does.
+struct Hypothesis {
+  Trace oracle;     // float64
+  Trace reference;  // the subject's dtype
+};
+
+/// One case with its batch and weights: makes the traces that a judgement needs, and judges.
+class CaseRun {
+ public:
+  CaseRun(Case c, Batch batch, std::shared_ptr<const WeightSource> weights, bool backward,
+          RunSettings settings = {}, Objective objective = {});
+  /// The synthetic batch and weights of the case.
+  explicit CaseRun(const Case& c, bool backward = true, RunSettings settings = {},
+                   Objective objective = {});
+
+  /// Under the warm-up its config says dense attention, which is what that stage computes.
+  const Case& the_case() const { return case_; }
+  const Batch& batch() const { return batch_; }
+  bool backward() const { return backward_; }
+  const Objective& objective() const { return objective_; }
+  const WeightSource& weights() const { return *weights_; }
+
+  /// What an implementation gives under these options; objective, progress and interruption are
+  /// added.
+  Trace run(RunOptions options, const std::string& what,
+            const std::string& impl = "reference") const;
+  /// The decisions of the subject replayed (free where it has none).
+  ForcedTraces forced_traces(const Dialect& dialect, const Trace* decisions) const;
+
+  /// Staged verdicts: every op on the subject's own inputs, under its own decisions. Empty for a
+  /// sketch.
+  std::vector<Verdict> judge_staged(const Subject& subject) const;
+  /// Forced verdicts and gradients: end to end with the subject's decisions replayed. `shared`:
+  /// traces of an earlier subject under the same decisions and an equal dialect are used again;
+  /// nullptr: none.
+  std::vector<Verdict> judge_forced(const Subject& subject,
+                                    const ForcedTraces* shared = nullptr) const;
+  /// Both, staged first.
+  std::vector<Verdict> judge_subject(const Subject& subject,
+                                     const ForcedTraces* shared = nullptr) const;
+  /// One tap of the subject as another dialect would have it, fed as the failing check was.
+  Hypothesis under(const Subject& subject, const Dialect& dialect, const Verdict& failure) const;
+
+ private:
+  std::map<std::string, HostTensor> router_biases() const;
+  Evidence evidence_of(const Subject& subject) const;
+
+  Case case_;
+  Batch batch_;
+  std::shared_ptr<const WeightSource> weights_;
+  std::unique_ptr<Implementation> model_;  // the reference
+  bool backward_;
+  RunSettings settings_;
+  Objective objective_;
+};
+
+/// Both dialects are the same function of this config at this precision (rounding style does not
+/// matter in float64).
+bool same_function(const ModelConfig& config, DType dtype, Dialect a, Dialect b);
+
+/// The trace holds decisions that a run can replay.
+bool has_decisions(const Trace& trace);
+
+}  // namespace dsv32::harness

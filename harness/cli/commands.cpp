@@ -1,0 +1,143 @@
+#include "harness/cli/commands.h"
+
+#include <iostream>
+
+#include "golden/reader/golden.h"
+#include "harness/cli/names.h"
+#include "harness/cli/progress.h"
+#include "harness/cli/stop.h"
+#include "harness/job/job.h"
+#include "harness/report/report.h"
+#include "src/io/io.h"
+#include "src/log/log.h"
+#include "src/model/dialect.h"
+#include "src/reference/reference.h"
+
+namespace dsv32::harness {
+namespace {
+
+/// Progress line and signals of a command that takes a while.
+struct Watch {
+  explicit Watch(const Options& options)
+      : progress(progress_style(options.quiet)), stop(options.timeout, [this, &options] {
+          progress.finish();
+          remove_unfinished(options);
+        }) {}
+  void step(const std::string& text) {
+    stop.check();
+    progress.update(text);
+  }
+
+  Progress progress;
+  Stop stop;
+};
+
+ExitCode version_command() {
+  std::cout << "dsv32-verify " << DSV32_VERSION << "\n"
+            << "torch " << reference::torch_version() << "\n"
+            << "CUDA " << DSV32_CUDA_VERSION << "\n"
+            << "HDF5 " << DSV32_HDF5_VERSION << "\n"
+            << "report schema " << kReportSchemaVersion << "\n";
+  return ExitCode::ok;
+}
+
+std::string dump_impl(const Options& options) {
+  return options.impls.empty() ? "reference" : options.impls.front();
+}
+
+DType dump_type(const Options& options) {
+  if (dump_impl(options) == "oracle") return DType::float64;
+  return options.dtypes.empty() ? DType::float32 : options.dtypes.front();
+}
+
+ExitCode dump_command(const Options& options) {
+  probe_outputs(options);
+  const Case& c = io::find_case(*options.case_name);
+  const Dialect& dialect = find_dialect(options.dialect.value_or("spec-1"));
+  const std::string device = reference::resolve_device(options.device);
+  Watch watch(options);
+  watch.step(c.name + ": " + dump_impl(options) + " " + options.mode);
+  const Trace trace =
+      make_trace(c, dump_impl(options), dump_type(options), options.mode, dialect, device);
+  watch.stop.disarm();
+  watch.stop.check();
+  io::write_trace(*options.out, trace);
+  watch.progress.finish();
+  log_info(*options.out + ": " + std::to_string(trace.names().size()) + " tensors");
+  return ExitCode::ok;
+}
+
+ExitCode weights_make_command(const Options& options) {
+  probe_outputs(options);
+  const Case& c = io::find_case(*options.case_name);
+  {
+    Watch watch(options);
+    watch.step("weights of " + c.name);
+    io::make_checkpoint(c, *options.out, {});
+    watch.stop.disarm();
+  }
+  log_info(*options.out + ": checkpoint of " + c.name);
+  return ExitCode::ok;
+}
+
+ExitCode weights_check_command(const Options& options) {
+  const std::string& folder = options.arguments.front();
+  io::CheckpointReport report;
+  {
+    Watch watch(options);
+    watch.step("values of " + folder);
+    report = io::check_checkpoint(folder);
+  }
+  std::cout << report.text;
+  return report.good ? ExitCode::ok : ExitCode::artefact;
+}
+
+ExitCode golden_show_command(const Options& options) {
+  const std::string& name = options.arguments.front();
+  return static_cast<ExitCode>(golden::show_command(name, golden::default_directory()));
+}
+
+ExitCode golden_diff_command(const Options& options) {
+  return static_cast<ExitCode>(golden::diff_command(options.arguments[0], options.arguments[1]));
+}
+
+}  // namespace
+
+ExitCode run_command(const Options& options) {
+  switch (options.command) {
+    case Command::judge:
+      return judge_command(options);
+    case Command::dump:
+      return dump_command(options);
+    case Command::compare:
+      return compare_command(options);
+    case Command::weights_make:
+      return weights_make_command(options);
+    case Command::weights_check:
+      return weights_check_command(options);
+    case Command::adapter_check:
+      return adapter_check_command(options);
+    case Command::golden_verify:
+      return static_cast<ExitCode>(golden::verify_command(golden::default_directory()));
+    case Command::golden_diff:
+      return golden_diff_command(options);
+    case Command::golden_show:
+      return golden_show_command(options);
+    case Command::launch:
+      return launch_command(options);
+    case Command::sharded_rank:
+      return sharded_rank_command(options.arguments);
+    case Command::list:
+      return list_command(options);
+    case Command::show_config:
+      return show_config_command(options);
+    case Command::version:
+      return version_command();
+    case Command::help:
+      std::cout << options.help;
+      return ExitCode::ok;
+  }
+  return ExitCode::internal;
+}
+
+}  // namespace dsv32::harness

@@ -1,0 +1,62 @@
+#pragma once
+
+#include <vector>
+
+#include "harness/cli/options.h"
+#include "harness/job/job.h"
+#include "harness/report/report.h"
+#include "src/model/case.h"
+#include "src/model/errors.h"
+
+namespace dsv32::harness {
+
+/// What each command does. Wrong input throws Error; the result is the exit code.
+ExitCode run_command(const Options& options);
+
+/// The main job: judge the cases or the candidates.
+ExitCode judge_command(const Options& options);
+
+/// `compare A B`.
+ExitCode compare_command(const Options& options);
+
+/// `launch --nproc N -- COMMAND`. The exit code may be any that the command has.
+ExitCode launch_command(const Options& options);
+/// One rank of a world that the suite `sharded` starts; harness/training/sharded/run.h.
+ExitCode sharded_rank_command(const std::vector<std::string>& words);
+
+/// `adapter check DIR`: what a LoRA adapter's folder holds. Throws Error (artefact) when it does
+/// not fit the config or the demands.
+ExitCode adapter_check_command(const Options& options);
+
+/// `--list` and `list [GROUP]`.
+ExitCode list_command(const Options& options);
+
+/// `--show-config`: the config as read and the numbers that follow from it, as JSON.
+ExitCode show_config_command(const Options& options);
+
+/// The config that the options mean: of a case, or a named one, or a file.
+ModelConfig chosen_config(const Options& options);
+
+/// The cases that the options mean: the candidates' own, one case, or those of a config.
+/// Throws Error (artefact) when a candidate contradicts --case, --config or --seed.
+std::vector<Case> chosen_cases(const Options& options);
+
+/// The suites that the options mean: those asked for, else forward and backward and, in the main
+/// job of config small, every training suite.
+std::vector<std::string> chosen_suites(const Options& options);
+/// The training suites among them, each on its cases of the options' config, or on the one case.
+/// Throws Error (usage) when a suite that was named does not have that case.
+std::vector<TrainingTask> chosen_training(const Options& options);
+
+/// Throws Error (environment) unless everything that `options` wants written can be written. Before
+/// a long run.
+void probe_outputs(const Options& options);
+
+/// Removes files that an ended run of this process left half-written under its --out.
+void remove_unfinished(const Options& options);
+
+/// Writes and prints a finished report. The exit code is the report's, or worse when it could not
+/// be written.
+ExitCode deliver(Report report, const Options& options);
+
+}  // namespace dsv32::harness

@@ -1,0 +1,100 @@
+#include <algorithm>
+
+#include "harness/cli/commands.h"
+#include "harness/cli/progress.h"
+#include "harness/cli/stop.h"
+#include "harness/job/job.h"
+#include "harness/report/text.h"
+#include "src/log/log.h"
+#include "src/reference/reference.h"
+#include "src/training/rank_env.h"
+
+namespace dsv32::harness {
+namespace {
+
+Job make_job(const Options& options) {
+  Job job;
+  job.suites = chosen_suites(options);
+  const auto asked = [&](const char* suite) {
+    return std::find(job.suites.begin(), job.suites.end(), suite) != job.suites.end();
+  };
+  if (asked("forward") || asked("backward") || !options.candidates.empty())
+    job.cases = chosen_cases(options);
+  job.training = chosen_training(options);
+  job.filter = options.filter;
+  job.candidates.assign(options.candidates.begin(), options.candidates.end());
+  job.dialect = options.dialect.value_or(job.dialect);
+  if (!options.dtypes.empty()) job.dtypes = options.dtypes;
+  if (!options.impls.empty()) {
+    job.impls = options.impls;
+  } else if (!options.candidates.empty()) {
+    job.impls = {"reference"};  // what a candidate is judged against
+  }
+  job.device = reference::resolve_device(options.device);
+  job.weights = options.weights;
+  if (options.batch) job.batch_file = *options.batch;
+  // The seed that a case has anyway is no change: its golden stays in play.
+  const auto changes = [&](const Case& c) { return options.seed && c.seed != *options.seed; };
+  if (std::any_of(job.cases.begin(), job.cases.end(), changes)) job.seed = options.seed;
+  job.command = options.repro;
+  return job;
+}
+
+/// Runs while the user may still stop it. Whatever a stopped run ends with, the stop is its reason.
+Report run_stoppable(Job job, const Options& options) {
+  Progress progress(progress_style(options.quiet));
+  Stop stop(options.timeout, [&] { progress.finish(); });
+  job.interrupted = [&] { return stop.asked(); };
+  job.progress = [&](const std::string& text) {
+    stop.check();
+    progress.update(text);
+  };
+  try {
+    Report report = run_job(job);
+    stop.disarm();
+    stop.check();
+    return report;
+  } catch (...) {
+    stop.check();
+    throw;
+  }
+}
+
+/// In a world of ranks only the suite `sharded` has work for all of them, and rank 0 reports.
+bool is_silent_rank(const Job& job) {
+  const auto& suites = job.suites;
+  if (std::find(suites.begin(), suites.end(), "sharded") == suites.end()) return false;
+  const auto env = training::read_rank_environment();
+  if (!env || env->world_size == 1) return false;
+  if (suites.size() > 1) {
+    throw Error(ExitCode::usage,
+                {.where = "rank " + std::to_string(env->rank),
+                 .what = "a world of " + std::to_string(env->world_size) + " ranks",
+                 .expected = "--suite sharded",
+                 .got = std::to_string(suites.size()) + " suites",
+                 .hint = "run the other suites without a launcher"});
+  }
+  return env->rank > 0;
+}
+
+}  // namespace
+
+ExitCode judge_command(const Options& options) {
+  Job job = make_job(options);
+  if (is_silent_rank(job)) return run_stoppable(std::move(job), options).exit_code();
+  probe_outputs(options);
+  if (options.dialect && options.candidates.empty()) {
+    log_warning("--dialect says what a candidate declares; without --candidate it changes nothing");
+  }
+  return deliver(run_stoppable(std::move(job), options), options);
+}
+
+ExitCode compare_command(const Options& options) {
+  probe_outputs(options);
+  Options described = options;
+  described.repro = "dsv32-verify compare";
+  for (const std::string& path : options.arguments) described.repro += " " + shell_word(path);
+  return deliver(compare_traces(options.arguments[0], options.arguments[1]), described);
+}
+
+}  // namespace dsv32::harness

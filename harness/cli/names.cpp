@@ -1,0 +1,204 @@
+#include "harness/cli/names.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <filesystem>
+
+#include "harness/cases/implementations.h"
+#include "src/io/io.h"
+#include "src/model/dialect.h"
+#include "src/model/errors.h"
+
+namespace dsv32::harness {
+namespace {
+
+const std::vector<std::string> kDevices = {"auto", "cpu", "cuda"};
+const std::vector<std::string> kModes = {"forward", "backward", "kl-warmup", "kl-sparse", "train"};
+const std::vector<std::string> kLaterSuites = {"ops",        "loss_descent", "sft_frozen_indexer",
+                                               "indexer_kl", "dual_lora",    "sharded"};
+
+bool contains(const std::vector<std::string>& words, const std::string& word) {
+  return std::find(words.begin(), words.end(), word) != words.end();
+}
+
+bool looks_like_path(const std::string& text) {
+  return text.find('/') != std::string::npos || text.ends_with(".json") ||
+         std::filesystem::exists(text);
+}
+
+std::vector<std::string> case_names() {
+  std::vector<std::string> names;
+  for (const Case& c : io::cases()) names.push_back(c.name);
+  return names;
+}
+
+/// A path is opened later; a bare word must be a shipped config.
+void check_config(const std::string& config) {
+  const std::vector<std::string> known = io::config_names();
+  if (contains(known, config) || looks_like_path(config)) return;
+  if (contains(case_names(), config)) {
+    throw Error(ExitCode::usage, {.where = "--config",
+                                  .what = "unknown config",
+                                  .expected = alternatives(known) + " or a path",
+                                  .got = "\"" + config + "\"",
+                                  .hint = "this is a case: --case " + config});
+  }
+  expect_one_of("--config", "config", config, known);
+}
+
+void check_dialect(const std::string& dialect) {
+  std::vector<std::string> known;
+  for (const Dialect& preset : dialect_presets()) known.push_back(preset.name);
+  expect_one_of("--dialect", "dialect", dialect, known);
+}
+
+void check_suites(const std::vector<std::string>& asked) {
+  std::vector<std::string> known;
+  for (const SuiteInfo& suite : suites()) known.push_back(suite.name);
+  known.push_back("all");
+  for (const std::string& suite : asked) {
+    const bool later = contains(kLaterSuites, suite) && !contains(known, suite);
+    if (later) not_in_this_version("--suite " + suite);
+    expect_one_of("--suite", "suite", suite, known);
+  }
+}
+
+void check_impls(const Options& options) {
+  std::vector<std::string> known = implementation_names();
+  const bool dump = options.command == Command::dump;
+  if (dump) known.insert(known.begin(), "oracle");
+  for (const std::string& impl : options.impls)
+    expect_one_of("--impl", "implementation", impl, known);
+  if (!dump || options.impls.size() < 2) return;
+  throw Error(ExitCode::usage, {.where = "--impl",
+                                .what = "implementations of one trace",
+                                .expected = "one",
+                                .got = std::to_string(options.impls.size())});
+}
+
+void check_weights(const std::string& weights) {
+  const std::string kSeeded = "synthetic:";
+  if (weights == "synthetic") return;
+  if (weights.starts_with(kSeeded)) {
+    parse_seed("--weights synthetic", weights.substr(kSeeded.size()));
+  } else if (!std::filesystem::is_directory(weights)) {
+    throw Error(ExitCode::artefact, {.where = "--weights",
+                                     .what = "source of the weights",
+                                     .expected = "synthetic, synthetic:SEED or a checkpoint folder",
+                                     .got = "\"" + weights + "\", which is no folder",
+                                     .hint = "dsv32-verify weights make makes one"});
+  }
+}
+
+void check_dump(const Options& options) {
+  expect_one_of("--mode", "mode", options.mode, kModes);
+  const bool other_type =
+      !options.dtypes.empty() && options.dtypes != std::vector<DType>{DType::float64};
+  if (options.impls == std::vector<std::string>{"oracle"} && other_type) {
+    throw Error(ExitCode::usage, {.where = "--dtype",
+                                  .what = "the oracle has one dtype",
+                                  .expected = "float64",
+                                  .got = std::string(to_string(options.dtypes.front())),
+                                  .hint = "--impl reference runs in any dtype"});
+  }
+}
+
+void check_case_against_config(const Options& options) {
+  if (!options.config || !options.case_name || !options.candidates.empty()) return;
+  const Case& c = io::find_case(*options.case_name);
+  if (c.config_name == *options.config) return;
+  throw Error(ExitCode::usage, {.where = "--case " + c.name,
+                                .what = "not a case of --config " + *options.config,
+                                .expected = "one of the two options, or --config " + c.config_name,
+                                .got = "both",
+                                .hint = "dsv32-verify list cases"});
+}
+
+}  // namespace
+
+std::string alternatives(const std::vector<std::string>& words) {
+  std::string text;
+  for (size_t i = 0; i < words.size(); ++i) {
+    const bool last = i + 1 == words.size();
+    text += (i == 0 ? "" : last ? " or " : ", ") + words[i];
+  }
+  return text;
+}
+
+void expect_one_of(const std::string& where, const std::string& what, const std::string& word,
+                   const std::vector<std::string>& known) {
+  if (contains(known, word)) return;
+  const std::string near = nearest(word, known);
+  throw Error(ExitCode::usage, {.where = where,
+                                .what = "unknown " + what,
+                                .expected = alternatives(known),
+                                .got = "\"" + word + "\"",
+                                .hint = near.empty() ? "" : "did you mean " + near + "?"});
+}
+
+void not_in_this_version(const std::string& name) {
+  throw Error(ExitCode::usage, {.where = name, .what = "not in this version"});
+}
+
+uint64_t parse_seed(const std::string& where, const std::string& text) {
+  uint64_t seed = 0;
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, seed);
+  if (error == std::errc() && stop == end) return seed;
+  throw Error(ExitCode::usage, {.where = where,
+                                .what = "not a seed",
+                                .expected = "a whole number from 0 to 2^64 - 1",
+                                .got = "\"" + text + "\""});
+}
+
+int64_t parse_count(const std::string& where, const std::string& text, int64_t first,
+                    int64_t last) {
+  int64_t count = 0;
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, count);
+  if (error == std::errc() && stop == end && count >= first && count <= last) return count;
+  throw Error(ExitCode::usage, {.where = where,
+                                .what = "not usable",
+                                .expected = "a whole number from " + std::to_string(first) +
+                                            " to " + std::to_string(last),
+                                .got = "\"" + text + "\""});
+}
+
+double parse_positive(const std::string& where, const std::string& text,
+                      const std::string& called) {
+  double value = 0;
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, value);
+  if (error == std::errc() && stop == end && std::isfinite(value) && value > 0) return value;
+  throw Error(ExitCode::usage, {.where = where,
+                                .what = "not usable",
+                                .expected = "a " + called + " above 0",
+                                .got = "\"" + text + "\""});
+}
+
+double parse_seconds(const std::string& where, const std::string& text) {
+  return parse_positive(where, text, "number of seconds");
+}
+
+DType parse_float_type(const std::string& where, const std::string& text) {
+  expect_one_of(where, "dtype", text, {"float64", "float32", "bfloat16"});
+  return parse_dtype(text);
+}
+
+void check_names(const Options& options) {
+  if (options.config) check_config(*options.config);
+  if (options.case_name) io::find_case(*options.case_name);
+  check_case_against_config(options);
+  if (options.dialect) check_dialect(*options.dialect);
+  check_suites(options.suites);
+  check_impls(options);
+  expect_one_of("--device", "device", options.device, kDevices);
+  if (options.command == Command::dump) check_dump(options);
+  if (options.command == Command::list && !options.arguments.empty()) {
+    expect_one_of("list", "group", options.arguments.front(), list_groups());
+  }
+  check_weights(options.weights);
+}
+
+}  // namespace dsv32::harness

@@ -1,0 +1,88 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "harness/cli/terminal.h"
+#include "src/model/tensor.h"
+
+namespace dsv32::harness {
+
+/// What the command line asks for.
+enum class Command {
+  judge,  // no subcommand: the main job
+  dump,
+  compare,
+  weights_make,
+  weights_check,
+  adapter_check,
+  golden_verify,
+  golden_diff,
+  golden_show,
+  launch,
+  sharded_rank,  // one rank of a world that the suite itself starts
+  list,
+  show_config,
+  version,
+  help,
+};
+
+/// The command line as data; names are checked, files are not.
+struct Options {
+  Command command = Command::judge;
+  std::string help;  // text to print, for Command::help
+
+  // what is judged
+  std::optional<std::string> config;  // name or path
+  std::optional<std::string> case_name;
+  std::vector<std::string> candidates;
+  std::optional<std::string> dialect;
+  std::string weights = "synthetic";
+  std::optional<std::string> batch;
+  std::optional<uint64_t> seed;
+
+  // how
+  std::vector<std::string> suites;  // empty: the command's default; "all": every one
+  std::string filter;
+  std::string device = "auto";
+  std::vector<DType> dtypes;       // empty: the command's default
+  std::vector<std::string> impls;  // empty: the command's default
+  std::optional<double> timeout;   // seconds
+
+  // what comes out
+  std::optional<std::string>
+      out;  // a folder for reports; a file for dump, a folder for weights make
+  std::optional<std::string> junit;
+  std::optional<std::string> markdown;
+  bool json = false;
+  ColorChoice color = ColorChoice::automatic;
+  bool verbose = false;
+  bool quiet = false;
+
+  // subcommands
+  std::string mode = "forward";        // dump
+  std::vector<std::string> arguments;  // compare A B, list GROUP, launch -- COMMAND, ...
+  int64_t nproc = 0, nnodes = 1, node_rank = 0, master_port = 0;  // launch
+  std::optional<std::string> master_addr;                         // launch
+  std::optional<int64_t> rank;                                    // adapter check
+  std::optional<double> scale;                                    // adapter check
+
+  std::string repro;  // a command that gives the same verdict again
+};
+
+/// Throws Error (usage), with the nearest name for an unknown one.
+Options parse_command_line(const std::vector<std::string>& arguments);
+
+/// The groups of `list`.
+const std::vector<std::string>& list_groups();
+/// The suites of this version, and a line about each: of the model first, then of training.
+struct SuiteInfo {
+  std::string name;
+  std::string about;
+};
+const std::vector<SuiteInfo>& suites();
+
+}  // namespace dsv32::harness

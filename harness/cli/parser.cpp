@@ -1,0 +1,237 @@
+#include "harness/cli/parser.h"
+
+#include "harness/cli/help.h"
+
+namespace dsv32::harness {
+namespace {
+
+constexpr char kAbout[] =
+    "Judges DeepSeek-V3.2 implementations: forward values and gradients, tap by tap, against a\n"
+    "float64 oracle, and names the first op that diverges. Without arguments: --config tiny.";
+
+constexpr char kFooter[] =
+    "Suites: forward and backward by default, with --config small the training suites as well;\n"
+    "--suite all runs every suite.\n"
+    "\n"
+    "Examples:\n"
+    "  dsv32-verify --config small --out report/\n"
+    "  dsv32-verify weights make --case small --out ckpt/\n"
+    "  python golden/dump.py --checkpoint ckpt/ --case small --out fork.safetensors\n"
+    "  dsv32-verify --candidate fork.safetensors --out report/\n"
+    "  dsv32-verify compare fork.safetensors oracle.safetensors\n"
+    "\n"
+    "Exit codes: 0 passed, 1 a check failed, 2 usage, 3 internal error, 4 file refused,\n"
+    "5 nothing was checked, 6 device, memory, disk or time, 130 and 143 interrupted.\n"
+    "Colours: NO_COLOR, FORCE_COLOR and TERM=dumb are respected.";
+
+/// One option: its name, where its value goes, how the value is called, and one line about it.
+template <typename Value>
+CLI::Option* add(CLI::App& app, const std::string& name, Value& value, const std::string& called,
+                 const std::string& about, const std::string& group = "Options") {
+  return app.add_option(name, value, about)->option_text(called)->group(group);
+}
+
+void add_flag(CLI::App& app, const std::string& name, bool& value, const std::string& about,
+              const std::string& group) {
+  app.add_flag(name, value, about)->group(group)->disable_flag_override();
+}
+
+void add_talk(CLI::App& app, Raw& raw) {
+  Options& o = raw.options;
+  add(app, "--color", raw.color, "WHEN", "auto (default), always or never", kOther);
+  add_flag(app, "-v,--verbose", o.verbose, "say more: every tap, debug messages", kOther);
+  add_flag(app, "-q,--quiet", o.quiet, "no progress, no messages but errors", kOther);
+  app.set_help_flag("-h,--help", "this text")->group(kOther);
+}
+
+void add_reports(CLI::App& app, Raw& raw) {
+  add(app, "--out", raw.out, "DIR", "write report.json, report.md, junit.xml into this folder",
+      kOutput);
+  add_flag(app, "--json", raw.options.json, "print report.json on stdout and nothing else",
+           kOutput);
+  add(app, "--junit", raw.junit, "FILE", "write the JUnit report to this file", kOutput);
+  add(app, "--md", raw.markdown, "FILE", "write the Markdown report to this file", kOutput);
+}
+
+void add_judged(CLI::App& app, Raw& raw) {
+  Options& o = raw.options;
+  add(app, "--config", raw.config, "NAME|PATH",
+      "all cases of tiny, small, medium, full or a config.json", kJudged);
+  add(app, "--case", raw.case_name, "NAME", "one case (dsv32-verify list cases)", kJudged);
+  add(app, "--candidate", o.candidates, "FILE", "judge this trace file in its case; repeatable",
+      kJudged)
+      ->allow_extra_args(false);
+  add(app, "--dialect", raw.dialect, "NAME", "what the candidate declares to be; default spec-1",
+      kJudged);
+  add(app, "--weights", o.weights, "SOURCE", "synthetic (default), synthetic:SEED or a folder",
+      kJudged);
+  add(app, "--batch", raw.batch, "FILE", "own input_ids, attention_mask, labels (no golden)",
+      kJudged);
+  add(app, "--seed", raw.seed, "N", "another seed for weights and batch (no golden)", kJudged);
+}
+
+void add_how(CLI::App& app, Raw& raw) {
+  Options& o = raw.options;
+  add(app, "-t,--suite", o.suites, "SUITE,..", "all, or of dsv32-verify list suites; default below",
+      kHow)
+      ->delimiter(',')
+      ->allow_extra_args(false);
+  add(app, "-k", o.filter, "TEXT", "only checks whose \"case/subject/tap\" contains this", kHow);
+  add(app, "--device", o.device, "NAME", "auto (default), cpu or cuda", kHow);
+  add(app, "--dtype", raw.dtypes, "TYPE,..", "of our implementations; default float32,bfloat16",
+      kHow)
+      ->delimiter(',')
+      ->allow_extra_args(false);
+  add(app, "--impl", o.impls, "NAME,..",
+      "reference, optimized, optimized-simt; default the first two", kHow)
+      ->delimiter(',')
+      ->allow_extra_args(false);
+  add(app, "--timeout", raw.timeout, "SECONDS", "give up after this time (exit 6)", kHow);
+}
+
+/// Flags that DESIGN promises for later: known, so that they are not called unknown.
+void add_later(Parser& parser) {
+  CLI::App& app = parser.app;
+  app.add_option("--html", parser.raw.html)->group("");
+  app.add_option("--layers", parser.raw.layers)->group("");
+  app.add_flag("--resume", parser.raw.resume)->group("");
+  for (const char* name : {"bench", "doctor", "diagnose", "report"}) {
+    CLI::App* later = app.add_subcommand(name)->group("")->prefix_command();
+    later->set_help_flag();
+    parser.later.push_back(later);
+  }
+}
+
+CLI::App* add_verb(Parser& parser, CLI::App& parent, Command command, const std::string& name,
+                   const std::string& about) {
+  CLI::App* app = parent.add_subcommand(name, about);
+  parser.verbs.push_back({app, command});
+  return app;
+}
+
+CLI::App* add_noun(Parser& parser, const std::string& name, const std::string& about) {
+  CLI::App* app = parser.app.add_subcommand(name, about)->require_subcommand(1);
+  app->set_help_flag("-h,--help", "this text");
+  return app;
+}
+
+void add_dump(Parser& parser) {
+  Raw& raw = parser.raw;
+  Options& o = raw.options;
+  CLI::App& dump = *add_verb(parser, parser.app, Command::dump, "dump",
+                             "write the trace of one of our implementations");
+  add(dump, "--case", raw.case_name, "NAME", "the case to run (required)")->required();
+  add(dump, "--out", raw.out, "FILE", "the safetensors file to write (required)")->required();
+  add(dump, "--impl", o.impls, "NAME", "oracle, reference (default), optimized, optimized-simt")
+      ->delimiter(',')
+      ->allow_extra_args(false);
+  add(dump, "--mode", o.mode, "NAME", "forward (default), backward, kl-warmup, kl-sparse or train");
+  add(dump, "--dtype", raw.dtypes, "TYPE", "float64, float32 (default) or bfloat16")->expected(1);
+  add(dump, "--dialect", raw.dialect, "NAME", "run as this dialect; default spec-1");
+  add(dump, "--device", o.device, "NAME", "auto (default), cpu or cuda");
+}
+
+/// The words after a command: `called` as in its usage line.
+CLI::Option* add_words(CLI::App& app, Raw& raw, const std::string& name,
+                       const std::string& called) {
+  return add(app, name, raw.options.arguments, called, "")->required();
+}
+
+void add_compare(Parser& parser) {
+  CLI::App& compare =
+      *add_verb(parser, parser.app, Command::compare, "compare", "compare two traces, tap by tap");
+  add_words(compare, parser.raw, "traces", "A B")->expected(2);
+  add_reports(compare, parser.raw);
+}
+
+void add_weights(Parser& parser) {
+  Raw& raw = parser.raw;
+  CLI::App& weights = *add_noun(parser, "weights", "make or check a checkpoint folder");
+  CLI::App& make = *add_verb(parser, weights, Command::weights_make, "make",
+                             "make a synthetic checkpoint that from_pretrained opens");
+  add(make, "--case", raw.case_name, "NAME", "the case (required)")->required();
+  add(make, "--out", raw.out, "DIR", "the folder (required)")->required();
+  CLI::App& check = *add_verb(parser, weights, Command::weights_check, "check",
+                              "check names, shapes and values of a checkpoint folder");
+  add_words(check, raw, "folder", "DIR")->expected(1);
+}
+
+void add_adapter(Parser& parser) {
+  Raw& raw = parser.raw;
+  CLI::App& adapter = *add_noun(parser, "adapter", "check a LoRA adapter as peft saves it");
+  CLI::App& check = *add_verb(parser, adapter, Command::adapter_check, "check",
+                              "check modules, shapes, dtypes, rank and scale of an adapter");
+  add_words(check, raw, "folder", "DIR")->expected(1);
+  add(check, "--config", raw.config, "NAME|PATH", "of the base model; default tiny");
+  add(check, "--case", raw.case_name, "NAME", "the base model is this case's");
+  add(check, "--rank", raw.rank, "N", "the rank that every module must have");
+  add(check, "--scale", raw.scale, "X", "alpha / rank that every module must have");
+}
+
+void add_golden(Parser& parser) {
+  CLI::App& golden = *add_noun(parser, "golden", "verify, compare or show Hugging Face goldens");
+  add_verb(parser, golden, Command::golden_verify, "verify",
+           "check hash, layout and provenance of every golden");
+  CLI::App& diff =
+      *add_verb(parser, golden, Command::golden_diff, "diff", "compare two folders of goldens");
+  add_words(diff, parser.raw, "folders", "A B")->expected(2);
+  CLI::App& show = *add_verb(parser, golden, Command::golden_show, "show",
+                             "show what one golden holds and where it comes from");
+  add_words(show, parser.raw, "case", "CASE")->expected(1);
+}
+
+void add_launch(Parser& parser) {
+  Raw& raw = parser.raw;
+  CLI::App& launch = *add_verb(parser, parser.app, Command::launch, "launch",
+                               "run a command on every rank, with torchrun's variables set");
+  add(launch, "--nproc", raw.nproc, "N", "ranks on this machine (required)")->required();
+  add(launch, "--nnodes", raw.nnodes, "N", "machines; default 1");
+  add(launch, "--node-rank", raw.node_rank, "I", "number of this machine; default 0");
+  add(launch, "--master-addr", raw.master_addr, "HOST", "where rank 0 runs; default this machine");
+  add(launch, "--master-port", raw.master_port, "PORT", "where the ranks meet; default a free one");
+  add(launch, "--timeout", raw.timeout, "SECONDS", "how long ranks wait for one; default 60");
+  add_words(launch, raw, "command", "-- COMMAND");
+  CLI::App& rank = *add_verb(parser, parser.app, Command::sharded_rank, "sharded-rank", "");
+  rank.group("");
+  add_words(rank, raw, "plan", "PLAN");
+}
+
+void add_list(Parser& parser) {
+  CLI::App& list = *add_verb(parser, parser.app, Command::list, "list",
+                             "list suites, cases, taps, dialects, limits, configs");
+  add_words(list, parser.raw, "group", "[GROUP]")->required(false)->expected(0, 1);
+}
+
+}  // namespace
+
+std::unique_ptr<Parser> make_parser() {
+  auto parser = std::make_unique<Parser>();
+  CLI::App& app = parser->app;
+  app.name("dsv32-verify");
+  app.description(kAbout);
+  app.formatter(std::make_shared<HelpFormatter>());
+  app.footer(kFooter);
+  app.allow_extras();  // unknown words are named with a suggestion below
+  add_judged(app, parser->raw);
+  add_how(app, parser->raw);
+  add_reports(app, parser->raw);
+  add_talk(app, parser->raw);
+  app.add_flag("--list", parser->raw.list, "suites, cases, taps, dialects, limits, configs")
+      ->group(kOther);
+  app.add_flag("--show-config", parser->raw.show_config, "the config and what follows from it")
+      ->group(kOther);
+  app.add_flag("--version", parser->raw.version, "versions of the tool and its libraries")
+      ->group(kOther);
+  add_dump(*parser);
+  add_compare(*parser);
+  add_weights(*parser);
+  add_adapter(*parser);
+  add_golden(*parser);
+  add_launch(*parser);
+  add_list(*parser);
+  add_later(*parser);
+  for (const Verb& verb : parser->verbs) add_talk(*verb.app, parser->raw);
+  return parser;
+}
+
+}  // namespace dsv32::harness

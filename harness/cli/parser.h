@@ -1,0 +1,45 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "harness/cli/options.h"
+
+namespace dsv32::harness {
+
+/// Option groups of the help page. The first two decide the verdict.
+inline constexpr char kJudged[] = "What is judged";
+inline constexpr char kHow[] = "How";
+inline constexpr char kOutput[] = "What comes out";
+inline constexpr char kOther[] = "Other";
+
+/// What CLI11 fills; turned into Options once all of it is there.
+struct Raw {
+  Options options;
+  std::string config, case_name, dialect, batch, seed, timeout, out, junit, markdown, color;
+  std::string nproc, nnodes, node_rank, master_addr, master_port, rank, scale;
+  std::vector<std::string> dtypes;
+  bool list = false, show_config = false, version = false;
+  std::string layers, html;
+  bool resume = false;
+};
+
+/// A subcommand and what it stands for.
+struct Verb {
+  CLI::App* app;
+  Command command;
+};
+
+struct Parser {
+  Raw raw;
+  CLI::App app;
+  std::vector<Verb> verbs;
+  std::vector<CLI::App*> later;  // subcommands of later versions
+};
+
+/// The whole surface of DESIGN 4 "CLI".
+std::unique_ptr<Parser> make_parser();
+
+}  // namespace dsv32::harness

@@ -1,0 +1,133 @@
+#include <algorithm>
+#include <cmath>
+
+#include "harness/job/job.h"
+#include "harness/judge/decisions.h"
+#include "harness/judge/rows.h"
+#include "src/io/io.h"
+#include "src/model/errors.h"
+
+namespace dsv32::harness {
+namespace {
+
+/// Two traces of the same case, tap by tap.
+class Pair {
+ public:
+  Pair(const Trace& a, const Trace& b, Case c, std::string subject)
+      : a_(a), b_(b), case_(std::move(c)), batch_(make_batch(case_)), subject_(std::move(subject)) {
+    const auto coarser = [](DType x, DType y) { return epsilon(x) > epsilon(y) ? x : y; };
+    dtype_ = coarser(parse_dtype(a.metadata.at("dtype")), parse_dtype(b.metadata.at("dtype")));
+  }
+
+  std::vector<Verdict> verdicts() const {
+    std::vector<Verdict> out;
+    for (const std::string& name : a_.names()) out.push_back(verdict_of(name));
+    for (const std::string& name : b_.names()) {
+      if (!a_.has(name)) out.push_back(absent(name, "only the second trace has this tap"));
+    }
+    return out;
+  }
+
+ private:
+  Verdict open(const TapName& tap) const {
+    return {.case_name = case_.name,
+            .subject = subject_,
+            .tap = tap.full,
+            .layer = tap.layer,
+            .mode = Mode::free};
+  }
+  Verdict absent(const std::string& name, const char* why) const {
+    Verdict verdict = open(*parse_tap(name));
+    verdict.trust = Trust::skipped;
+    verdict.note = why;
+    return verdict;
+  }
+
+  Verdict verdict_of(const std::string& name) const {
+    const HostTensor* b = b_.find(name);
+    if (b == nullptr) return absent(name, "only the first trace has this tap");
+    const TapName tap = *parse_tap(name);
+    const bool decision = tap.info.kind == TapKind::topk || tap.info.kind == TapKind::experts;
+    return decision ? sets(tap, *a_.find(name), *b) : values(tap, *a_.find(name), *b);
+  }
+
+  Verdict values(const TapName& tap, const HostTensor& a, const HostTensor& b) const {
+    Verdict verdict = open(tap);
+    const std::vector<uint8_t> keys = attended_keys(case_.config, batch_, topk_of(tap));
+    const RowLayout layout(tap, a.shape(), &batch_, &keys, RowView::judged);
+    double error = 0, norm = 0, largest = -1;
+    std::vector<double> x, y;
+    for (const Row& row : layout.rows()) {
+      layout.gather(a, row, x);
+      layout.gather(b, row, y);
+      for (size_t i = 0; i < x.size(); ++i) {
+        const double gap = x[i] == y[i] ? 0 : std::fabs(x[i] - y[i]);
+        error += gap * gap;
+        norm += std::isfinite(x[i]) ? x[i] * x[i] : 0;
+        if (gap <= largest) continue;
+        largest = gap;
+        verdict.worst = Worst{layout.unravel(layout.flat_index(row, static_cast<int64_t>(i))),
+                              row.number, x[i], y[i]};
+      }
+      verdict.checked += static_cast<int64_t>(x.size());
+    }
+    const double relative = error == 0 ? 0 : std::sqrt(error / norm);
+    verdict.measures.push_back(pairwise_limit(dtype_, relative));
+    verdict.trust = verdict.measures.back().within() ? Trust::pass : Trust::fail;
+    return verdict;
+  }
+
+  Verdict sets(const TapName& tap, const HostTensor& a, const HostTensor& b) const {
+    Verdict verdict = open(tap);
+    const FlipCount flips = count_flips(a, b, batch_);
+    verdict.checked = flips.rows;
+    verdict.measures.push_back(
+        {"differing rows", static_cast<double>(flips.differing_rows), 0, "equal sets"});
+    verdict.trust = verdict.measures.back().within() ? Trust::pass : Trust::fail;
+    if (flips.differing_rows > 0) {
+      verdict.note =
+          std::to_string(flips.differing_elements) + " of " + std::to_string(flips.elements) +
+          " picks differ; judge each trace with --candidate to learn which flips are legitimate";
+    }
+    return verdict;
+  }
+
+  const HostTensor* topk_of(const TapName& tap) const {
+    return tap.layer ? a_.find(layer_tap(*tap.layer, "topk")) : nullptr;
+  }
+
+  const Trace& a_;
+  const Trace& b_;
+  Case case_;
+  Batch batch_;
+  std::string subject_;
+  DType dtype_;
+};
+
+}  // namespace
+
+Report compare_traces(const std::filesystem::path& a, const std::filesystem::path& b) {
+  const Trace first = io::read_trace(a), second = io::read_trace(b);
+  const Case c = io::case_of_trace(first);
+  if (io::case_json(c) != io::case_json(io::case_of_trace(second))) {
+    throw Error(ExitCode::artefact, {.where = b.string(),
+                                     .what = "case",
+                                     .expected = first.metadata.at("case"),
+                                     .got = second.metadata.at("case"),
+                                     .hint = "only traces of one case can be compared"});
+  }
+  Report report{.suites = {"compare"}, .cases = {c.name}};
+  const std::string subject = a.filename().string() + " and " + b.filename().string();
+  report.verdicts = Pair(first, second, c, subject).verdicts();
+  Finding finding{.case_name = c.name, .subject = subject};
+  const auto failed = std::find_if(report.verdicts.begin(), report.verdicts.end(),
+                                   [](const Verdict& v) { return v.trust == Trust::fail; });
+  if (failed != report.verdicts.end()) {
+    finding.first_tap = failed->tap;
+    finding.headline = "first difference " + failed->tap;
+  }
+  report.findings.push_back(finding);
+  return report;
+}
+
+}  // namespace dsv32::harness

@@ -1,0 +1,230 @@
+#include "harness/job/model_part.h"
+
+#include <algorithm>
+
+#include "harness/cases/causes.h"
+#include "harness/cases/implementations.h"
+#include "harness/job/memory.h"
+#include "src/io/io.h"
+
+namespace dsv32::harness {
+namespace {
+
+bool contains(const std::vector<std::string>& list, const std::string& word) {
+  return std::find(list.begin(), list.end(), word) != list.end();
+}
+
+bool is_decision_name(const std::string& name) {
+  const auto tap = parse_tap(name);
+  return tap && (tap->info.kind == TapKind::topk || tap->info.kind == TapKind::experts);
+}
+
+std::shared_ptr<const WeightSource> open_weights(const Job& job, const Case& c) {
+  const std::string seeded = "synthetic:";
+  if (job.weights.rfind(seeded, 0) == 0) {
+    return std::make_shared<SyntheticWeights>(std::stoull(job.weights.substr(seeded.size())),
+                                              c.bias_offset);
+  }
+  if (job.weights == "synthetic") return std::make_shared<SyntheticWeights>(c.seed, c.bias_offset);
+  return io::open_checkpoint(job.weights, c.config);
+}
+
+CaseRun make_run(const Job& job, Case c, const Objective& objective) {
+  const Batch batch = job.batch_file ? io::read_batch(*job.batch_file, c.config) : make_batch(c);
+  if (job.batch_file) {
+    c.B = batch.B;
+    c.S = batch.S;
+    c.chunks.clear();
+    c.sparse = exercises_selection(c);
+  }
+  refuse_what_does_not_fit(c);
+  auto weights = open_weights(job, c);
+  return {std::move(c),
+          batch,
+          std::move(weights),
+          contains(job.suites, "backward"),
+          {.device = job.device, .progress = job.progress, .interrupted = job.interrupted},
+          objective};
+}
+
+/// The decisions in force in place of the run's own choice, which the staged verdicts judge.
+void put_decisions(const Trace& decisions, Trace& trace) {
+  for (const std::string& name : decisions.names()) {
+    if (is_decision_name(name) && trace.has(name)) trace.put(name, *decisions.find(name));
+  }
+}
+
+}  // namespace
+
+CaseJob::CaseJob(const Job& job, Case c, const Objective& objective, Report& report)
+    : job_(job),
+      report_(report),
+      run_(make_run(job, std::move(c), objective)),
+      findings_(job, report, run_.the_case().name) {}
+
+void CaseJob::run_golden_and_own() {
+  const Case& c = run_.the_case();
+  std::optional<golden::Golden> golden = load_golden();
+  // The golden's decisions serve everybody unless its dialect is another function in this case.
+  const bool common =
+      golden && same_function(c.config, DType::float64, find_dialect(golden->dialect), {});
+  Trace own_decisions;
+  if (!common) {
+    own_decisions =
+        run_.run({.dtype = DType::float32, .wanted = is_decision_name}, "reference float32");
+  }
+  const Trace& decisions = common ? golden->trace : own_decisions;
+  // Staged first: its traces are gone before the end-to-end ones, the largest, are made.
+  const std::vector<Subject> subjects = own_subjects();
+  std::vector<std::vector<Verdict>> staged;
+  for (const Subject& subject : subjects) staged.push_back(staged_verdicts(subject));
+  ForcedTraces shared = run_.forced_traces({}, &decisions);
+  const auto& dtypes = job_.dtypes;
+  if (common && std::find(dtypes.begin(), dtypes.end(), golden->dtype) != dtypes.end()) {
+    shared.reference_dtype = golden->dtype;
+    shared.reference = forced_run(own_subject("reference", golden->dtype), decisions);
+  }
+  if (golden) judge_golden(*golden, common ? &shared : nullptr);
+  for (size_t i = 0; i < subjects.size(); ++i)
+    judge_own(subjects[i], std::move(staged[i]), decisions, shared);
+  if (!golden && c.golden == "none")
+    report_.not_tested.push_back(c.name + ": there is no golden of this case");
+  findings_.settle();
+}
+
+void CaseJob::run_candidate(const Candidate& candidate) {
+  const io::CandidateNotes notes = io::candidate_notes(candidate.trace, candidate.path.string());
+  check_weights_identity(candidate, run_.weights());
+  // A fused kernel never held these values: its next stage did not read their rounding.
+  Trace held = candidate.trace;
+  for (const std::string& tap : notes.derived_taps) held.erase(tap);
+  const Subject subject{.name = candidate.subject,
+                        .dtype = parse_dtype(candidate.trace.metadata.at("dtype")),
+                        .dialect = find_dialect(job_.dialect),
+                        .trace = &candidate.trace,
+                        .fed = &held,
+                        .is_file = true};
+  std::vector<Verdict> verdicts = verdicts_on_loading(candidate, notes);
+  if (!candidate.trace.empty()) {
+    const std::vector<Verdict> judged = run_.judge_subject(subject);
+    verdicts.insert(verdicts.end(), judged.begin(), judged.end());
+  } else if (!notes.failure) {
+    verdicts.push_back({.case_name = run_.the_case().name,
+                        .subject = subject.name,
+                        .tap = "taps",
+                        .trust = Trust::missing,
+                        .note = "there is no tap in this file"});
+  }
+  const bool broken_start = !verdicts.empty() && verdicts.front().trust == Trust::fail &&
+                            !parse_tap(verdicts.front().tap);
+  findings_.add(subject.name, verdicts,
+                broken_start ? std::vector<std::string>{} : find_causes(run_, subject, verdicts));
+  for (const std::string& tap : notes.missing_taps) {
+    report_.not_tested.push_back(subject.name + ": " + tap +
+                                 " was not found in that implementation");
+  }
+}
+
+std::optional<golden::Golden> CaseJob::load_golden() {
+  const Case& c = run_.the_case();
+  if (run_.objective().kl != KlStage::none) {
+    report_.not_tested.push_back(c.name +
+                                 ": the goldens of the indexer's KL belong to the suite "
+                                 "indexer_kl");
+    return std::nullopt;
+  }
+  if (c.golden == "none" || job_.batch_file || job_.seed || job_.weights != "synthetic") {
+    if (c.golden != "none")
+      report_.not_tested.push_back(c.name + ": the golden is for the case's own batch and weights");
+    return std::nullopt;
+  }
+  if (!golden::exists(c.name)) {
+    report_.verdicts.push_back({.case_name = c.name,
+                                .subject = "golden",
+                                .tap = "golden file",
+                                .trust = Trust::missing,
+                                .note = "no golden of this case; make it with golden/generate.py"});
+    return std::nullopt;
+  }
+  golden::Golden golden = golden::load(c.name);
+  for (const auto& entry : golden::read_manifest(golden::default_directory())) {
+    if (entry.case_name == c.name)
+      report_.environment["golden " + c.name] = "sha256 " + entry.sha256;
+  }
+  return golden;
+}
+
+void CaseJob::judge_golden(const golden::Golden& golden, const ForcedTraces* shared) {
+  const Subject subject{.name = "golden",
+                        .dtype = golden.dtype,
+                        .dialect = find_dialect(golden.dialect),
+                        .trace = &golden.trace,
+                        .golden = &golden};
+  findings_.add(subject.name, run_.judge_subject(subject, shared));
+}
+
+Subject CaseJob::own_subject(const std::string& impl, DType dtype) const {
+  std::string name = impl + " " + std::string(to_string(dtype));
+  if (run_.objective().kl == KlStage::warmup) name += ", kl-warmup";
+  if (run_.objective().kl == KlStage::sparse) name += ", kl-sparse";
+  Subject subject{
+      .name = name, .impl = impl, .dtype = dtype, .against_reference = impl != "reference"};
+  const bool narrow = dtype == DType::bfloat16 || dtype == DType::float16;
+  if (narrow && rounds_every_op(impl)) subject.dialect.rounding = RoundingStyle::transformers;
+  return subject;
+}
+
+/// Every implementation in every dtype that it has; the others are named with their reason.
+std::vector<Subject> CaseJob::own_subjects() {
+  const Case& c = run_.the_case();
+  std::vector<Subject> subjects;
+  std::string reason;
+  for (const std::string& impl : job_.impls) {
+    for (const DType dtype : job_.dtypes) {
+      const std::string why = cannot_run(impl, c.config, dtype, job_.device);
+      if (why.empty()) {
+        subjects.push_back(own_subject(impl, dtype));
+      } else {
+        reason = impl + ": " + why;
+        report_.not_tested.push_back(c.name + ": " + reason);
+      }
+    }
+  }
+  if (!subjects.empty()) return subjects;
+  throw Error(ExitCode::usage, {.where = "case " + c.name,
+                                .what = "nothing that was asked for can run",
+                                .expected = "an implementation, dtype and device that go together",
+                                .got = reason});
+}
+
+/// On a free run with its own decisions. They are about forward taps alone.
+std::vector<Verdict> CaseJob::staged_verdicts(Subject subject) const {
+  if (!contains(job_.suites, "forward")) return {};
+  const Trace free = run_.run({.dtype = subject.dtype}, subject.name, subject.impl);
+  subject.trace = &free;
+  return run_.judge_staged(subject);
+}
+
+/// End to end under the decisions that all subjects share.
+Trace CaseJob::forced_run(const Subject& subject, const Trace& decisions) const {
+  const RunOptions options{.dtype = subject.dtype,
+                           .backward = run_.backward(),
+                           .feeding = Feeding::forced,
+                           .feed = &decisions};
+  return run_.run(options, subject.name, subject.impl);
+}
+
+/// Adds the end-to-end verdicts to the staged ones.
+void CaseJob::judge_own(Subject subject, std::vector<Verdict> verdicts, const Trace& decisions,
+                        const ForcedTraces& shared) {
+  const bool made =
+      subject.impl == "reference" && shared.reference && shared.reference_dtype == subject.dtype;
+  Trace forced = made ? *shared.reference : forced_run(subject, decisions);
+  put_decisions(decisions, forced);
+  subject.trace = &forced;
+  for (Verdict& verdict : run_.judge_forced(subject, &shared))
+    verdicts.push_back(std::move(verdict));
+  findings_.add(subject.name, verdicts);
+}
+
+}  // namespace dsv32::harness

@@ -1,0 +1,41 @@
+#pragma once
+
+#include <optional>
+
+#include "golden/reader/golden.h"
+#include "harness/cases/candidate.h"
+#include "harness/cases/case_run.h"
+#include "harness/job/findings.h"
+#include "harness/job/job.h"
+#include "harness/report/report.h"
+
+namespace dsv32::harness {
+
+/// The model's part of one case of a job: its golden, our implementations in each dtype, the
+/// candidates.
+class CaseJob {
+ public:
+  CaseJob(const Job& job, Case c, const Objective& objective, Report& report);
+
+  void run_golden_and_own();
+  void run_candidate(const Candidate& candidate);
+  /// Who is wrong, once everybody was judged.
+  void settle() { findings_.settle(); }
+
+ private:
+  std::optional<golden::Golden> load_golden();
+  void judge_golden(const golden::Golden& golden, const ForcedTraces* shared);
+  Subject own_subject(const std::string& impl, DType dtype) const;
+  std::vector<Subject> own_subjects();
+  std::vector<Verdict> staged_verdicts(Subject subject) const;
+  Trace forced_run(const Subject& subject, const Trace& decisions) const;
+  void judge_own(Subject subject, std::vector<Verdict> verdicts, const Trace& decisions,
+                 const ForcedTraces& shared);
+
+  const Job& job_;
+  Report& report_;
+  CaseRun run_;
+  Findings findings_;
+};
+
+}  // namespace dsv32::harness

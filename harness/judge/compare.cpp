@@ -1,0 +1,295 @@
+#include "harness/judge/compare.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "harness/judge/metrics.h"
+#include "harness/judge/structure.h"
+
+namespace dsv32::harness {
+namespace {
+
+const char* const kExactBasis = "determined by the model: no tolerance";
+
+// What SPEC fixes about keys outside the support of a row: -inf scores, zero probabilities.
+enum class Outside { free, minus_infinity, zero };
+
+Outside outside_rule(const TapName& tap) {
+  if (tap.info.name == "ix.scores") return Outside::minus_infinity;
+  if (tap.info.name == "attn.probs" || tap.info.kind == TapKind::keys) return Outside::zero;
+  return Outside::free;
+}
+
+bool violates(Outside rule, bool inside, double value) {
+  if (rule == Outside::zero) return !inside && value != 0;
+  if (rule == Outside::minus_infinity)
+    return inside ? !std::isfinite(value) : value != -std::numeric_limits<double>::infinity();
+  return false;
+}
+
+// Counts violations of the rule over all judged rows and remembers the first.
+void check_outside(const Comparison& c, const RowLayout& layout, Verdict& verdict) {
+  const Outside rule = outside_rule(c.tap);
+  if (rule == Outside::free) return;
+  int64_t violations = 0;
+  for (const Row& row : layout.rows()) {
+    const uint8_t* inside = layout.keys(row);
+    for (int64_t t = 0; t < row.length; ++t) {
+      const double got = c.judged->at(row.first + t);
+      if (!violates(rule, inside[t] != 0, got)) continue;
+      if (violations++ > 0) continue;
+      const double expected = inside[t] ? c.yardstick.oracle->find(c.tap.full)->at(row.first + t)
+                              : rule == Outside::minus_infinity
+                                  ? -std::numeric_limits<double>::infinity()
+                                  : 0.0;
+      verdict.worst = Worst{layout.unravel(row.first + t), row.number, expected, got};
+    }
+  }
+  verdict.measures.push_back({"exact", static_cast<double>(violations), 0, kExactBasis});
+}
+
+// The element with the largest error of one row.
+Worst worst_of_row(const Comparison& c, const RowLayout& layout, const Row& row) {
+  std::vector<double> o, k;
+  layout.gather(*c.yardstick.oracle->find(c.tap.full), row, o);
+  layout.gather(*c.judged, row, k);
+  size_t at = 0;
+  double largest = -1;
+  for (size_t i = 0; i < o.size(); ++i) {
+    const double d = std::fabs(k[i] - o[i]);
+    if (d <= largest || std::isnan(largest)) continue;
+    largest = d;
+    at = i;
+  }
+  return {layout.unravel(layout.flat_index(row, at)), row.number, o[at], k[at]};
+}
+
+Worst worst_at(const Comparison& c, const RowLayout& layout, int64_t flat) {
+  for (const Row& row : layout.rows()) {
+    if (flat < row.first || flat >= row.first + row.length) continue;
+    return {layout.unravel(flat), row.number, c.yardstick.oracle->find(c.tap.full)->at(flat),
+            c.judged->at(flat)};
+  }
+  return {};
+}
+
+// The oracle is zero everywhere: so must the judged side be.
+void check_zero(const Comparison& c, const RowLayout& layout, const TapError& error,
+                Verdict& verdict) {
+  int64_t wrong = 0;
+  for (size_t r = 0; r < error.rows.size(); ++r) {
+    if (error.rows[r].largest == 0) continue;
+    if (wrong++ == 0) verdict.worst = worst_of_row(c, layout, layout.rows()[r]);
+  }
+  verdict.measures.push_back(
+      {"exact", static_cast<double>(wrong), 0, "the oracle is exactly zero"});
+}
+
+struct RowRatios {
+  double ratio = 0, cap = 0;
+  size_t worst_row = 0;
+};
+
+RowRatios row_ratios(const TapError& error) {
+  RowRatios out;
+  double worst = -1;
+  for (size_t r = 0; r < error.rows.size(); ++r) {
+    const RowError& row = error.rows[r];
+    const double allowance = short_row_factor(row.elements);
+    const double ratio = row.judged / (error.denominator(row) * allowance);
+    out.ratio = keep_larger(out.ratio, ratio);
+    out.cap = keep_larger(out.cap, row.judged / (error.sensitivity(row) * allowance));
+    if (ratio <= worst || std::isnan(worst)) continue;
+    worst = ratio;
+    out.worst_row = r;
+  }
+  return out;
+}
+
+double tensor_ratio(const TapError& error) {
+  const double noise = std::max(error.reference, error.floor * error.norm);
+  return error.judged / (noise * small_tensor_factor(error.elements));
+}
+
+void add_ratios(const Comparison& c, const TapError& error, const RowRatios& rows,
+                Verdict& verdict) {
+  const Limits& limits = limits_for(c.tap, c.mode, c.dtype);
+  if (error.has_reference) {
+    verdict.measures.push_back({"row ratio", rows.ratio, limits.row_ratio, limits.basis});
+    verdict.measures.push_back(
+        {"tensor ratio", tensor_ratio(error), limits.tensor_ratio, limits.basis});
+  }
+  if (error.has_probe) verdict.measures.push_back({"cap", rows.cap, limits.cap, limits.basis});
+}
+
+void add_tail(const Comparison& c, const TapError& error, const Tail& tail, Verdict& verdict) {
+  const Limits& limits = limits_for(c.tap, c.mode, c.dtype);
+  const double allowed =
+      std::max(limits.tail_count, limits.tail_fraction * static_cast<double>(error.elements));
+  verdict.measures.push_back({"tail", static_cast<double>(tail.beyond), allowed, limits.basis});
+  verdict.measures.push_back({"max tail", tail.largest, limits.max_tail, limits.basis});
+}
+
+void add_values(const Comparison& c, const RowLayout& layout, const TapError& error,
+                Verdict& verdict) {
+  const RowRatios rows = row_ratios(error);
+  const Tail tail = measure_tail(c, layout, error, limits_for(c.tap, c.mode, c.dtype).tail);
+  add_ratios(c, error, rows, verdict);
+  const bool by_rows = std::any_of(verdict.measures.begin(), verdict.measures.end(),
+                                   [](const Measure& measure) { return !measure.within(); });
+  add_tail(c, error, tail, verdict);
+  if (!c.golden_config.empty())
+    verdict.measures.push_back(golden_relative_limit(c.golden_config, error.relative()));
+  if (verdict.worst) return;  // of an exact rule
+  verdict.worst = !by_rows && tail.element >= 0
+                      ? worst_at(c, layout, tail.element)
+                      : worst_of_row(c, layout, layout.rows()[rows.worst_row]);
+}
+
+Verdict wrong_shape(const Comparison& c, const Shape& expected) {
+  Verdict verdict = open_verdict(c);
+  verdict.trust = Trust::fail;
+  verdict.measures.push_back({"exact", 1, 0, kExactBasis});
+  verdict.note = "shape " + to_string(c.judged->shape()) + ", expected " + to_string(expected);
+  return verdict;
+}
+
+Verdict compare_layout(const Comparison& c, const HostTensor& oracle) {
+  const RowLayout layout(c.tap, oracle.shape(), c.batch, c.support, RowView::judged);
+  if (layout.rows().empty()) return unmeasured(c, Trust::vacuous, "no row is judged");
+  Verdict verdict = open_verdict(c);
+  const TapError error = measure_rows(c, layout, c.judged);
+  verdict.checked = error.elements;
+  check_outside(c, layout, verdict);
+  if (error.norm == 0) {
+    check_zero(c, layout, error, verdict);
+  } else {
+    add_values(c, layout, error, verdict);
+  }
+  settle(verdict);
+  if (verdict.trust == Trust::fail) verdict.structure = describe_structure(c, layout, error);
+  return verdict;
+}
+
+// Without the decisions of the judged side: equal within the forced limits, or at most a flip away.
+Verdict relax(const Comparison& c, const HostTensor& oracle, Verdict verdict) {
+  if (verdict.trust != Trust::fail) return verdict;
+  const bool broken_rule = std::any_of(
+      verdict.measures.begin(), verdict.measures.end(),
+      [](const Measure& measure) { return measure.metric == "exact" && !measure.within(); });
+  if (broken_rule) return verdict;
+  const RowLayout layout(c.tap, oracle.shape(), c.batch, c.support, RowView::judged);
+  verdict.measures = {free_relative_limit(measure_rows(c, layout, c.judged).relative())};
+  verdict.trust = Trust::pass;
+  verdict.note = "the decisions before this tap are not in the file: only gross errors would show";
+  settle(verdict);
+  return verdict;
+}
+
+}  // namespace
+
+Verdict open_verdict(const Comparison& c) {
+  Verdict verdict;
+  verdict.case_name = c.case_name;
+  verdict.subject = c.subject;
+  verdict.tap = c.tap.full;
+  verdict.layer = c.tap.layer;
+  verdict.mode = c.mode;
+  return verdict;
+}
+
+Verdict unmeasured(const Comparison& c, Trust trust, std::string note) {
+  Verdict verdict = open_verdict(c);
+  verdict.trust = trust;
+  verdict.note = std::move(note);
+  return verdict;
+}
+
+void settle(Verdict& verdict) {
+  for (const Measure& measure : verdict.measures)
+    if (!measure.within()) verdict.trust = Trust::fail;
+}
+
+Verdict compare_values(const Comparison& c) {
+  const HostTensor* oracle =
+      c.yardstick.oracle == nullptr ? nullptr : c.yardstick.oracle->find(c.tap.full);
+  if (oracle == nullptr) return unmeasured(c, Trust::missing, "the oracle has no such tap");
+  if (c.judged->shape() != oracle->shape()) return wrong_shape(c, oracle->shape());
+  Verdict verdict = compare_layout(c, *oracle);
+  return c.mode == Mode::free ? relax(c, *oracle, std::move(verdict)) : verdict;
+}
+
+Verdict compare_score_gradient(const Comparison& c, const HostTensor& student,
+                               const HostTensor& target) {
+  Verdict verdict = open_verdict(c);
+  const RowLayout layout(c.tap, c.judged->shape(), c.batch, c.support, RowView::judged);
+  if (layout.rows().empty()) return unmeasured(c, Trust::vacuous, "no row is judged");
+  std::vector<double> gradient, q, p;
+  double worst = 0;
+  for (const Row& row : layout.rows()) {
+    layout.gather(*c.judged, row, gradient);
+    layout.gather(student, row, q);
+    layout.gather(target, row, p);
+    verdict.checked += layout.judged_elements(row);
+    for (size_t i = 0; i < q.size(); ++i) {
+      const double expected = q[i] - p[i];
+      // Every one of the three is rounded, the largest of them most.
+      const double size = std::max({std::fabs(q[i]), std::fabs(p[i]), epsilon(c.dtype)});
+      const double units = std::fabs(gradient[i] - expected) / (epsilon(c.dtype) * size);
+      if (!std::isnan(units) && units <= worst) continue;
+      if (std::isnan(worst)) continue;
+      worst = units;
+      verdict.worst = Worst{layout.unravel(layout.flat_index(row, static_cast<int64_t>(i))),
+                            row.number, expected, gradient[i]};
+    }
+  }
+  verdict.measures.push_back(score_gradient_limit(worst));
+  settle(verdict);
+  return verdict;
+}
+
+double element_noise(const Comparison& c, int64_t element) {
+  const HostTensor& oracle = *c.yardstick.oracle->find(c.tap.full);
+  const RowLayout layout(c.tap, oracle.shape(), c.batch, c.support, RowView::judged);
+  const TapError error = measure_rows(c, layout, c.judged);
+  for (size_t r = 0; r < error.rows.size(); ++r) {
+    const Row& row = layout.rows()[r];
+    const int64_t i = element - row.first;
+    if (i < 0 || i >= row.length) continue;
+    const uint8_t* counts = layout.keys(row);
+    if (counts != nullptr && counts[i] == 0) return 0;
+    return element_noise(error, error.rows[r], oracle.at(element), c.dtype);
+  }
+  return 0;
+}
+
+bool visible(const Batch& batch, int64_t b, int64_t s, int64_t t) {
+  return t <= s && batch.valid(b, t);
+}
+
+std::vector<uint8_t> visible_keys(const Batch& batch) {
+  const int64_t T = batch.S;
+  std::vector<uint8_t> keys(batch.B * batch.S * T);
+  for (int64_t b = 0; b < batch.B; ++b)
+    for (int64_t s = 0; s < batch.S; ++s)
+      for (int64_t t = 0; t < T; ++t) keys[(b * batch.S + s) * T + t] = visible(batch, b, s, t);
+  return keys;
+}
+
+std::vector<uint8_t> attended_keys(const ModelConfig& config, const Batch& batch,
+                                   const HostTensor* topk) {
+  if (!config.use_sparse_attention || topk == nullptr) return visible_keys(batch);
+  const int64_t T = batch.S;
+  const int64_t slots = topk->shape().back();
+  std::vector<uint8_t> keys(batch.B * batch.S * T);
+  for (int64_t row = 0; row < batch.B * batch.S; ++row)
+    for (int64_t i = 0; i < slots; ++i) {
+      const int64_t t = static_cast<int64_t>(topk->at(row * slots + i));
+      if (t < 0 || t >= T) continue;
+      keys[row * T + t] = visible(batch, row / batch.S, row % batch.S, t);
+    }
+  return keys;
+}
+
+}  // namespace dsv32::harness

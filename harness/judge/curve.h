@@ -1,0 +1,38 @@
+#pragma once
+
+#include <span>
+
+#include "golden/reader/training_golden.h"
+
+/// A free-running loss curve against the band of clean runs that a golden keeps. No torch.
+namespace dsv32::harness {
+
+/// A band's standard deviation at a step, at least two float32 units in the last place of the loss:
+/// below that a loss is a matter of the order of its sums.
+double band_sigma(const golden::Band& band, int64_t step);
+
+/// How far a curve lies from a band.
+struct BandDistance {
+  double largest_z = 0;  // max over steps of |curve - mean| / sigma; NaN where the curve has one
+  int64_t step = -1;     // of the largest z
+  /// Squared Mahalanobis distance along the band's leading components; each variance is at least
+  /// that of the floor of sigma. 0 for a curve shorter than the band: components belong to all
+  /// steps.
+  double mahalanobis = 0;
+  /// Sign persistence: |sum of z, each cut to [-1, 1]| over the standard deviation that the band
+  /// gives to the sum of z. Steps that the band moves together count as one, so a curve that stays
+  /// on one side is only news where clean curves do not.
+  double persistence = 0;
+};
+/// `curve` may be shorter than the band.
+BandDistance distance_from_band(const golden::Band& band, std::span<const double> curve);
+
+/// Value below which an F(d1, d2) variable lies with this probability. By bisection on the
+/// regularised incomplete beta function: I_x(d1/2, d2/2), x = d1 f / (d1 f + d2) (Abramowitz and
+/// Stegun 26.6.2), its continued fraction 26.5.8 by Lentz's method.
+double f_quantile(double d1, double d2, double probability);
+/// Hotelling's limit for the squared distance of one new observation of `p` components from `n`
+/// observed ones: p (n + 1) (n - 1) / (n (n - p)) F(p, n - p).
+double hotelling_limit(int64_t p, int64_t n, double probability);
+
+}  // namespace dsv32::harness

@@ -1,0 +1,336 @@
+#include "harness/judge/judge.h"
+
+#include <algorithm>
+#include <set>
+
+#include "harness/judge/decisions.h"
+#include "src/model/weights.h"
+
+namespace dsv32::harness {
+namespace {
+
+const std::string kGradient = "grad.";
+
+bool is_decision(const TapName& tap) {
+  return tap.info.kind == TapKind::topk || tap.info.kind == TapKind::experts;
+}
+
+bool all_zero(const HostTensor& tensor) {
+  for (int64_t i = 0; i < tensor.numel(); ++i)
+    if (tensor.at(i) != 0) return false;
+  return true;
+}
+
+bool has_gradients(const Trace* trace) {
+  return trace != nullptr &&
+         std::any_of(trace->names().begin(), trace->names().end(),
+                     [](const std::string& name) { return name.starts_with(kGradient); });
+}
+
+std::string bias_name(int64_t layer) {
+  return "model.layers." + std::to_string(layer) + ".mlp.gate.e_score_correction_bias";
+}
+
+class Judge {
+ public:
+  explicit Judge(const Evidence& e)
+      : e_(e), config_(e.c->config), fed_(e.fed != nullptr ? *e.fed : *e.judged) {}
+
+  std::vector<Verdict> run() {
+    judge_selection();
+    std::vector<std::string> forward = forward_taps(config_);
+    for (std::string& name : kl_taps(config_, e_.objective)) forward.push_back(std::move(name));
+    if (!anything(forward)) return give_up();
+    find_unreplayed(forward);
+    if (e_.staged.oracle != nullptr)
+      for (const std::string& name : forward) judge_staged(*parse_tap(name));
+    for (const std::string& name : forward) judge_forced(*parse_tap(name));
+    if (has_gradients(e_.forced.oracle)) judge_gradients();
+    list_others(forward);
+    return std::move(verdicts_);
+  }
+
+ private:
+  // --- what is there ----------------------------------------------------------------------------
+
+  const HostTensor* tensor(const std::string& name) const { return e_.judged->find(name); }
+
+  const golden::SketchedTap* sketch(const std::string& name) const {
+    if (e_.golden == nullptr) return nullptr;
+    const auto found = e_.golden->sketches.find(name);
+    return found == e_.golden->sketches.end() ? nullptr : &found->second;
+  }
+
+  bool present(const std::string& name) const {
+    return tensor(name) != nullptr || sketch(name) != nullptr;
+  }
+
+  bool anything(const std::vector<std::string>& forward) const {
+    const auto known = [this](const std::string& name) { return present(name); };
+    const std::vector<std::string> gradients = gradient_taps(config_, e_.objective);
+    return std::any_of(forward.begin(), forward.end(), known) ||
+           std::any_of(gradients.begin(), gradients.end(), known);
+  }
+
+  // The tap is in the fed trace, or follows from what is there without a decision that is not.
+  bool derivable(const std::string& name) {
+    if (fed_.has(name)) return true;
+    const auto known = derivable_.find(name);
+    if (known != derivable_.end()) return known->second;
+    const TapName tap = *parse_tap(name);
+    const bool free_decision = is_decision(tap) && decides(tap);
+    return derivable_[name] = !free_decision && inputs_derivable(tap);
+  }
+
+  bool inputs_derivable(const TapName& tap) {
+    const std::vector<std::string> inputs = tap_inputs(tap, config_);
+    return std::all_of(inputs.begin(), inputs.end(),
+                       [this](const std::string& name) { return derivable(name); });
+  }
+
+  bool decides(const TapName& tap) const {
+    return tap.info.kind == TapKind::experts ||
+           (tap.info.kind == TapKind::topk && config_.use_sparse_attention);
+  }
+
+  // Taps after the first decision that the fed trace does not hold.
+  void find_unreplayed(const std::vector<std::string>& forward) {
+    bool replayed = true;
+    for (const std::string& name : forward) {
+      if (!replayed) unreplayed_.insert(name);
+      const TapName tap = *parse_tap(name);
+      if (is_decision(tap) && decides(tap) && !fed_.has(name)) replayed = false;
+    }
+    all_replayed_ = replayed;
+  }
+
+  // --- comparisons ------------------------------------------------------------------------------
+
+  Comparison comparison(const TapName& tap, Mode mode, const Yardstick& yardstick) {
+    Comparison c;
+    c.case_name = e_.c->name;
+    c.subject = e_.subject;
+    c.config = &config_;
+    c.batch = e_.batch;
+    c.tap = tap;
+    c.mode = mode;
+    c.dtype = e_.dtype;
+    c.judged = tensor(tap.full);
+    c.yardstick = yardstick;
+    if (tap.info.kind == TapKind::attention || tap.info.kind == TapKind::keys)
+      c.support = support(*tap.layer, yardstick);
+    if (e_.golden != nullptr && mode == Mode::forced) c.golden_config = e_.c->config_name;
+    return c;
+  }
+
+  // Attended keys of a layer, by the decision in force there; kept for the layer at hand.
+  const std::vector<uint8_t>* support(int64_t layer, const Yardstick& yardstick) {
+    const std::string name = layer_tap(layer, "topk");
+    const HostTensor* topk = fed_.find(name);
+    if (topk == nullptr && yardstick.oracle != nullptr) topk = yardstick.oracle->find(name);
+    if (support_layer_ != layer || support_of_ != topk) {
+      support_ = attended_keys(config_, *e_.batch, topk);
+      support_layer_ = layer;
+      support_of_ = topk;
+    }
+    return &support_;
+  }
+
+  Verdict compare(const Comparison& c) {
+    if (c.tap.info.kind == TapKind::topk) {
+      const bool own = c.mode == Mode::staged;
+      return judge_topk(c, own ? tensor(layer_tap(*c.tap.layer, "ix.scores")) : nullptr);
+    }
+    if (c.tap.info.kind == TapKind::experts) return compare_experts(c);
+    if (c.judged != nullptr) return compare_values(c);
+    return compare_sketch(c, *sketch(c.tap.full));
+  }
+
+  Verdict compare_experts(const Comparison& c) {
+    const auto bias = e_.biases.find(bias_name(*c.tap.layer));
+    if (bias == e_.biases.end())
+      return unmeasured(c, Trust::missing, bias_name(*c.tap.layer) + " is not in the evidence");
+    const bool own = c.mode == Mode::staged;
+    return judge_experts(c, bias->second,
+                         own ? tensor(layer_tap(*c.tap.layer, "router.logits")) : nullptr);
+  }
+
+  // --- forward ----------------------------------------------------------------------------------
+
+  void judge_staged(const TapName& tap) {
+    if (tensor(tap.full) == nullptr) return;  // listed with the forced verdicts
+    const Comparison c = comparison(tap, Mode::staged, e_.staged);
+    if (inputs_derivable(tap)) {
+      verdicts_.push_back(compare(c));
+    } else {
+      verdicts_.push_back(
+          unmeasured(c, Trust::skipped, "its inputs depend on decisions that are not there"));
+    }
+  }
+
+  void judge_forced(const TapName& tap) {
+    const Mode mode = unreplayed_.contains(tap.full) ? Mode::free : Mode::forced;
+    if (!present(tap.full)) return list_absent(tap);
+    if (e_.forced.oracle == nullptr) return;
+    verdicts_.push_back(compare(comparison(tap, mode, e_.forced)));
+    if (tap.info.name == "kl.dscores") judge_score_gradient(tap);
+  }
+
+  // The three taps of the judged side against each other: no oracle is asked.
+  void judge_score_gradient(const TapName& tap) {
+    const HostTensor* student = tensor(layer_tap(*tap.layer, "kl.student"));
+    const HostTensor* target = tensor(layer_tap(*tap.layer, "kl.target"));
+    if (student == nullptr || target == nullptr || tensor(tap.full) == nullptr) return;
+    const Comparison c = comparison(tap, Mode::exact, e_.forced);
+    verdicts_.push_back(compare_score_gradient(c, *student, *target));
+  }
+
+  void list_absent(const TapName& tap) {
+    Comparison c;
+    c.case_name = e_.c->name;
+    c.subject = e_.subject;
+    c.tap = tap;
+    c.mode = Mode::forced;
+    if (std::find(e_.unheld.begin(), e_.unheld.end(), tap.info.name) != e_.unheld.end()) {
+      verdicts_.push_back(unmeasured(c, Trust::skipped, "inside a fused kernel"));
+      return;
+    }
+    const bool dense = tap.info.kind == TapKind::topk && !config_.use_sparse_attention;
+    const Trust trust = e_.is_file || dense ? Trust::skipped : Trust::missing;
+    verdicts_.push_back(
+        unmeasured(c, trust, dense ? "dense mode: there is no selection" : "not in the trace"));
+  }
+
+  // --- gradients --------------------------------------------------------------------------------
+
+  void judge_gradients() {
+    const std::vector<std::string> expected = gradient_taps(config_, e_.objective);
+    const bool any = std::any_of(expected.begin(), expected.end(),
+                                 [this](const std::string& name) { return present(name); });
+    for (const std::string& name : expected) {
+      const TapName tap = *parse_tap(name);
+      if (!present(name)) {
+        list_absent(tap);
+        if (any && e_.is_file)
+          verdicts_.back().note = "not in the trace, though other gradients are";
+        continue;
+      }
+      verdicts_.push_back(judge_gradient(tap));
+    }
+    judge_untrained_gradients(expected);
+  }
+
+  Verdict judge_gradient(const TapName& tap) {
+    const Mode mode = all_replayed_ ? Mode::forced : Mode::free;
+    Verdict verdict = compare(comparison(tap, mode, e_.forced));
+    const HostTensor* oracle = e_.forced.oracle->find(tap.full);
+    if (oracle == nullptr || !all_zero(*oracle)) return verdict;
+    const bool expert = tap.full.find(".experts.") != std::string::npos;
+    verdict.note = expert ? "no counted token reached this expert: exactly zero"
+                          : "the oracle's gradient is all zero: nothing was tested";
+    if (!expert && verdict.trust == Trust::pass) verdict.trust = Trust::vacuous;
+    return verdict;
+  }
+
+  // The LM loss gives the indexer nothing and the KL gives it to the indexer alone: no gradient, or
+  // one of exact zeros. In back-propagation order.
+  void judge_untrained_gradients(const std::vector<std::string>& trained) {
+    const std::set<std::string> known(trained.begin(), trained.end());
+    const bool kl = e_.objective.kl != KlStage::none;
+    for (const std::string& name : gradient_taps(config_, {.kl = KlStage::sparse})) {
+      if (known.contains(name) || tensor(name) == nullptr) continue;
+      Verdict verdict = open_verdict(comparison(*parse_tap(name), Mode::exact, e_.forced));
+      verdict.checked = tensor(name)->numel();
+      verdict.measures.push_back({"exact", all_zero(*tensor(name)) ? 0.0 : 1.0, 0,
+                                  kl ? "SPEC 2: the KL moves the indexer alone"
+                                     : "SPEC 2: selection is not differentiable"});
+      settle(verdict);
+      verdicts_.push_back(std::move(verdict));
+    }
+  }
+
+  // --- what no tap tells ------------------------------------------------------------------------
+
+  Verdict named(const char* check, Trust trust, std::string note) const {
+    Verdict verdict;
+    verdict.case_name = e_.c->name;
+    verdict.subject = e_.subject;
+    verdict.tap = check;
+    verdict.trust = trust;
+    verdict.note = std::move(note);
+    return verdict;
+  }
+
+  void judge_selection() {
+    if (!e_.c->sparse || !config_.use_sparse_attention) return;
+    int64_t rows = 0, unselective = 0;
+    for (int64_t b = 0; b < e_.batch->B; ++b)
+      for (int64_t s = 0, keys = 0; s < e_.batch->S; ++s) {
+        if (!e_.batch->valid(b, s)) continue;
+        ++rows;
+        unselective += ++keys <= config_.index_topk ? 1 : 0;
+      }
+    Verdict verdict = named("selection exercised", Trust::pass, "");
+    verdict.checked = rows;
+    const double share =
+        rows == 0 ? 1 : static_cast<double>(unselective) / static_cast<double>(rows);
+    verdict.measures.push_back({"rows within index_topk", share, unselective_share(),
+                                "SPEC 3: at least half of the query rows see more keys"});
+    if (verdict.measures[0].within()) return verdicts_.push_back(std::move(verdict));
+    verdict.trust = Trust::vacuous;
+    verdict.note = "too few query rows see more than index_topk keys";
+    verdicts_.push_back(std::move(verdict));
+  }
+
+  std::vector<Verdict> give_up() {
+    verdicts_.push_back(named("taps", Trust::vacuous, "the trace has no tap that can be judged"));
+    return std::move(verdicts_);
+  }
+
+  // Taps that no rule of these suites asks for, and a file without an end result.
+  void list_others(const std::vector<std::string>& forward) {
+    const std::set<std::string> known(forward.begin(), forward.end());
+    for (const std::string& name : e_.judged->names()) {
+      if (known.contains(name) || name.starts_with(kGradient)) continue;
+      Verdict verdict = named("", Trust::skipped, "not a tap of this objective");
+      verdict.tap = name;
+      verdicts_.push_back(std::move(verdict));
+    }
+    const bool kl = e_.objective.kl != KlStage::none;
+    if (e_.is_file && !present("logits") && !present("loss.lm") && !(kl && present("loss.kl")))
+      verdicts_.push_back(
+          named(kl ? "logits, loss.lm or loss.kl" : "logits or loss.lm", Trust::missing,
+                "a candidate needs one of them: the other taps do not make a verdict"));
+  }
+
+  const Evidence& e_;
+  const ModelConfig& config_;
+  const Trace& fed_;
+  std::vector<Verdict> verdicts_;
+  std::map<std::string, bool> derivable_;
+  std::set<std::string> unreplayed_;
+  bool all_replayed_ = true;
+  std::vector<uint8_t> support_;
+  int64_t support_layer_ = -1;
+  const HostTensor* support_of_ = nullptr;
+};
+
+}  // namespace
+
+std::vector<Verdict> judge(const Evidence& evidence) { return Judge(evidence).run(); }
+
+const Verdict* first_failure(const std::vector<Verdict>& verdicts) {
+  const auto failed = [](const Verdict& verdict) { return verdict.trust == Trust::fail; };
+  const auto staged = [](const Verdict& verdict) {
+    return verdict.trust == Trust::fail && verdict.mode == Mode::staged;
+  };
+  const auto first = std::find_if(verdicts.begin(), verdicts.end(), failed);
+  if (first == verdicts.end()) return nullptr;
+  // An exact rule that stands before all taps (loading of the weights) comes first; else a staged
+  // failure is the origin.
+  const auto origin = std::find_if(first, verdicts.end(), staged);
+  const bool exact_first = first->mode == Mode::exact;
+  return exact_first || origin == verdicts.end() ? &*first : &*origin;
+}
+
+}  // namespace dsv32::harness

@@ -1,0 +1,167 @@
+#include "harness/judge/metrics.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace dsv32::harness {
+namespace {
+
+// Exponent of the smallest normal number.
+int smallest_exponent(DType dtype) {
+  switch (dtype) {
+    case DType::float64:
+      return std::numeric_limits<double>::min_exponent - 1;
+    case DType::float16:
+      return -14;
+    default:  // bfloat16 has the exponents of float32
+      return std::numeric_limits<float>::min_exponent - 1;
+  }
+}
+
+struct Difference {
+  double norm = 0;
+  double largest = 0;
+};
+
+Difference difference(const std::vector<double>& a, const std::vector<double>& b) {
+  double sum = 0, largest = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    const double d = std::fabs(a[i] - b[i]);
+    sum += d * d;
+    if (!(d <= largest)) largest = keep_larger(largest, d);
+  }
+  return {std::sqrt(sum), largest};
+}
+
+double norm_of(const std::vector<double>& values) {
+  double sum = 0;
+  for (const double value : values) sum += value * value;
+  return std::sqrt(sum);
+}
+
+// No element of this row can exceed the threshold: saves a second pass over nearly all rows.
+bool below_threshold(const TapError& error, const RowError& row, double threshold) {
+  const double rms = row.norm / std::sqrt(static_cast<double>(std::max<int64_t>(row.elements, 1)));
+  return row.largest <= threshold * error.noise_relative() * rms;
+}
+
+}  // namespace
+
+double keep_larger(double a, double b) {
+  if (std::isnan(a) || std::isnan(b)) return std::numeric_limits<double>::quiet_NaN();
+  return std::max(a, b);
+}
+
+double ulp_at(double value, DType dtype) {
+  const double size = std::fabs(value);
+  if (!std::isfinite(size)) return 0;
+  const int lowest = smallest_exponent(dtype);
+  const int exponent = size > 0 ? std::max(std::ilogb(size), lowest) : lowest;
+  return std::ldexp(epsilon(dtype), exponent);
+}
+
+double TapError::noise_relative() const {
+  const double noise = has_reference ? reference : probe_noise() * probe;
+  return norm > 0 ? std::max(noise / norm, floor) : floor;
+}
+
+double TapError::denominator(const RowError& row) const {
+  return std::max(row.reference, noise_relative() * scale(row));
+}
+
+double TapError::sensitivity(const RowError& row) const { return row.probe + floor * scale(row); }
+
+void sum_up(TapError& error) {
+  double judged = 0, reference = 0, probe = 0, norm = 0;
+  error.elements = 0;
+  for (const RowError& row : error.rows) {
+    judged += row.judged * row.judged;
+    reference += row.reference * row.reference;
+    probe += row.probe * row.probe;
+    norm += row.norm * row.norm;
+    error.elements += row.elements;
+  }
+  error.judged = std::sqrt(judged);
+  error.reference = std::sqrt(reference);
+  error.probe = std::sqrt(probe);
+  error.norm = std::sqrt(norm);
+  error.rms_norm =
+      error.rows.empty() ? 0 : std::sqrt(norm / static_cast<double>(error.rows.size()));
+}
+
+const HostTensor* yardstick_tap(const Trace* trace, const TapName& tap, const Shape& shape) {
+  const HostTensor* found = trace == nullptr ? nullptr : trace->find(tap.full);
+  if (found == nullptr || found->shape() == shape) return found;
+  throw Error(ExitCode::internal, {.where = "compare",
+                                   .what = tap.full + " of a yardstick",
+                                   .expected = to_string(shape),
+                                   .got = to_string(found->shape())});
+}
+
+TapError measure_rows(const Comparison& c, const RowLayout& layout, const HostTensor* judged) {
+  const HostTensor* oracle = c.yardstick.oracle->find(c.tap.full);
+  const HostTensor* reference = yardstick_tap(c.yardstick.reference, c.tap, oracle->shape());
+  const HostTensor* probe = yardstick_tap(c.yardstick.probe, c.tap, oracle->shape());
+  TapError error;
+  error.has_reference = reference != nullptr;
+  error.has_probe = probe != nullptr;
+  error.floor = rounding_floor(c.dtype);
+  // What the probe would have moved under one rounding of the judged dtype.
+  const double one_rounding = epsilon(c.dtype) / 2 / kProbePerturbation;
+  std::vector<double> o, x;
+  for (const Row& row : layout.rows()) {
+    RowError& out = error.rows.emplace_back();
+    layout.gather(*oracle, row, o);
+    out.norm = norm_of(o);
+    out.elements = layout.judged_elements(row);
+    const auto distance = [&](const HostTensor* side) {
+      if (side == nullptr) return Difference{};
+      layout.gather(*side, row, x);
+      return difference(x, o);
+    };
+    const Difference k = distance(judged);
+    out.judged = k.norm;
+    out.largest = k.largest;
+    out.reference = distance(reference).norm;
+    out.probe = distance(probe).norm * one_rounding;
+  }
+  sum_up(error);
+  // A float64 reference that is the oracle bit for bit says nothing about float64 noise.
+  if (c.dtype == DType::float64 && error.reference == 0) error.has_reference = false;
+  return error;
+}
+
+double element_noise(const TapError& error, const RowError& row, double expected, DType dtype) {
+  const double root = std::sqrt(static_cast<double>(std::max<int64_t>(row.elements, 1)));
+  double size = std::max(row.norm / root, std::fabs(expected));
+  // A short row says little about the size of the terms that its few values are sums of.
+  if (short_row_factor(row.elements) > 1)
+    size = std::max(size, error.norm / std::sqrt(static_cast<double>(error.elements)));
+  return std::max(
+      {ulp_at(expected, dtype), error.noise_relative() * size, error.noise_of(row) / root});
+}
+
+Tail measure_tail(const Comparison& c, const RowLayout& layout, const TapError& error,
+                  double threshold) {
+  const HostTensor& oracle = *c.yardstick.oracle->find(c.tap.full);
+  Tail tail;
+  std::vector<double> o, k;
+  for (size_t r = 0; r < error.rows.size(); ++r) {
+    if (below_threshold(error, error.rows[r], threshold)) continue;
+    layout.gather(oracle, layout.rows()[r], o);
+    layout.gather(*c.judged, layout.rows()[r], k);
+    for (size_t i = 0; i < o.size(); ++i) {
+      if (k[i] == o[i]) continue;
+      const double units =
+          std::fabs(k[i] - o[i]) / element_noise(error, error.rows[r], o[i], c.dtype);
+      if (!(units <= threshold)) ++tail.beyond;
+      if (units <= tail.largest || std::isnan(tail.largest)) continue;
+      tail.largest = keep_larger(tail.largest, units);
+      tail.element = layout.flat_index(layout.rows()[r], static_cast<int64_t>(i));
+    }
+  }
+  return tail;
+}
+
+}  // namespace dsv32::harness

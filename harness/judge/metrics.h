@@ -1,0 +1,71 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "harness/judge/compare.h"
+#include "harness/judge/rows.h"
+
+/// Error norms of a tap against the oracle: the numbers that verdicts are made of.
+namespace dsv32::harness {
+
+/// L2 errors of one row.
+struct RowError {
+  double judged = 0;     // ||K - O||
+  double reference = 0;  // ||R - O||
+  double probe = 0;      // ||P - O||
+  double norm = 0;       // ||O||
+  double largest = 0;    // max |K - O|; NaN when there is one
+  int64_t elements = 0;  // that are judged
+};
+
+/// All rows of a tap, and what follows for the whole tensor.
+struct TapError {
+  std::vector<RowError> rows;
+  bool has_reference = false;
+  bool has_probe = false;
+  double judged = 0, reference = 0, probe = 0, norm = 0;  // L2 over all rows
+  double rms_norm = 0;  // root of the mean square of the row norms
+  int64_t elements = 0;
+  double floor = 0;  // rounding floor u of the judged dtype
+
+  /// ||X - O|| / ||O||; NaN when the oracle is zero and X is not.
+  double relative() const { return norm > 0 || judged > 0 ? judged / norm : 0; }
+  /// The noise side: the reference's error, or the probe's when there is no reference.
+  double noise_relative() const;
+  double noise_of(const RowError& row) const {
+    return has_reference ? row.reference : probe_noise() * row.probe;
+  }
+  /// What a row's error is divided by.
+  double denominator(const RowError& row) const;
+  /// What one rounding of the inputs, and one of the output, may do to a row.
+  double sensitivity(const RowError& row) const;
+  double scale(const RowError& row) const { return row.norm > rms_norm ? row.norm : rms_norm; }
+};
+
+/// Larger of two numbers; NaN wins over all.
+double keep_larger(double a, double b);
+/// Distance between a number of this type near `value` and the next: of the normal numbers.
+double ulp_at(double value, DType dtype);
+
+/// A tap of a yardstick trace; nullptr when the trace or the tap is absent. Throws Error (internal)
+/// on another shape.
+const HostTensor* yardstick_tap(const Trace* trace, const TapName& tap, const Shape& shape);
+/// Norms over a layout. `judged` may be null (then only the yardstick's errors are filled in).
+TapError measure_rows(const Comparison& c, const RowLayout& layout, const HostTensor* judged);
+/// Fills the whole-tensor numbers from the rows.
+void sum_up(TapError& error);
+
+/// Noise of one element with oracle value `expected`, in a row with these errors.
+double element_noise(const TapError& error, const RowError& row, double expected, DType dtype);
+
+/// Elements beyond the tail limits.
+struct Tail {
+  int64_t beyond = 0;    // count above `threshold`
+  double largest = 0;    // in units of element noise
+  int64_t element = -1;  // flat index of the largest
+};
+Tail measure_tail(const Comparison& c, const RowLayout& layout, const TapError& error,
+                  double threshold);
+
+}  // namespace dsv32::harness

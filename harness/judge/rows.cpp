@@ -1,0 +1,151 @@
+#include "harness/judge/rows.h"
+
+#include <algorithm>
+
+#include "harness/judge/compare.h"
+
+namespace dsv32::harness {
+namespace {
+
+template <typename T>
+void widen(const HostTensor& tensor, int64_t first, int64_t count, double* out) {
+  const std::span<const T> data = tensor.data<T>().subspan(first, count);
+  std::copy(data.begin(), data.end(), out);
+}
+
+// `count` consecutive elements from `first` on.
+void read_run(const HostTensor& tensor, int64_t first, int64_t count, double* out) {
+  switch (tensor.dtype()) {
+    case DType::float64:
+      return widen<double>(tensor, first, count, out);
+    case DType::float32:
+      return widen<float>(tensor, first, count, out);
+    case DType::bfloat16: {
+      const auto data = tensor.data<uint16_t>().subspan(first, count);
+      std::transform(data.begin(), data.end(), out, bfloat16_to_float);
+      return;
+    }
+    default:
+      for (int64_t i = 0; i < count; ++i) out[i] = tensor.at(first + i);
+  }
+}
+
+}  // namespace
+
+RowLayout::RowLayout(const TapName& tap, const Shape& shape, const Batch* batch,
+                     const std::vector<uint8_t>* support, RowView view)
+    : shape_(shape) {
+  const TapKind kind = tap.info.kind;
+  const bool over_support = kind == TapKind::attention || kind == TapKind::keys;
+  if (over_support || kind == TapKind::scores) {
+    S_ = batch->S;
+    T_ = shape.back();
+    const bool attended = over_support && support != nullptr;
+    keys_ = attended ? *support : visible_keys(*batch);
+  }
+  if (kind == TapKind::scalar || kind == TapKind::series) {
+    add_single_row();
+  } else if (kind == TapKind::gradient) {
+    add_weight_rows(view);
+  } else if (kind == TapKind::attention) {
+    add_attention_rows(*batch, view);
+  } else if (shape.size() == 4 && view == RowView::judged) {
+    add_head_rows(*batch);
+  } else {
+    add_token_rows(*batch);
+  }
+}
+
+void RowLayout::add_token_rows(const Batch& batch) {
+  const int64_t length = dsv32::numel(shape_) / (batch.B * batch.S);
+  for (int64_t b = 0; b < batch.B; ++b)
+    for (int64_t s = 0; s < batch.S; ++s) {
+      const int64_t number = b * batch.S + s;
+      if (!batch.valid(b, s)) continue;
+      rows_.push_back(
+          {.number = number, .b = b, .s = s, .first = number * length, .length = length});
+    }
+}
+
+void RowLayout::add_head_rows(const Batch& batch) {
+  const int64_t heads = shape_[2], length = shape_[3];
+  for (int64_t b = 0; b < batch.B; ++b)
+    for (int64_t s = 0; s < batch.S; ++s)
+      for (int64_t h = 0; h < heads && batch.valid(b, s); ++h) {
+        const int64_t number = (b * batch.S + s) * heads + h;
+        rows_.push_back(
+            {.number = number, .b = b, .s = s, .h = h, .first = number * length, .length = length});
+      }
+}
+
+void RowLayout::add_attention_rows(const Batch& batch, RowView view) {
+  const int64_t heads = shape_[1];
+  const bool whole = view == RowView::sketch;
+  for (int64_t b = 0; b < batch.B; ++b)
+    for (int64_t h = 0; h < (whole ? 1 : heads); ++h)
+      for (int64_t s = 0; s < batch.S; ++s) {
+        if (!batch.valid(b, s)) continue;
+        const int64_t number = whole ? b * batch.S + s : (b * heads + h) * batch.S + s;
+        rows_.push_back({.number = number,
+                         .b = b,
+                         .s = s,
+                         .h = whole ? -1 : h,
+                         .first = ((b * heads + h) * batch.S + s) * T_,
+                         .pieces = whole ? heads : 1,
+                         .stride = batch.S * T_,
+                         .length = T_});
+      }
+}
+
+void RowLayout::add_weight_rows(RowView view) {
+  if (view == RowView::sketch || shape_.size() < 2) return add_single_row();
+  const int64_t count = shape_[0];
+  const int64_t length = dsv32::numel(shape_) / std::max<int64_t>(count, 1);
+  for (int64_t i = 0; i < count; ++i)
+    rows_.push_back({.number = i, .first = i * length, .length = length});
+}
+
+void RowLayout::add_single_row() { rows_.push_back({.length = dsv32::numel(shape_)}); }
+
+const uint8_t* RowLayout::keys(const Row& row) const {
+  return keys_.empty() ? nullptr : keys_.data() + (row.b * S_ + row.s) * T_;
+}
+
+void RowLayout::gather(const HostTensor& tensor, const Row& row,
+                       std::vector<double>& values) const {
+  values.resize(row.pieces * row.length);
+  for (int64_t piece = 0; piece < row.pieces; ++piece)
+    read_run(tensor, row.first + piece * row.stride, row.length, &values[piece * row.length]);
+  const uint8_t* counts = keys(row);
+  if (counts == nullptr) return;
+  for (size_t i = 0; i < values.size(); ++i)
+    if (counts[i % T_] == 0) values[i] = 0;
+}
+
+int64_t RowLayout::judged_elements(const Row& row) const {
+  const uint8_t* counts = keys(row);
+  if (counts == nullptr) return row.pieces * row.length;
+  return row.pieces * std::count(counts, counts + T_, 1);
+}
+
+int64_t RowLayout::flat_index(const Row& row, int64_t i) const {
+  return row.first + i / row.length * row.stride + i % row.length;
+}
+
+std::vector<int64_t> RowLayout::unravel(int64_t flat) const {
+  std::vector<int64_t> index(shape_.size());
+  for (size_t axis = shape_.size(); axis-- > 0;) {
+    index[axis] = flat % shape_[axis];
+    flat /= shape_[axis];
+  }
+  return index;
+}
+
+std::string describe(const Row& row) {
+  if (row.b < 0) return "row " + std::to_string(row.number);
+  std::string text = "b " + std::to_string(row.b) + ", s " + std::to_string(row.s);
+  if (row.h >= 0) text += ", h " + std::to_string(row.h);
+  return text;
+}
+
+}  // namespace dsv32::harness

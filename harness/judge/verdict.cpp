@@ -1,0 +1,73 @@
+#include "harness/judge/verdict.h"
+
+#include <cmath>
+#include <limits>
+
+namespace dsv32::harness {
+
+std::string_view to_string(Trust trust) {
+  switch (trust) {
+    case Trust::pass:
+      return "pass";
+    case Trust::fail:
+      return "fail";
+    case Trust::vacuous:
+      return "vacuous";
+    case Trust::missing:
+      return "missing";
+    case Trust::skipped:
+      return "skipped";
+  }
+  return "unknown";
+}
+
+std::string_view to_string(Mode mode) {
+  switch (mode) {
+    case Mode::staged:
+      return "staged";
+    case Mode::forced:
+      return "forced";
+    case Mode::free:
+      return "free";
+    case Mode::exact:
+      return "exact";
+  }
+  return "unknown";
+}
+
+std::string_view to_string(Fault fault) {
+  switch (fault) {
+    case Fault::none:
+      return "none";
+    case Fault::candidate:
+      return "candidate";
+    case Fault::optimized:
+      return "optimized";
+    case Fault::reference:
+      return "reference";
+    case Fault::golden:
+      return "golden";
+    case Fault::configuration:
+      return "configuration";
+  }
+  return "unknown";
+}
+
+std::string check_path(const Verdict& verdict) {
+  const std::string suite = verdict.suite.empty() ? "" : verdict.suite + "/";
+  return verdict.case_name + "/" + suite + verdict.subject + "/" + verdict.tap;
+}
+
+double Measure::margin() const {
+  if (std::isnan(measured)) return std::numeric_limits<double>::infinity();
+  if (limit > 0) return measured / limit;
+  return measured > 0 ? std::numeric_limits<double>::infinity() : 0;
+}
+
+double Verdict::margin() const {
+  double largest = 0;
+  for (const Measure& measure : measures) largest = std::max(largest, measure.margin());
+  return largest;
+}
+
+}  // namespace dsv32::harness

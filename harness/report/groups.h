@@ -1,0 +1,76 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "harness/report/report.h"
+
+/// What the renderings share: verdicts grouped by case and subject, and the few numbers they all
+/// show.
+namespace dsv32::harness {
+
+struct Counts {
+  size_t pass = 0, fail = 0, vacuous = 0, missing = 0, skipped = 0;
+  size_t executed() const { return pass + fail; }
+  void add(Trust trust);
+};
+
+/// Every verdict about one subject in one case and suite, in the order of the report.
+struct Group {
+  std::string case_name, suite, subject;
+  std::vector<const Verdict*> verdicts;
+  std::vector<const Finding*> findings;
+  Counts counts;
+  size_t taps = 0, gradients = 0;          // distinct names
+  const Verdict* first_failure = nullptr;  // as the finding says, else the first in report order
+  /// Largest margin among executed checks with measures; an exact check that passed is not close to
+  /// anything and does not count.
+  const Verdict* worst = nullptr;
+
+  bool failed() const;
+  bool green() const;
+  /// "PASS", "FAIL", "MISSING", "VACUOUS" or "SKIPPED".
+  std::string state() const;
+};
+
+std::vector<Group> group_verdicts(const Report& report);
+Counts count(const std::vector<Verdict>& verdicts);
+
+/// The measure with the largest margin; nullptr without measures.
+const Measure* worst_measure(const Verdict& verdict);
+/// By mode, then worst first; equal ones in report order.
+std::vector<const Verdict*> worst_first(const std::vector<const Verdict*>& verdicts);
+/// Failed verdicts of a group, the first failure first, then worst first.
+std::vector<const Verdict*> failures(const Group& group);
+
+/// "row ratio 612 (limit 3)"
+std::string measure_text(const Measure& measure);
+/// "[1,4,0] (row 36): expected 0.12, got -0.46"
+std::string worst_text(const Worst& worst);
+/// "0.61 of limit", "beyond an exact limit"
+std::string severity_text(const Verdict& verdict);
+/// "219 taps, 402 gradients"
+std::string coverage_text(const Group& group);
+/// "golden vs oracle", "loss_descent: golden vs oracle"
+std::string subject_text(const Group& group);
+/// "PASS", "FAIL", "NOT GREEN" or "NOTHING CHECKED" for the whole report.
+std::string verdict_word(const Report& report);
+/// "1242 checks", "12 of 1242 checks failed, 3 skipped"
+std::string counts_text(const Counts& counts);
+/// The report's command narrowed to one check.
+std::string repro_command(const Report& report, const Verdict& verdict);
+
+/// "final loss 4.21, loss fell by 0.53" of this group's case and suite; empty without figures.
+std::string figures_text(const Report& report, const Group& group);
+/// The group is the last one of its case and suite, so that figures can follow it.
+bool ends_suite(const std::vector<Group>& groups, size_t at);
+
+/// Verdicts of one trust state that share a note: "12: absent from the file (layers.0.ix.q, ...)".
+struct NoteGroup {
+  std::string note;
+  std::vector<std::string> taps;
+};
+std::vector<NoteGroup> notes_of(const Group& group, Trust trust);
+std::string note_text(const NoteGroup& notes);
+
+}  // namespace dsv32::harness

@@ -1,0 +1,336 @@
+#include <cmath>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "harness/report/groups.h"
+#include "harness/report/report.h"
+#include "src/io/text.h"
+
+/// report.json. Its shape is docs/report.schema.json; both change together with
+/// kReportSchemaVersion.
+namespace dsv32::harness {
+namespace {
+
+using Json = nlohmann::ordered_json;
+constexpr const char* kFormat = "dsv32-verify.report";
+
+// --- writing ------------------------------------------------------------------------------------
+
+/// JSON has no NaN and no infinity: they become strings.
+Json number_json(double value) {
+  if (std::isnan(value)) return "nan";
+  if (std::isinf(value)) return value > 0 ? "inf" : "-inf";
+  return value;
+}
+
+Json measure_json(const Measure& m) {
+  return {{"metric", m.metric},
+          {"measured", number_json(m.measured)},
+          {"limit", number_json(m.limit)},
+          {"basis", m.basis}};
+}
+
+Json worst_json(const Worst& w) {
+  return {{"index", w.index},
+          {"row", w.row},
+          {"expected", number_json(w.expected)},
+          {"got", number_json(w.got)}};
+}
+
+Json verdict_json(const Verdict& v) {
+  Json measures = Json::array();
+  for (const Measure& m : v.measures) measures.push_back(measure_json(m));
+  Json j;
+  j["case"] = v.case_name;
+  j["suite"] = v.suite;
+  j["subject"] = v.subject;
+  j["tap"] = v.tap;
+  j["layer"] = v.layer ? Json(*v.layer) : Json(nullptr);
+  j["mode"] = std::string(to_string(v.mode));
+  j["trust"] = std::string(to_string(v.trust));
+  j["checked"] = v.checked;
+  j["measures"] = std::move(measures);
+  j["worst"] = v.worst ? worst_json(*v.worst) : Json(nullptr);
+  j["structure"] = v.structure;
+  j["note"] = v.note;
+  return j;
+}
+
+Json finding_json(const Finding& f) {
+  return {{"case", f.case_name},      {"suite", f.suite},
+          {"subject", f.subject},     {"fault", std::string(to_string(f.fault))},
+          {"first_tap", f.first_tap}, {"headline", f.headline},
+          {"causes", f.causes}};
+}
+
+Json figure_json(const Figure& f) {
+  return {
+      {"case", f.case_name}, {"suite", f.suite}, {"name", f.name}, {"value", number_json(f.value)}};
+}
+
+Json counts_json(const Counts& c) {
+  return {{"pass", c.pass},
+          {"fail", c.fail},
+          {"vacuous", c.vacuous},
+          {"missing", c.missing},
+          {"skipped", c.skipped}};
+}
+
+Json report_json(const Report& r) {
+  Json j;
+  j["format"] = kFormat;
+  j["schema_version"] = kReportSchemaVersion;
+  j["tool_version"] = r.tool_version;
+  j["command"] = r.command;
+  j["exit_code"] = static_cast<int>(r.exit_code());
+  j["counts"] = counts_json(count(r.verdicts));
+  j["suites"] = r.suites;
+  j["cases"] = r.cases;
+  j["environment"] = r.environment;
+  j["warnings"] = r.warnings;
+  j["not_tested"] = r.not_tested;
+  j["findings"] = Json::array();
+  for (const Finding& f : r.findings) j["findings"].push_back(finding_json(f));
+  j["verdicts"] = Json::array();
+  for (const Verdict& v : r.verdicts) j["verdicts"].push_back(verdict_json(v));
+  j["figures"] = Json::array();
+  for (const Figure& f : r.figures) j["figures"].push_back(figure_json(f));
+  j["timing"] = Json::object();
+  for (const auto& [name, seconds] : r.timing) j["timing"][name] = number_json(seconds);
+  return j;
+}
+
+/// ASCII only, so that no byte of a file name can steer a terminal or break UTF-8.
+std::string dumped(const Json& j) { return j.dump(-1, ' ', true, Json::error_handler_t::replace); }
+
+/// One line per finding and per verdict: two reports can be compared with diff.
+std::string dumped_lines(const Json& array) {
+  if (array.empty()) return "[]";
+  std::string text = "[";
+  for (size_t i = 0; i < array.size(); ++i) text += (i == 0 ? "\n  " : ",\n  ") + dumped(array[i]);
+  return text + "\n ]";
+}
+
+// --- reading ------------------------------------------------------------------------------------
+
+[[noreturn]] void refuse(const std::string& where, const std::string& what,
+                         const std::string& expected, const std::string& got) {
+  throw Error(ExitCode::artefact, {.where = where,
+                                   .what = io::printable(what),
+                                   .expected = expected,
+                                   .got = io::printable(got),
+                                   .hint = "docs/report.schema.json tells the format"});
+}
+
+/// One JSON object with the place it stands at, for errors.
+class Reader {
+ public:
+  Reader(const Json& json, std::string where, std::string path)
+      : json_(json), where_(std::move(where)), path_(std::move(path)) {
+    if (!json.is_object()) refuse(where_, path_, "an object", json.type_name());
+  }
+
+  const Json& at(const std::string& key) const {
+    const auto it = json_.find(key);
+    if (it == json_.end()) refuse(where_, path_ + "." + key, "this field", "none");
+    return *it;
+  }
+
+  std::string text(const std::string& key) const {
+    const Json& value = at(key);
+    if (!value.is_string()) refuse(where_, path_ + "." + key, "a string", value.type_name());
+    return value.get<std::string>();
+  }
+
+  int64_t integer(const std::string& key) const { return integer(at(key), path_ + "." + key); }
+
+  double real(const std::string& key) const { return real(at(key), path_ + "." + key); }
+
+  std::vector<std::string> texts(const std::string& key) const {
+    std::vector<std::string> values;
+    for (const Json& item : array(key)) {
+      if (!item.is_string()) refuse(where_, path_ + "." + key, "strings", item.type_name());
+      values.push_back(item.get<std::string>());
+    }
+    return values;
+  }
+
+  std::vector<int64_t> integers(const std::string& key) const {
+    std::vector<int64_t> values;
+    for (const Json& item : array(key)) values.push_back(integer(item, path_ + "." + key));
+    return values;
+  }
+
+  template <typename Read>
+  auto items(const std::string& key, Read&& read) const {
+    std::vector<decltype(read(std::declval<const Reader&>()))> values;
+    const Json& list = array(key);
+    for (size_t i = 0; i < list.size(); ++i) {
+      values.push_back(
+          read(Reader(list[i], where_, path_ + "." + key + "[" + std::to_string(i) + "]")));
+    }
+    return values;
+  }
+
+  Reader object(const std::string& key) const { return Reader(at(key), where_, path_ + "." + key); }
+
+  std::map<std::string, std::string> text_map() const {
+    std::map<std::string, std::string> values;
+    for (const auto& [key, value] : json_.items()) values[key] = text(key);
+    return values;
+  }
+
+  std::map<std::string, double> real_map() const {
+    std::map<std::string, double> values;
+    for (const auto& [key, value] : json_.items()) values[key] = real(key);
+    return values;
+  }
+
+  /// The value of an enumeration by its printed name.
+  template <typename Enum>
+  Enum choice(const std::string& key, std::initializer_list<Enum> values) const {
+    const std::string name = text(key);
+    std::string known;
+    for (Enum value : values) {
+      if (to_string(value) == name) return value;
+      known += (known.empty() ? "" : ", ") + std::string(to_string(value));
+    }
+    refuse(where_, path_ + "." + key, "one of " + known, name);
+  }
+
+  const std::string& where() const { return where_; }
+
+ private:
+  const Json& array(const std::string& key) const {
+    const Json& value = at(key);
+    if (!value.is_array()) refuse(where_, path_ + "." + key, "an array", value.type_name());
+    return value;
+  }
+
+  int64_t integer(const Json& value, const std::string& path) const {
+    const bool fits = value.is_number_integer() &&
+                      !(value.is_number_unsigned() &&
+                        value.get<uint64_t>() > uint64_t{std::numeric_limits<int64_t>::max()});
+    if (!fits) refuse(where_, path, "an integer", dumped(value).substr(0, 40));
+    return value.get<int64_t>();
+  }
+
+  double real(const Json& value, const std::string& path) const {
+    if (value.is_number()) return value.get<double>();
+    const std::string name = value.is_string() ? value.get<std::string>() : "";
+    if (name == "nan") return std::numeric_limits<double>::quiet_NaN();
+    if (name == "inf") return std::numeric_limits<double>::infinity();
+    if (name == "-inf") return -std::numeric_limits<double>::infinity();
+    refuse(where_, path, "a number, \"nan\", \"inf\" or \"-inf\"", dumped(value).substr(0, 40));
+  }
+
+  const Json& json_;
+  std::string where_, path_;
+};
+
+Measure read_measure(const Reader& r) {
+  return {.metric = r.text("metric"),
+          .measured = r.real("measured"),
+          .limit = r.real("limit"),
+          .basis = r.text("basis")};
+}
+
+Worst read_worst(const Reader& r) {
+  return {.index = r.integers("index"),
+          .row = r.integer("row"),
+          .expected = r.real("expected"),
+          .got = r.real("got")};
+}
+
+Verdict read_verdict(const Reader& r) {
+  Verdict v;
+  v.case_name = r.text("case");
+  v.suite = r.text("suite");
+  v.subject = r.text("subject");
+  v.tap = r.text("tap");
+  if (!r.at("layer").is_null()) v.layer = r.integer("layer");
+  v.mode = r.choice("mode", {Mode::staged, Mode::forced, Mode::free, Mode::exact});
+  v.trust =
+      r.choice("trust", {Trust::pass, Trust::fail, Trust::vacuous, Trust::missing, Trust::skipped});
+  v.checked = r.integer("checked");
+  v.measures = r.items("measures", read_measure);
+  if (!r.at("worst").is_null()) v.worst = read_worst(r.object("worst"));
+  v.structure = r.text("structure");
+  v.note = r.text("note");
+  return v;
+}
+
+Finding read_finding(const Reader& r) {
+  Finding f;
+  f.case_name = r.text("case");
+  f.suite = r.text("suite");
+  f.subject = r.text("subject");
+  f.fault = r.choice("fault", {Fault::none, Fault::candidate, Fault::optimized, Fault::reference,
+                               Fault::golden, Fault::configuration});
+  f.first_tap = r.text("first_tap");
+  f.headline = r.text("headline");
+  f.causes = r.texts("causes");
+  return f;
+}
+
+Figure read_figure(const Reader& r) {
+  return {.case_name = r.text("case"),
+          .suite = r.text("suite"),
+          .name = r.text("name"),
+          .value = r.real("value")};
+}
+
+Json parsed(const std::string& text, const std::string& where) {
+  try {
+    return Json::parse(text);
+  } catch (const Json::exception& error) {
+    refuse(where, "report", "JSON", error.what());
+  }
+}
+
+void check_format(const Reader& r) {
+  if (r.text("format") != kFormat) refuse(r.where(), "report.format", kFormat, r.text("format"));
+  if (r.integer("schema_version") != kReportSchemaVersion) {
+    refuse(r.where(), "report.schema_version", std::to_string(kReportSchemaVersion),
+           std::to_string(r.integer("schema_version")));
+  }
+}
+
+}  // namespace
+
+std::string to_json(const Report& report) {
+  const Json json = report_json(report);
+  std::string text = "{";
+  for (const auto& [key, value] : json.items()) {
+    const bool lines = key == "findings" || key == "verdicts" || key == "figures";
+    text += (text.size() == 1 ? "\n " : ",\n ") + dumped(key) + ": ";
+    text += lines ? dumped_lines(value) : dumped(value);
+  }
+  return text + "\n}\n";
+}
+
+Report parse_report(const std::string& json, const std::string& where) {
+  const Json root = parsed(json, where);
+  const Reader r(root, where, "report");
+  check_format(r);
+  Report report;
+  report.tool_version = r.text("tool_version");
+  report.command = r.text("command");
+  report.suites = r.texts("suites");
+  report.cases = r.texts("cases");
+  report.environment = r.object("environment").text_map();
+  report.warnings = r.texts("warnings");
+  report.not_tested = r.texts("not_tested");
+  report.findings = r.items("findings", read_finding);
+  report.verdicts = r.items("verdicts", read_verdict);
+  report.figures = r.items("figures", read_figure);
+  report.timing = r.object("timing").real_map();
+  const int exit_code = static_cast<int>(report.exit_code());
+  if (r.integer("exit_code") != exit_code) {
+    refuse(where, "report.exit_code", std::to_string(exit_code) + " from its verdicts",
+           std::to_string(r.integer("exit_code")));
+  }
+  return report;
+}
+
+}  // namespace dsv32::harness

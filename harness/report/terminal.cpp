@@ -1,0 +1,233 @@
+#include <algorithm>
+#include <map>
+#include <sstream>
+
+#include "harness/report/groups.h"
+#include "harness/report/report.h"
+#include "harness/report/text.h"
+
+/// The table that people read: one line per case and subject, details only where something is
+/// wrong.
+namespace dsv32::harness {
+namespace {
+
+constexpr size_t kMaxLines = 20;  // more groups than that: passing cases shrink to one line each
+constexpr size_t kAlso = 4;       // further failing taps of a group
+constexpr size_t kNotes = 5;      // lines of warnings, of untested things, of notes per state
+constexpr size_t kSubjectWidth = 48;
+
+class Screen {
+ public:
+  Screen(const Report& report, bool color, bool verbose)
+      : report_(report), color_(color), verbose_(verbose), groups_(group_verdicts(report)) {}
+
+  std::string render() {
+    measure_columns();
+    for (size_t i = 0; i < groups_.size();) i = add_case(i);
+    add_skipped();
+    add_list("warning", report_.warnings);
+    add_list("not tested", report_.not_tested);
+    if (verbose_) add_environment();
+    add_last_line();
+    return out_.str();
+  }
+
+ private:
+  void measure_columns() {
+    for (const Group& g : groups_) {
+      case_width_ = std::max(case_width_, columns(clean(g.case_name, 40)));
+      subject_width_ = std::max(subject_width_, columns(subject_text(g)));
+    }
+    subject_width_ = std::min(subject_width_, kSubjectWidth);
+  }
+
+  /// What the training suite measured, and its cost.
+  void add_figures(const Group& g) {
+    if (g.suite.empty()) return;
+    add_detail("figures", figures_text(report_, g));
+    const std::string key = g.case_name + " " + g.suite;
+    std::string cost;
+    const auto add = [&](const std::string& name, const std::string& unit) {
+      const auto found = report_.timing.find(name);
+      if (found == report_.timing.end()) return;
+      cost += (cost.empty() ? "" : ", ") + number(found->second) + " " + unit;
+    };
+    add(key, "s");
+    add(key + " tokens per second", "tokens per second");
+    add(key + " peak memory GiB", "GiB at its peak");
+    add_detail("cost", cost);
+  }
+
+  size_t add_case(size_t begin) {
+    size_t end = begin;
+    bool quiet = true;  // nothing to tell but that it passed
+    for (; end < groups_.size() && groups_[end].case_name == groups_[begin].case_name; ++end) {
+      quiet = quiet && groups_[end].green() &&
+              groups_[end].suite.empty();  // their figures are worth reading
+    }
+    if (quiet && !verbose_ && groups_.size() > kMaxLines) {
+      add_short_case(begin, end);
+    } else {
+      for (size_t i = begin; i < end; ++i) {
+        add_group(groups_[i]);
+        if (ends_suite(groups_, i)) add_figures(groups_[i]);
+      }
+    }
+    return end;
+  }
+
+  /// All subjects of a passing case on one line; why some checks were skipped stands below.
+  void add_short_case(size_t begin, size_t end) {
+    const Verdict* worst = nullptr;
+    size_t checks = 0, skipped = 0;
+    for (size_t i = begin; i < end; ++i) {
+      checks += groups_[i].counts.executed();
+      skipped += groups_[i].counts.skipped;
+      for (const Verdict* v : groups_[i].verdicts)
+        if (v->trust == Trust::skipped) ++skipped_[v->note];
+      const Verdict* v = groups_[i].worst;
+      if (v != nullptr && (worst == nullptr || v->margin() > worst->margin())) worst = v;
+    }
+    std::string what = counted(end - begin, "subject") + ", " + counted(checks, "check");
+    if (skipped > 0) what += ", " + std::to_string(skipped) + " skipped";
+    add_line(groups_[begin].case_name, what, "PASS", worst_part(worst, true));
+  }
+
+  void add_group(const Group& g) {
+    add_line(g.case_name, subject_text(g), g.state(),
+             coverage_text(g) + worst_part(g.worst, false));
+    if (g.failed()) add_failure(g);
+    add_notes(g, Trust::missing);
+    add_notes(g, Trust::vacuous);
+    add_notes(g, Trust::skipped);
+    if (verbose_) add_taps(g);
+  }
+
+  std::string worst_part(const Verdict* worst, bool name_subject) const {
+    if (worst == nullptr) return "";
+    const std::string subject = name_subject ? clean(worst->subject, 40) + " " : "";
+    return "  worst " + subject + clean(worst->tap, 80) + " " + severity_text(*worst);
+  }
+
+  void add_line(const std::string& case_name, const std::string& subject, const std::string& state,
+                const std::string& rest) {
+    out_ << padded(clean(case_name, 40), case_width_) << "  " << padded(subject, subject_width_)
+         << "  " << painted(state) << std::string(7 - std::min<size_t>(7, state.size()), ' ')
+         << "  " << rest << "\n";
+  }
+
+  void add_detail(const char* label, const std::string& text) {
+    if (!text.empty()) out_ << "    " << padded(label, 9) << " " << text << "\n";
+  }
+
+  void add_failure(const Group& g) {
+    for (const Finding* f : g.findings) add_detail("finding", clean(f->headline));
+    const Verdict* v = g.first_failure;
+    if (v != nullptr) {
+      add_detail("first", clean(v->tap, 100) + " (" + std::string(to_string(v->mode)) +
+                              "): " + measures_text(*v));
+      if (v->worst) add_detail("worst", worst_text(*v->worst));
+      add_detail("structure", clean(v->structure));
+      add_detail("note", clean(v->note));
+    }
+    for (const Finding* f : g.findings) add_causes(*f);
+    add_further(g);
+    if (v != nullptr) add_detail("repro", repro_command(report_, *v));
+  }
+
+  void add_causes(const Finding& f) {
+    for (size_t i = 0; i < std::min(f.causes.size(), kNotes); ++i) {
+      add_detail("cause", clean(f.causes[i]));
+    }
+    if (f.fault != Fault::none) add_detail("at fault", std::string(to_string(f.fault)));
+  }
+
+  void add_further(const Group& g) {
+    const std::vector<const Verdict*> all = failures(g);
+    for (size_t i = 1; i < std::min(all.size(), kAlso + 1); ++i) {
+      const Measure* m = worst_measure(*all[i]);
+      add_detail("also", clean(all[i]->tap, 100) + " (" + std::string(to_string(all[i]->mode)) +
+                             ")" + (m ? ": " + measure_text(*m) : ": " + clean(all[i]->note)));
+    }
+    if (all.size() > kAlso + 1) {
+      add_detail("also", std::to_string(all.size() - kAlso - 1) + " more, see report.json or -v");
+    }
+  }
+
+  std::string measures_text(const Verdict& v) const {
+    std::string failing;
+    for (const Measure& m : v.measures) {
+      if (!m.within()) failing += (failing.empty() ? "" : ", ") + measure_text(m);
+    }
+    return failing.empty() ? "failed" : failing;
+  }
+
+  void add_notes(const Group& g, Trust trust) {
+    const std::vector<NoteGroup> notes = notes_of(g, trust);
+    const std::string label(to_string(trust));
+    for (size_t i = 0; i < std::min(notes.size(), kNotes); ++i) {
+      add_detail(label.c_str(), note_text(notes[i]));
+    }
+    if (notes.size() > kNotes) {
+      add_detail(label.c_str(), std::to_string(notes.size() - kNotes) + " more reasons");
+    }
+  }
+
+  void add_taps(const Group& g) {
+    for (const Verdict* v : worst_first(g.verdicts)) {
+      std::string text;
+      for (const Measure& m : v->measures) text += "  " + measure_text(m);
+      if (!v->note.empty()) text += "  " + clean(v->note);
+      out_ << "    " << padded(std::string(to_string(v->mode)), 6) << "  "
+           << padded(clean(v->tap, 120), 40) << "  " << painted(std::string(to_string(v->trust)))
+           << text << "\n";
+    }
+  }
+
+  void add_list(const char* label, const std::vector<std::string>& lines) {
+    const size_t shown = verbose_ ? lines.size() : std::min(lines.size(), kNotes);
+    for (size_t i = 0; i < shown; ++i) out_ << label << ": " << clean(lines[i]) << "\n";
+    if (shown < lines.size())
+      out_ << label << ": " << lines.size() - shown << " more, see report.json\n";
+  }
+
+  void add_skipped() {
+    for (const auto& [reason, checks] : skipped_)
+      out_ << "skipped: " << counted(checks, "check") << ": " << clean(reason) << "\n";
+  }
+
+  void add_environment() {
+    for (const auto& [name, value] : report_.environment)
+      out_ << clean(name) << ": " << clean(value) << "\n";
+  }
+
+  void add_last_line() {
+    out_ << painted(verdict_word(report_)) << " | " << counts_text(count(report_.verdicts));
+    const auto total = report_.timing.find("total");
+    if (total != report_.timing.end()) out_ << " | " << number(total->second) << " s";
+    if (!report_.command.empty()) out_ << " | " << clean(report_.command);
+    out_ << "\n";
+  }
+
+  std::string painted(const std::string& word) const {
+    if (!color_) return word;
+    const bool good = word == "PASS" || word == "pass";
+    const bool bad = word == "FAIL" || word == "fail";
+    return std::string(good ? "\x1b[32m" : bad ? "\x1b[1;31m" : "\x1b[33m") + word + "\x1b[0m";
+  }
+
+  const Report& report_;
+  const bool color_, verbose_;
+  const std::vector<Group> groups_;
+  size_t case_width_ = 0, subject_width_ = 0;
+  std::map<std::string, size_t> skipped_;  // checks of the cases on one line, by reason
+  std::ostringstream out_;
+};
+
+}  // namespace
+
+std::string to_terminal(const Report& report, bool color, bool verbose) {
+  return Screen(report, color, verbose).render();
+}
+
+}  // namespace dsv32::harness

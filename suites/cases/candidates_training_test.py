@@ -1,0 +1,102 @@
+"""KL and training traces of real transformers as candidates, as the owner of a fork runs them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import unittest
+from collections.abc import Callable
+from pathlib import Path
+
+from candidates_test import RELEASES, candidate_findings, dump, folder, judge
+from program import OK, PARITY
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+CASE = "tiny-wide"
+
+
+@functools.cache
+def dump_kl(release: str, mode: str) -> Path:
+    return dump(release, CASE, "--attn", "eager", "--mode", mode)
+
+
+@functools.cache
+def dump_training(suite: str) -> Path:
+    return dump("5.23", CASE, "--attn", "eager", "--mode", "train", "--suite", suite)
+
+
+def changed(trace: Path, change: Callable[[dict], None]) -> Path:
+    """A copy of the trace with other tensors."""
+    with safe_open(trace, "np") as file:
+        metadata = file.metadata()
+    tensors = load_file(trace)
+    change(tensors)
+    out = folder / f"changed-{trace.name}"
+    save_file(tensors, out, metadata=metadata)
+    return out
+
+
+class Candidates(unittest.TestCase):
+    def expect_pass(self, trace: Path, least: int) -> None:
+        code, report = judge(trace)
+        self.assertEqual(code, OK, json.dumps(candidate_findings(report), indent=1))
+        judged = [v for v in report["verdicts"] if v["subject"].startswith("candidate")]
+        self.assertGreaterEqual(sum(v["trust"] == "pass" for v in judged), least)
+
+    def expect_failure(self, trace: Path, tap: str) -> None:
+        code, report = judge(trace)
+        self.assertEqual(code, PARITY)
+        failed = [
+            v["tap"]
+            for v in report["verdicts"]
+            if v["subject"].startswith("candidate") and v["trust"] == "fail"
+        ]
+        self.assertTrue(any(tap in name for name in failed), failed)
+
+
+class Kl(Candidates):
+    def test_the_warm_up_passes(self) -> None:
+        self.expect_pass(dump_kl("5.23", "kl-warmup"), 60)
+
+    def test_every_release_passes(self) -> None:
+        for release in RELEASES:
+            with self.subTest(release):
+                self.expect_pass(dump_kl(release, "kl-sparse"), 60)
+
+    def test_a_leak_out_of_the_indexer_is_named(self) -> None:
+        def leak(tensors: dict) -> None:
+            tensors["grad.lm_head.weight"] = tensors["logits"][0, :1].T.repeat(64, 1) * 1e-6
+
+        self.expect_failure(changed(dump_kl("5.23", "kl-sparse"), leak), "grad.lm_head.weight")
+
+    def test_a_target_that_is_not_normalised_is_named(self) -> None:
+        def scale(tensors: dict) -> None:
+            tensors["layers.1.kl.target"] *= 4
+
+        self.expect_failure(changed(dump_kl("5.23", "kl-sparse"), scale), "layers.1.kl.target")
+
+
+class Training(Candidates):
+    def test_curves_and_parameters_pass(self) -> None:
+        for suite in ("sft_frozen_indexer", "indexer_kl_sparse", "dual_lora"):
+            with self.subTest(suite):
+                self.expect_pass(dump_training(suite), 40)
+
+    def test_a_moved_indexer_is_named(self) -> None:
+        name = "model.layers.0.self_attn.indexer.wk.weight"
+
+        def move(tensors: dict) -> None:
+            tensors[f"param.{name}"][3, 3] += 1e-3
+
+        self.expect_failure(changed(dump_training("sft_frozen_indexer"), move), name)
+
+    def test_another_curve_is_noticed_at_its_step(self) -> None:
+        def bend(tensors: dict) -> None:
+            tensors["train.loss"][7:] *= 1.2
+
+        self.expect_failure(changed(dump_training("sft_frozen_indexer"), bend), "step 7 loss")
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)

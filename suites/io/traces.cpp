@@ -1,0 +1,266 @@
+// Trace files and batches of own data: what is refused, what is converted.
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cmath>
+
+#include "suites/kit/io_files.h"
+
+namespace dsv32::suites {
+namespace {
+
+using Metadata = std::map<std::string, std::string>;
+using Tensors = std::vector<std::pair<std::string, HostTensor>>;
+
+Metadata good_metadata() {
+  return {{"format", "dsv32-verify.trace"},
+          {"version", "1"},
+          {"case", "tiny"},
+          {"mode", "forward"},
+          {"dtype", "float32"},
+          {"rope_layout", "interleaved"},
+          {"producer", "{}"},
+          {"weights", "synthetic:1"},
+          {"forced", "false"},
+          {"attn_implementation", "eager"},
+          {"mask", "given"}};
+}
+
+Metadata with(const std::string& key, const std::string& value) {
+  Metadata metadata = good_metadata();
+  metadata[key] = value;
+  return metadata;
+}
+
+Trace read(const Metadata& metadata, const Tensors& tensors) {
+  const Folder folder;
+  put_tensors(folder / "t", metadata, tensors);
+  return io::read_trace(folder / "t");
+}
+
+std::string trace_refusal(const Metadata& metadata, const Tensors& tensors = {}) {
+  return refusal([&] { read(metadata, tensors); });
+}
+
+HostTensor counted(DType dtype, const Shape& shape) {
+  std::vector<double> values(static_cast<size_t>(numel(shape)));
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<double>(i % 250);
+  return HostTensor::from_doubles(dtype, shape, values);
+}
+
+TEST(SelfTraces, ReadsWhatItWrote) {
+  Trace trace;
+  trace.metadata = with("x.unknown", "kept");
+  trace.put("layers.0.topk", counted(DType::int32, {2, 32, 8}));
+  trace.put("layers.0.hidden", counted(DType::bfloat16, {2, 32, 64}));
+  trace.put("loss.lm", HostTensor::from_doubles(DType::float64, {}, std::vector<double>{NAN}));
+  trace.put("grad.model.norm.weight", counted(DType::float32, {64}));
+  const Folder folder;
+  io::write_trace(folder / "t", trace);
+  const Trace back = io::read_trace(folder / "t");
+  EXPECT_EQ(back.metadata, trace.metadata);
+  EXPECT_EQ(back.names(), trace.names());
+  for (const std::string& name : trace.names())
+    EXPECT_TRUE(back.find(name)->identical(*trace.find(name))) << name;
+}
+
+TEST(SelfTraces, TensorsComeInExecutionOrder) {
+  const Trace trace =
+      read(good_metadata(), {{"param.model.norm.weight", HostTensor(DType::float32, {64})},
+                             {"grad.model.norm.weight", HostTensor(DType::float32, {64})},
+                             {"grad.lm_head.weight", HostTensor(DType::float32, {100, 64})},
+                             {"train.loss", HostTensor(DType::float32, {3})},
+                             {"layers.1.kl.rows", HostTensor(DType::float32, {2, 32})},
+                             {"logits", HostTensor(DType::float32, {2, 32, 100})},
+                             {"layers.1.attn.out", HostTensor(DType::float32, {2, 32, 64})},
+                             {"layers.0.hidden", HostTensor(DType::float32, {2, 32, 64})}});
+  const std::vector<std::string> names = trace.names();
+  ASSERT_EQ(names.size(), 8U);
+  EXPECT_EQ(names[0], "layers.0.hidden");
+  EXPECT_EQ(names[1], "layers.1.attn.out");
+  EXPECT_EQ(names[2], "logits");
+  EXPECT_EQ(names[5], "grad.lm_head.weight");
+  EXPECT_EQ(names[6], "grad.model.norm.weight");
+  EXPECT_EQ(names[7], "param.model.norm.weight");
+}
+
+TEST(SelfTraces, EveryTapOfACaseIsAccepted) {
+  const Case c = io::find_case("tiny");
+  Tensors tensors;
+  for (const auto& names : {forward_taps(c.config), gradient_taps(c.config)}) {
+    for (const std::string& name : names) {
+      const TapName tap = *parse_tap(name);
+      const bool decision = tap.info.kind == TapKind::topk || tap.info.kind == TapKind::experts;
+      tensors.push_back({name, HostTensor(decision ? DType::int32 : DType::float32,
+                                          *tap_shape(tap, c.config, c.B, c.S))});
+    }
+  }
+  EXPECT_EQ(read(good_metadata(), tensors).names().size(), tensors.size());
+}
+
+TEST(SelfTraces, ConvertsRotatedTapsToInterleaved) {
+  const HostTensor stored = counted(DType::float32, {2, 32, 16});
+  const Trace trace = read(with("rope_layout", "deinterleaved"),
+                           {{"layers.0.k_rope", stored}, {"layers.0.kv_latent", stored}});
+  const HostTensor& k_rope = *trace.find("layers.0.k_rope");
+  for (int64_t i = 0; i < 8; ++i) {
+    EXPECT_EQ(k_rope.at(16 + 2 * i), stored.at(16 + i)) << i;
+    EXPECT_EQ(k_rope.at(16 + 2 * i + 1), stored.at(16 + 8 + i)) << i;
+  }
+  EXPECT_TRUE(trace.find("layers.0.kv_latent")->identical(stored));
+  EXPECT_EQ(trace.metadata.at("rope_layout"), "interleaved");
+  EXPECT_EQ(trace.metadata.at("rope_layout_stored"), "deinterleaved");
+}
+
+TEST(SelfTraces, NarrowsWideDecisions) {
+  std::vector<int64_t> values(2 * 32 * 8, -1);
+  const Trace trace = read(good_metadata(), {{"layers.0.topk", int64_tensor({2, 32, 8}, values)}});
+  EXPECT_EQ(trace.find("layers.0.topk")->dtype(), DType::int32);
+  EXPECT_EQ(trace.find("layers.0.topk")->at(0), -1);
+  for (const int64_t wide : {int64_t{1} << 31, -(int64_t{1} << 31) - 1}) {
+    values[7] = wide;
+    EXPECT_TRUE(
+        has(trace_refusal(good_metadata(), {{"layers.0.topk", int64_tensor({2, 32, 8}, values)}}),
+            {"layers.0.topk", "element 7", "32 bits", "got " + std::to_string(wide)}));
+  }
+}
+
+TEST(SelfTraces, RefusesMissingMetadata) {
+  for (const auto& [key, value] : good_metadata()) {
+    Metadata metadata = good_metadata();
+    metadata.erase(key);
+    EXPECT_TRUE(has(trace_refusal(metadata), {"metadata." + key, "a missing key"})) << key;
+    EXPECT_TRUE(has(trace_refusal(with(key, "")), {"metadata." + key, "an empty text"})) << key;
+  }
+}
+
+TEST(SelfTraces, RefusesWrongMetadata) {
+  const std::vector<std::array<std::string, 3>> list = {{"format", "other", "dsv32-verify.trace"},
+                                                        {"version", "2", "expected 1"},
+                                                        {"case", "tyny", "did you mean tiny"},
+                                                        {"mode", "inference", "forward"},
+                                                        {"dtype", "int32", "float32"},
+                                                        {"rope_layout", "half", "interleaved"},
+                                                        {"producer", "[]", "an object"},
+                                                        {"producer", "x", "producer"},
+                                                        {"weights", "synthetic:x", "SEED"},
+                                                        {"weights", "sha256", "DIGEST"},
+                                                        {"forced", "maybe", "true"},
+                                                        {"mask", "yes", "given or none"},
+                                                        {"failure", "[]", "failure"},
+                                                        {"weights_loaded", "{}", "weights_loaded"}};
+  for (const auto& [key, value, says] : list) {
+    const std::string text = trace_refusal(with(key, value));
+    EXPECT_TRUE(has(text, {"metadata." + key, says})) << text;
+  }
+}
+
+TEST(SelfTraces, RefusesWrongTensors) {
+  const HostTensor hidden(DType::float32, {2, 32, 64});
+  EXPECT_TRUE(
+      has(trace_refusal(good_metadata(), {{"nonsense", hidden}}), {"a tap name", "nonsense"}));
+  EXPECT_TRUE(has(trace_refusal(good_metadata(), {{"layers.2.hidden", hidden}}),
+                  {"layers.2.hidden", "case tiny"}));
+  EXPECT_TRUE(has(trace_refusal(good_metadata(), {{"layers.0.router.logits",
+                                                   HostTensor(DType::float32, {2, 32, 4})}}),
+                  {"layers.0.router.logits", "does not have"}));
+  EXPECT_TRUE(has(trace_refusal(good_metadata(),
+                                {{"layers.0.hidden", HostTensor(DType::float32, {2, 33, 64})}}),
+                  {"layers.0.hidden: shape", "[2,32,64]", "[2,33,64]"}));
+  EXPECT_TRUE(has(
+      trace_refusal(good_metadata(), {{"layers.0.hidden", HostTensor(DType::int32, {2, 32, 64})}}),
+      {"layers.0.hidden: dtype", "BF16", "I32"}));
+  EXPECT_TRUE(has(
+      trace_refusal(good_metadata(), {{"layers.0.topk", HostTensor(DType::float32, {2, 32, 8})}}),
+      {"layers.0.topk: dtype", "I32", "F32"}));
+  EXPECT_TRUE(has(trace_refusal(good_metadata(),
+                                {{"grad.model.norm.weight", HostTensor(DType::float32, {63})}}),
+                  {"grad.model.norm.weight: shape", "[64]", "[63]"}));
+  EXPECT_TRUE(has(trace_refusal(good_metadata(), {{"train.loss", HostTensor(DType::float32, {})}}),
+                  {"[steps]"}));
+}
+
+TEST(SelfTraces, AFailureNeedsNoTaps) {
+  const Trace trace =
+      read(with("failure", R"({"where":"indexer","message":"shapes","shapes":"[2,3]"})"), {});
+  EXPECT_TRUE(trace.empty());
+  EXPECT_EQ(io::candidate_notes(trace, "t").failure->where, "indexer");
+}
+
+TEST(SelfTraces, RefusesFilesThatAreNoTraces) {
+  const Folder folder;
+  put(folder / "empty", "");
+  EXPECT_TRUE(has(refusal([&] { io::read_trace(folder / "empty"); }), {"empty", "got 0 bytes"}));
+  put(folder / "bare", safetensors("{}", 0));
+  EXPECT_TRUE(has(refusal([&] { io::read_trace(folder / "bare"); }), {"metadata.format"}));
+}
+
+TEST(SelfTraces, CaseHasTheMaskOfTheFile) {
+  EXPECT_FALSE(io::case_of_trace(read(with("mask", "none"), {})).mask_given);
+  EXPECT_TRUE(io::case_of_trace(read(good_metadata(), {})).mask_given);
+}
+
+// --- batches ------------------------------------------------------------------------------------
+
+Batch read_ids(const Tensors& tensors) {
+  const Folder folder;
+  put_tensors(folder / "b", {}, tensors);
+  Batch batch = io::read_batch(folder / "b", io::read_config("tiny"));
+  EXPECT_EQ(batch.digest, io::sha256_file(folder / "b"));
+  return batch;
+}
+
+std::string batch_refusal(const Tensors& tensors) {
+  return refusal([&] { read_ids(tensors); });
+}
+
+const HostTensor kIds = int64_tensor({2, 4}, {0, 1, 2, 3, 4, 5, 6, 99});
+
+TEST(SelfBatches, FillWhatAFileDoesNotSay) {
+  const Batch batch = read_ids({{"input_ids", kIds}});
+  EXPECT_FALSE(batch.mask_given);
+  EXPECT_EQ(batch.attention_mask, std::vector<int64_t>(8, 1));
+  EXPECT_EQ(batch.position_ids, (std::vector<int64_t>{0, 1, 2, 3, 0, 1, 2, 3}));
+  EXPECT_EQ(batch.labels, (std::vector<int64_t>{-100, 1, 2, 3, -100, 5, 6, 99}));
+}
+
+TEST(SelfBatches, KeepTheMaskAndTheLabels) {
+  const HostTensor mask = int64_tensor({2, 4}, {1, 1, 1, 1, 0, 0, 1, 1});
+  const HostTensor labels = int64_tensor({2, 4}, {-100, 1, 2, 3, -100, -100, -100, 99});
+  const Batch batch = read_ids({{"input_ids", kIds}, {"attention_mask", mask}, {"labels", labels}});
+  EXPECT_TRUE(batch.mask_given);
+  EXPECT_EQ(batch.position_ids, (std::vector<int64_t>{0, 1, 2, 3, 0, 0, 0, 1}));
+  EXPECT_EQ(batch.labels[7], 99);
+}
+
+TEST(SelfBatches, RefuseWrongTensors) {
+  const auto masked = [](const HostTensor& mask) {
+    return batch_refusal({{"input_ids", kIds}, {"attention_mask", mask}});
+  };
+  EXPECT_TRUE(has(batch_refusal({}), {"expected input_ids"}));
+  EXPECT_TRUE(has(batch_refusal({{"input_ids", kIds}, {"position_ids", kIds}}),
+                  {"position_ids", "follow from the mask"}));
+  EXPECT_TRUE(has(batch_refusal({{"input_ids", HostTensor(DType::int32, {2, 4})}}),
+                  {"input_ids: dtype", "I64", "I32"}));
+  EXPECT_TRUE(has(batch_refusal({{"input_ids", HostTensor(DType::int64, {8})}}),
+                  {"input_ids: shape", "[B,S]", "[8]"}));
+  EXPECT_TRUE(has(batch_refusal({{"input_ids", HostTensor(DType::int64, {0, 4})}}),
+                  {"batch", "at least one row"}));
+  EXPECT_TRUE(has(batch_refusal({{"input_ids", int64_tensor({1, 2}, {0, 100})}}),
+                  {"input_ids[0,1]", "0..99", "got 100"}));
+  EXPECT_TRUE(has(batch_refusal({{"input_ids", int64_tensor({1, 2}, {-1, 0})}}),
+                  {"input_ids[0,0]", "got -1"}));
+  EXPECT_TRUE(
+      has(masked(HostTensor(DType::int64, {2, 3})), {"attention_mask: shape", "[2,4]", "[2,3]"}));
+  EXPECT_TRUE(has(masked(int64_tensor({2, 4}, {1, 1, 1, 1, 1, 1, 2, 1})),
+                  {"attention_mask[1,2]", "0 or 1", "got 2"}));
+  EXPECT_TRUE(has(masked(int64_tensor({2, 4}, {INT64_MAX, INT64_MAX, 1, 1, 1, 1, 2, 1})),
+                  {"attention_mask[0,0]"}));
+  EXPECT_TRUE(has(batch_refusal({{"input_ids", kIds},
+                                 {"labels", int64_tensor({2, 4}, {0, 0, 0, 0, 0, 0, 0, -1})}}),
+                  {"labels[1,3]", "-100", "got -1"}));
+}
+
+}  // namespace
+}  // namespace dsv32::suites
