@@ -9,9 +9,9 @@ add_compile_options(
 find_program(CCACHE_PROGRAM ccache)
 if(CCACHE_PROGRAM)
   file(CONFIGURE OUTPUT "${PROJECT_SOURCE_DIR}/.ccache/ccache.conf" CONTENT
-    "max_size = 5G\nbase_dir = ${PROJECT_SOURCE_DIR}\nhash_dir = false\nsloppiness = pch_defines,time_macros,include_file_mtime,include_file_ctime\n")
+    "max_size = 5G\nhash_dir = false\nsloppiness = pch_defines,time_macros,include_file_mtime,include_file_ctime\n")
   set(launcher "${CMAKE_COMMAND}" -E env "CCACHE_DIR=${PROJECT_SOURCE_DIR}/.ccache"
-    "${CCACHE_PROGRAM}")
+    "CCACHE_BASEDIR=${PROJECT_SOURCE_DIR}" "${CCACHE_PROGRAM}")
   set(CMAKE_CXX_COMPILER_LAUNCHER ${launcher})
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${launcher})
 endif()
