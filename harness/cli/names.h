@@ -22,7 +22,7 @@ double parse_positive(const std::string& where, const std::string& text, const s
 double parse_seconds(const std::string& where, const std::string& text);
 DType parse_float_type(const std::string& where, const std::string& text);
 
-/// Every name in `options` that can be checked without opening a file. Throws Error (usage).
+/// Checks every name in `options` that can be checked without opening a file. Throws Error (usage).
 void check_names(const Options& options);
 
 /// "a", "b or c", "a, b or c".
