@@ -9,7 +9,7 @@
 
 namespace dsv32::io {
 
-/// case_from_metadata with a name for errors.
+/// Does what case_from_metadata does, with a name for errors.
 Case case_from_text(const std::string& text, const std::string& where);
 
 /// The case of DIR/dsv32_case.json; nullopt when there is no such file.

@@ -8,9 +8,9 @@
 
 namespace dsv32::io {
 
-/// A config.json object of either style as a config. `where` names it in errors.
+/// Reads a config.json object of either style. `where` names it in errors.
 ModelConfig config_from_json(const Json& object, const std::string& where);
-/// The released style, every field that Hugging Face saves for this model.
+/// Writes a config in the released style, with every field that Hugging Face saves for this model.
 Json config_to_json(const ModelConfig& config, const std::string& torch_dtype);
 /// Is `field` one that a config.json of this model may have?
 bool is_config_field(const std::string& field);

@@ -20,8 +20,8 @@ class InputFile {
   InputFile& operator=(const InputFile&) = delete;
 
   uint64_t size() const { return static_cast<uint64_t>(opened_.st_size); }
-  /// Exactly `size` bytes at `offset`; the caller stays within size(). Safe to call from several
-  /// threads.
+  /// Reads exactly `size` bytes at `offset`; the caller stays within size(). Safe to call from
+  /// several threads.
   void read(uint64_t offset, void* out, size_t size) const;
 
  private:
@@ -52,9 +52,9 @@ class AtomicFile {
   int fd_ = -1;
 };
 
-/// Exit 6 unless the disk under `directory` has room for `bytes` more.
+/// Throws Error (environment) unless the disk under `directory` has room for `bytes` more.
 void require_space(const std::filesystem::path& directory, uint64_t bytes);
-/// Makes the directory and its parents. Exit 6 when it cannot.
+/// Makes the directory and its parents; throws Error (environment) when it cannot.
 void make_directory(const std::filesystem::path& directory);
 
 }  // namespace dsv32::io

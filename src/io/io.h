@@ -27,16 +27,16 @@ fs::path home();
 
 // --- json ---------------------------------------------------------------------------------------
 
-/// config.json by name ("tiny") or path. Both field styles (SPEC 3). Throws Error.
+/// Reads a config.json by name ("tiny") or path, in either field style (SPEC 3). Throws Error.
 ModelConfig read_config(const std::string& name_or_path);
-/// The config as a Hugging Face config.json (released style), for `weights make`.
+/// Writes the config as a Hugging Face config.json (released style), for `weights make`.
 std::string config_json(const ModelConfig& config);
 /// Parses config text; `where` names it in errors.
 ModelConfig parse_config(const std::string& text, const std::string& where);
 
-/// configs/cases.json, in its order.
+/// The cases of configs/cases.json, in its order.
 const std::vector<Case>& cases();
-/// Throws Error (usage) with the nearest name.
+/// Finds a case by its name; throws Error (usage) with the nearest one.
 const Case& find_case(const std::string& name);
 /// Names of the shipped configs.
 std::vector<std::string> config_names();
@@ -59,8 +59,8 @@ struct TensorEntry {
   Shape shape;
   uint64_t begin = 0, end = 0;   // bytes in the data section
   std::string_view stored = {};  // spelling in the file: "BF16", "F8_E4M3"
-  bool readable =
-      true;  // false: a valid type that this version does not read; dtype means nothing then
+  /// False for a valid type that this version does not read; dtype means nothing then.
+  bool readable = true;
 };
 
 /// A safetensors file, header checked in full before anything else is read.
@@ -72,10 +72,11 @@ class SafetensorsFile {
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   const std::map<std::string, TensorEntry>& tensors() const { return tensors_; }
   std::vector<std::string> names_by_offset() const;
-  /// Throws Error (artefact) for an unknown name, an unreadable dtype, or a file that changed since
-  /// it was opened. Safe to call from several threads.
+  /// Reads a tensor. Throws Error (artefact) for an unknown name, an unreadable dtype, or a file
+  /// that changed since it was opened. Safe to call from several threads.
   HostTensor read(const std::string& name) const;
-  /// Part of a tensor: `shape` elements from element `first` on (one expert of a fused tensor).
+  /// Reads a part of a tensor: `shape` elements from element `first` on (one expert of a fused
+  /// tensor).
   HostTensor read_range(const std::string& name, int64_t first, const Shape& shape) const;
   const fs::path& path() const { return path_; }
   uint64_t size() const;
@@ -134,20 +135,21 @@ struct CandidateNotes {
   std::vector<std::string> missing_taps;
   std::vector<std::string> derived_taps;  // computed by the dump, not by the implementation
 };
-/// From the metadata `weights_loaded`, `failure`, `missing_taps` and `derived_taps`. Throws Error
+/// Reads the metadata `weights_loaded`, `failure`, `missing_taps` and `derived_taps`. Throws Error
 /// (artefact) when one is no such JSON.
 CandidateNotes candidate_notes(const Trace& trace, const std::string& where);
-/// `--batch FILE`: input_ids and optional attention_mask, labels. digest = sha256 of the file.
+/// Reads the file of `--batch`: input_ids and, if wanted, attention_mask and labels. The digest is
+/// the sha256 of the file.
 Batch read_batch(const fs::path& path, const ModelConfig& config);
 
 // --- checkpoints --------------------------------------------------------------------------------
 
-/// A checkpoint directory (sharded or single safetensors). Names, shapes and dtypes are checked
-/// against the config in the constructor: all missing, unexpected and wrong-shaped names in one
-/// Error. Fused and unfused experts are read. Stored float64 is returned as float64, everything
-/// else as float32 (exact). identity(): `synthetic:SEED` when every tensor starts as the synthetic
-/// one of dsv32_case.json does (seed 1 without that file), else "sha256:" of the whole model as in
-/// FORMATS section 1: in sorted name order, each unfused name and the 32 bytes of the sha256 of its
+/// Opens a checkpoint directory (sharded or single safetensors). Names, shapes and dtypes are
+/// checked against the config at once: all missing, unexpected and wrong-shaped names in one Error.
+/// Fused and unfused experts are read. Stored float64 is returned as float64, everything else as
+/// float32 (exact). identity(): `synthetic:SEED` when every tensor starts as the synthetic one of
+/// dsv32_case.json does (seed 1 without that file), else "sha256:" of the whole model as in FORMATS
+/// section 1: in sorted name order, each unfused name and the 32 bytes of the sha256 of its
 /// little-endian float32 values. The digest is made when it is first asked for: it reads everything
 /// once.
 std::unique_ptr<WeightSource> open_checkpoint(const fs::path& dir, const ModelConfig& config);
@@ -156,7 +158,7 @@ struct MakeCheckpointOptions {
   int64_t shard_bytes = int64_t{1} << 30;
   DType dtype = DType::bfloat16;
 };
-/// Synthetic checkpoint of a case in Hugging Face layout: config.json,
+/// Writes the synthetic checkpoint of a case in Hugging Face layout: config.json,
 /// model-0000i-of-0000n.safetensors, index; and dsv32_case.json: the keys of case_json plus `name`
 /// and `mask` (given or none). Memory: one tensor. e_score_correction_bias is float32, as released.
 /// A folder that holds another checkpoint is refused (usage).
@@ -166,9 +168,9 @@ struct CheckpointReport {
   bool good = false;
   std::string text;  // for people: counts, then every complaint on a line of its own
 };
-/// `weights check DIR`: names, shapes and dtypes against DIR/config.json (an Error when they are
-/// wrong), then every value: finite, and the synthetic bits if dsv32_case.json is there. Memory:
-/// one tensor.
+/// Does what `weights check DIR` asks for: checks names, shapes and dtypes against DIR/config.json
+/// (an Error when they are wrong), then every value: finite, and the synthetic bits if
+/// dsv32_case.json is there. Memory: one tensor.
 CheckpointReport check_checkpoint(const fs::path& dir);
 
 // --- adapters -----------------------------------------------------------------------------------
@@ -184,22 +186,22 @@ struct AdapterDemand {
   std::optional<int64_t> rank = {};
   std::optional<double> scale = {};  // alpha / rank
 };
-/// Every target of the config must have its pair in the file and nothing else may be there; ranks,
-/// shapes and dtypes are checked, values are finite. Stored float64 stays, every other float type
-/// becomes float32 (exact). Settings that would change the function (DoRA, rsLoRA, biases, ...) are
-/// refused; dropout is a warning, because it is random.
+/// Reads an adapter. Each target of the config must have its pair in the file and nothing else may
+/// be there; ranks, shapes and dtypes are checked, values are finite. Stored float64 stays, every
+/// other float type becomes float32 (exact). Settings that would change the function (DoRA, rsLoRA,
+/// biases, ...) are refused; dropout is a warning, because it is random.
 Adapter read_adapter(const fs::path& dir, const ModelConfig& config,
                      const AdapterDemand& demand = {});
-/// Tensors as they are, under peft's names.
+/// Writes the tensors as they are, under peft's names.
 void write_adapter(const fs::path& dir, const ModelConfig& config, const Adapter& adapter);
 
 // --- whole files --------------------------------------------------------------------------------
 
-/// Temporary file in the same directory, fsync, rename. Throws Error (environment).
+/// Writes a temporary file in the same directory, fsync, rename. Throws Error (environment).
 void write_file(const fs::path& path, const std::string& content);
-/// Throws Error (artefact) when it cannot be read or is larger than `limit`.
+/// Reads a file; throws Error (artefact) when it cannot or when it is larger than `limit`.
 std::string read_file(const fs::path& path, uint64_t limit = uint64_t{1} << 30);
-/// Lower-case hex.
+/// The sha256 of these bytes in lower-case hex.
 std::string sha256_hex(const void* data, size_t size);
 std::string sha256_file(const fs::path& path);
 

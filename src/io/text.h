@@ -14,7 +14,8 @@ namespace dsv32::io {
 /// Throws Error (artefact).
 [[noreturn]] void refuse(Complaint complaint);
 
-/// Control and non-ASCII bytes as \xNN, cut to `limit` bytes: fit for any terminal or report.
+/// Writes control and non-ASCII bytes as \xNN and cuts to `limit` bytes: fit for any terminal or
+/// report.
 std::string printable(std::string_view text, size_t limit = 160);
 
 /// "3: a, b, c" or "300: a, b, ... and 280 more".

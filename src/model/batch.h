@@ -24,13 +24,13 @@ struct Batch {
   bool valid(int64_t b, int64_t s) const { return attention_mask[b * S + s] != 0; }
 };
 
-/// Batch `index` of the case's seed.
+/// Makes batch `index` of the case's seed.
 Batch make_batch(const Case& c, int64_t index = 0);
 
 /// Fills position_ids from the mask.
 void set_positions(Batch& batch);
-/// FORMATS labels: ids, -100 on padding, on the first token after padding and in the first S/4
-/// columns.
+/// Fills labels from the ids: -100 on padding, on the first token after padding and in the first
+/// S/4 columns (FORMATS section 2).
 void set_labels(Batch& batch);
 /// Throws Error (artefact) unless ids are inside the vocabulary, the mask is 0/1 and sizes agree.
 void validate(const Batch& batch, const ModelConfig& config, const std::string& where);

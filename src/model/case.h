@@ -29,7 +29,7 @@ struct Case {
   std::string purpose;
 };
 
-/// Half or more of the judged query rows see more than index_topk keys.
+/// True when half or more of the judged query rows see more than index_topk keys.
 bool exercises_selection(const Case& c);
 
 }  // namespace dsv32

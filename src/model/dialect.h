@@ -155,9 +155,9 @@ struct Dialect {
   bool operator==(const Dialect&) const = default;
 };
 
-/// spec-1, hf and the other presets, in the order in which they are tried.
+/// The presets (spec-1, hf and the others) in the order in which they are tried.
 const std::vector<Dialect>& dialect_presets();
-/// Throws Error (usage) with the nearest name.
+/// Finds a preset by its name; throws Error (usage) with the nearest one.
 const Dialect& find_dialect(const std::string& name);
 /// One line for people: what a model of this dialect does differently, and what follows from it.
 std::string dialect_consequence(const std::string& name);

@@ -6,7 +6,7 @@
 
 namespace dsv32 {
 
-/// Process exit codes. When several apply, `worst` decides: 3 > 4 > 6 > 1 > 5 > 0.
+/// The exit codes of the process. When several apply, `worst` decides: 3 > 4 > 6 > 1 > 5 > 0.
 enum class ExitCode : int {
   ok = 0,
   parity = 1,       // a parity check failed
@@ -46,8 +46,7 @@ class Error : public std::runtime_error {
   Complaint complaint_;
 };
 
-/// The candidate nearest to `word` by edit distance, or "" when none is near: for "did you mean".
-/// Works on any range of strings.
+/// The known word nearest to `word` by edit distance, or "" when none is near: for "did you mean".
 std::string nearest(const std::string& word, const std::vector<std::string>& known);
 
 }  // namespace dsv32

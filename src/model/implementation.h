@@ -19,15 +19,16 @@ enum class Feeding {
 };
 
 struct RunOptions {
-  DType dtype = DType::float32;  // float64: the oracle; bfloat16/float16: rounding modes (SPEC 1)
+  /// float64: the oracle; bfloat16 and float16: rounding modes (SPEC 1).
+  DType dtype = DType::float32;
   Dialect dialect = {};
   Objective objective = {};
-  bool backward = false;  // also the gradients of the objective
+  bool backward = false;  // the gradients of the objective too
   Feeding feeding = Feeding::free;
   const Trace* feed = nullptr;  // for forced and staged
   /// Taps to keep; empty function: all.
   std::function<bool(const std::string&)> wanted = {};
-  /// Relative size of the random perturbation of every weight and every fed input (a condition
+  /// The relative size of the random perturbation of every weight and every fed input (a condition
   /// probe); 0: none.
   double perturbation = 0;
   uint64_t perturbation_seed = 0;

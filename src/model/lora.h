@@ -25,9 +25,9 @@ struct LoraModule {
   std::string b_name() const { return name + ".lora_B.weight"; }
   Shape a_shape() const { return {experts * rank, in}; }
   Shape b_shape() const { return {out, experts * rank}; }
-  /// Driven by the indexer's KL; every other adapter by the LM loss (SPEC 2).
+  /// True when the indexer's KL drives it; every other adapter is driven by the LM loss (SPEC 2).
   bool is_kl() const;
-  /// A fused tensor of routed experts: a target parameter for peft, not a target module.
+  /// True for a fused tensor of routed experts: for peft a target parameter, no target module.
   bool is_fused() const;
 };
 
@@ -49,7 +49,7 @@ struct LoraPlace {
   int64_t expert = 0;
   int64_t first_row = 0;  // of the map's outputs: up_proj follows gate_proj in gate_up_proj
 };
-/// nullopt for a weight that no adapter touches.
+/// Finds the place of a weight; nullopt for one that no adapter touches.
 std::optional<LoraPlace> lora_place(const ModelConfig& config, const std::string& weight_name);
 
 }  // namespace dsv32

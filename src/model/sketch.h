@@ -13,12 +13,13 @@ namespace dsv32 {
 
 inline constexpr int kProjections = 8;
 
-/// Sign of element `i` in projection `p` (0..7) for a tap: bit p of byte (i mod 32) of block 1 + i
-/// / 32 of the Philox stream (seed 0, "sketch." + tap name), bytes low first in each 64-bit word:
-/// bit 1 is +1, bit 0 is -1. Returns one byte per element of a row: bit p of byte i.
+/// The signs of a row's elements for a tap. That of element `i` in projection `p` (0..7) is bit p
+/// of byte (i mod 32) of block 1 + i / 32 of the Philox stream (seed 0, "sketch." + tap name),
+/// bytes low first in each 64-bit word: bit 1 is +1, bit 0 is -1. Returns one byte per element of a
+/// row: bit p of byte i.
 std::vector<uint8_t> sketch_signs(const std::string& tap, int64_t row_size);
 
-/// The 8 projections of one row, accumulated in double.
+/// Computes the 8 projections of one row, accumulated in double.
 void project(std::span<const double> row, std::span<const uint8_t> signs, std::span<double> out);
 
 inline constexpr int kParameterProjections = 16;
@@ -30,7 +31,7 @@ struct ParameterSketch {
   double norm = 0;
   std::array<double, kParameterProjections> projections = {};
 };
-/// `codes`: parameter_codes of the name, one per value.
+/// Sketches a parameter. `codes`: parameter_codes of the name, one per value.
 ParameterSketch sketch_parameter(std::span<const float> values, std::span<const uint16_t> codes);
 ParameterSketch sketch_parameter(std::span<const double> values, std::span<const uint16_t> codes);
 /// The 16 sign bits of every element: bit p for projection p.

@@ -16,7 +16,7 @@ enum class DType { float64, float32, bfloat16, float16, int64, int32, uint8 };
 int64_t item_size(DType dtype);
 /// "float32", "bfloat16", ...: the spelling of the command line and of trace metadata.
 std::string_view to_string(DType dtype);
-/// Inverse of to_string; throws Error (usage) that names the known ones.
+/// The inverse of to_string; throws Error (usage) that names the known ones.
 DType parse_dtype(std::string_view text);
 bool is_floating(DType dtype);
 /// Relative L2 error of one round-to-nearest in this type: 1.66e-3 bf16, 2.1e-4 f16, 3e-8
@@ -39,7 +39,7 @@ uint16_t float_to_float16(float value);
 class HostTensor {
  public:
   HostTensor() = default;
-  /// Zero-filled.
+  /// A tensor of zeros.
   HostTensor(DType dtype, Shape shape);
   static HostTensor from_doubles(DType dtype, Shape shape, std::span<const double> values);
 
@@ -52,19 +52,19 @@ class HostTensor {
   std::byte* raw() { return data_.get(); }
   const std::byte* raw() const { return data_.get(); }
 
-  /// Typed view; T must match dtype (uint16_t for bfloat16 and float16). Throws Error (internal) if
-  /// not.
+  /// A typed view; T must match dtype (uint16_t for bfloat16 and float16). Throws Error (internal)
+  /// if not.
   template <typename T>
   std::span<T> data();
   template <typename T>
   std::span<const T> data() const;
 
-  /// Element i widened to double (exact for every type but large int64).
+  /// Gives element i widened to double (exact for every type but large int64).
   double at(int64_t i) const;
   std::vector<double> to_doubles() const;
-  /// Same values in another type, rounded to nearest even.
+  /// Gives the same values in another type, rounded to nearest even.
   HostTensor cast(DType dtype) const;
-  /// Same bytes, same dtype and same shape.
+  /// True when both have the same bytes, dtype and shape.
   bool identical(const HostTensor& other) const;
 
  private:

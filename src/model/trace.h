@@ -32,22 +32,23 @@ struct TapInfo {
   std::string_view name;  // "attn.ctx"; for layer taps without "layers.N."
   TapKind kind;
   bool per_layer;
-  std::vector<std::string_view>
-      inputs;  // taps that the stage reads ("hidden" = of the layer before)
+  /// Taps that the stage reads ("hidden" is that of the layer before).
+  std::vector<std::string_view> inputs;
 };
 
 /// Every tap in paper order (SPEC section 5), then the KL and training ones. `loss.kl` is there
 /// twice: of a layer and of the model.
 const std::vector<TapInfo>& tap_vocabulary();
 
-/// "layers.3.attn.ctx" -> layer 3, info of attn.ctx. "grad.<weight>" and "param.<weight>" -> kind
-/// gradient, info.name "grad" or "param", layer of the weight.
+/// A tap by its full name. "layers.3.attn.ctx" has layer 3 and the info of attn.ctx.
+/// "grad.<weight>" and "param.<weight>" have kind gradient, info.name "grad" or "param", and the
+/// layer of the weight.
 struct TapName {
   std::string full;
   std::optional<int64_t> layer;
   TapInfo info;
 };
-/// nullopt for a name outside the vocabulary.
+/// Parses a full name; nullopt for one outside the vocabulary.
 std::optional<TapName> parse_tap(const std::string& full);
 std::string layer_tap(int64_t layer, std::string_view name);
 /// The name without its layer: "layers.3.attn.ctx" -> "attn.ctx",
@@ -71,7 +72,7 @@ std::vector<std::string> kl_taps(const ModelConfig& config, const Objective& obj
 /// All gradients ("grad.<weight>") in back-propagation order (head first, embedding last), the
 /// indexer's and the buffers' left out.
 std::vector<std::string> gradient_taps(const ModelConfig& config);
-/// Those that an objective gives: LM everything but the indexer, the KL the indexer alone.
+/// The gradients that an objective gives: LM everything but the indexer, the KL the indexer alone.
 std::vector<std::string> gradient_taps(const ModelConfig& config, const Objective& objective);
 
 /// Named host tensors in execution order plus string metadata: what every implementation hands to

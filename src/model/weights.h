@@ -20,14 +20,14 @@ struct WeightSpec {
 
 /// Every tensor of the model in paper order: embedding, layers, final norm, head.
 std::vector<WeightSpec> weight_specs(const ModelConfig& config);
-/// Those of one layer, in paper order.
+/// Every tensor of one layer, in paper order.
 std::vector<WeightSpec> layer_weight_specs(const ModelConfig& config, int64_t layer);
-/// Shape of one tensor by name; nullopt for a name that the model does not have.
+/// The shape of one tensor by name; nullopt for a name that the model does not have.
 std::optional<Shape> weight_shape(const ModelConfig& config, const std::string& name);
-/// "model.layers.3.mlp.gate.weight" -> 3; nullopt outside the layers. Also for names of LoRA
-/// tensors.
+/// The layer in a weight's name: 3 for "model.layers.3.mlp.gate.weight"; nullopt outside the
+/// layers. It reads names of LoRA tensors too.
 std::optional<int64_t> weight_layer(std::string_view name);
-/// e_score_correction_bias: a buffer, no gradient, never trained.
+/// True for e_score_correction_bias: a buffer has no gradient and is never trained.
 bool is_buffer(const std::string& weight_name);
 bool is_indexer(const std::string& weight_name);
 
@@ -35,14 +35,14 @@ bool is_indexer(const std::string& weight_name);
 class WeightSource {
  public:
   virtual ~WeightSource() = default;
-  /// One tensor by its unfused checkpoint name, with the shape of `weight_specs`. Safe to call from
-  /// several threads.
+  /// Loads one tensor by its unfused checkpoint name, with the shape of `weight_specs`. Safe to
+  /// call from several threads.
   virtual HostTensor load(const WeightSpec& spec) const = 0;
-  /// `synthetic:SEED` or `sha256:...`: what a trace's metadata says.
+  /// Says what a trace's metadata say: `synthetic:SEED` or `sha256:...`.
   virtual std::string identity() const = 0;
 };
 
-/// FORMATS section 1: each element is a function of (seed, name, index) only.
+/// The weights of FORMATS section 1: each element is a function of (seed, name, index) only.
 /// Tensors are returned as float32 (every value is exact in bfloat16).
 class SyntheticWeights : public WeightSource {
  public:
