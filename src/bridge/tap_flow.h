@@ -14,7 +14,7 @@ namespace dsv32 {
 struct TapStyle {
   torch::ScalarType ordinary = torch::kFloat32;  // of what `round` gives
   torch::ScalarType exact = torch::kFloat32;     // of taps that stay float32 in the 16-bit modes
-  /// An ordinary tap as it is stored (SPEC 1, bf16 mode).
+  /// Rounds an ordinary tap as it is stored (SPEC 1, bf16 mode).
   std::function<torch::Tensor(const torch::Tensor&)> round;
   /// What later stages read of a value; empty: the value. `place` is unique in a run.
   std::function<torch::Tensor(const torch::Tensor&, const std::string& place)> hand_on = {};
@@ -28,12 +28,12 @@ class TapFlow {
   TapFlow(const ModelConfig& config, const Batch& batch, const RunOptions& options, TapStyle style,
           torch::Device device);
 
-  /// Query positions [begin, end) of this chunk; keys so far: `end`.
+  /// Begins a chunk with the query positions [begin, end); keys so far: `end`.
   void begin_chunk(int64_t begin, int64_t end);
-  /// A continuous tap. Returns the value that later stages read.
+  /// Records a continuous tap and returns the value that later stages read.
   torch::Tensor put(const std::string& name, const torch::Tensor& own);
-  /// A decision (topk, router.experts), int64. Returns the decision in force; remembers it for
-  /// `replay`.
+  /// Records a decision (topk, router.experts), int64, and returns the one in force; remembers it
+  /// for `replay`.
   torch::Tensor decide(const std::string& name, const torch::Tensor& own);
 
   /// From here on nothing is recorded and `decision` gives what was in force: for the backward
@@ -43,7 +43,7 @@ class TapFlow {
   /// The decision in force over all chunks, [B,S,*] int64.
   torch::Tensor decision(const std::string& name) const;
 
-  /// Everything recorded, chunks joined (FORMATS 4).
+  /// Gives everything recorded, chunks joined (FORMATS 4).
   Trace finish();
 
  private:

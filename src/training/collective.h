@@ -21,7 +21,7 @@ struct WorldOptions {
 /// operation of the others throw Error (environment) that names it and its step.
 class World {
  public:
-  /// A world of one.
+  /// Makes a world of one.
   World();
   World(const RankEnvironment& env, const WorldOptions& options);
   ~World();
@@ -33,7 +33,7 @@ class World {
   /// Where the tensors of the operations live.
   torch::Device device() const;
 
-  /// Sum over ranks, in place.
+  /// Sums over ranks, in place.
   void all_reduce(Tensor& tensor);
   /// share = this rank's piece of the sum over ranks. whole: [size * n], share: [n].
   void reduce_scatter(Tensor& share, Tensor& whole);
@@ -45,9 +45,9 @@ class World {
   /// The training step that this rank is in: what the others name when it is lost. Collective, so
   /// that nobody is in a step, and lost in it, before all know of it.
   void set_step(int64_t step);
-  /// All ranks are through: leaving is no fault any more. Collective.
+  /// Says that this rank is through: once all are, leaving is no fault any more. Collective.
   void finish();
-  /// This rank cannot go on: the others shall name it.
+  /// Says that this rank cannot go on: the others shall name it.
   void fail(const std::string& reason);
 
  private:

@@ -22,8 +22,8 @@ class OneUlpWeights : public WeightSource {
   uint64_t seed_;
 };
 
-/// Every value of a float32 table but 0 to its next larger or smaller number, in place, by random
-/// bits of (seed, name).
+/// Moves every value of a float32 table but 0 to its next larger or smaller number, in place, by
+/// random bits of (seed, name).
 void move_one_ulp(TensorTable& table, uint64_t seed);
 
 }  // namespace dsv32::training

@@ -35,14 +35,14 @@ using OptimizerState = TensorTable;
 class Optimizer {
  public:
   virtual ~Optimizer() = default;
-  /// One step of every group. `gradients`: of this rank's rows; a parameter without an entry is not
-  /// touched (a frozen one). Returns the global gradient norm before clipping, per group.
+  /// Makes one step of every group. `gradients`: of this rank's rows; a parameter without an entry
+  /// is not touched (a frozen one). Returns the global gradient norm before clipping, per group.
   /// The gradients are not changed.
   virtual std::vector<double> step(TensorTable& parameters, const TensorTable& gradients) = 0;
-  /// May share memory with the optimizer: clone it to keep it over a step.
+  /// Gives the state; it may share memory with the optimizer: clone it to keep it over a step.
   virtual OptimizerState state() const = 0;
-  /// Copies; a parameter without an entry starts anew. Throws Error (artefact) where names or
-  /// shapes do not fit.
+  /// Copies a state; a parameter without an entry starts anew. Throws Error (artefact) where names
+  /// or shapes do not fit.
   virtual void set_state(const OptimizerState& state) = 0;
 };
 
@@ -56,9 +56,9 @@ struct AdamWTensors {
 
 /// An implementation's own kernels for the update of a whole group.
 struct AdamWKernels {
-  /// Norm over all of them, [] float64.
+  /// Gives the norm over all of them, [] float64.
   std::function<Tensor(const std::vector<Tensor>& gradients)> grad_norm = {};
-  /// Update number `step` (from 1); gradients are multiplied by clip_scale, [] float32.
+  /// Makes update number `step` (from 1); gradients are multiplied by clip_scale, [] float32.
   std::function<void(const AdamWTensors&, const Tensor& clip_scale, int64_t step, const AdamW&)>
       update = {};
 };

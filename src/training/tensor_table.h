@@ -15,12 +15,12 @@ class TensorTable {
  public:
   /// Replaces a tensor of the same name.
   void put(const std::string& name, Tensor value);
-  /// Throws Error (internal) for an unknown name.
+  /// Finds a tensor; throws Error (internal) for an unknown name.
   const Tensor& at(const std::string& name) const;
   bool has(const std::string& name) const { return values_.count(name) != 0; }
   const std::vector<std::string>& names() const { return names_; }
   bool empty() const { return names_.empty(); }
-  /// Every tensor copied.
+  /// Copies every tensor.
   TensorTable clone() const;
   /// Overwrites every tensor in place by the one of the same name, converted to this table's types.
   /// Throws Error (artefact) where names or shapes differ.

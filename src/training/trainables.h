@@ -22,14 +22,14 @@ class Trainables : public WeightSource {
 /// start source.
 class FullWeights : public Trainables {
  public:
-  /// Masters of type `master`. A model of a 16-bit `model` type reads them rounded to it; any other
-  /// reads them as they are.
+  /// Makes masters of type `master`. A model of a 16-bit `model` type reads them rounded to it; any
+  /// other reads them as they are.
   FullWeights(const ModelConfig& config, const WeightSource& start, torch::ScalarType master,
               DType model = DType::float32);
   TensorTable& table() override { return table_; }
-  /// May share memory with the run's taps.
+  /// The gradients may share memory with the run's taps.
   TensorTable gradients(const Trace& run) const override;
-  /// Shares memory with the master: a run must end before the next optimizer step.
+  /// The tensor shares memory with the master: a run must end before the next optimizer step.
   HostTensor load(const WeightSpec& spec) const override;
   std::string identity() const override;
 

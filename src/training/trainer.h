@@ -21,7 +21,8 @@ struct Recipe {
   Objective objective = {};
   std::vector<Group> groups;
   int64_t steps = 0;
-  bool memorised = false;     // every step uses batch 0; else step t uses batch t mod 4 (FORMATS 2)
+  /// Every step uses batch 0; else step t uses batch t mod 4 (FORMATS 2).
+  bool memorised = false;
   int64_t micro_batches = 1;  // contiguous rows each; gradient = mean of their means
 };
 
@@ -50,11 +51,11 @@ class Trainer {
  public:
   Trainer(const Case& c, Recipe recipe, const Implementation& model, Trainables& trainables,
           Optimizer& optimizer, TrainerOptions options = {});
-  /// Step `index` of the recipe. `decisions`: replayed when given, for the whole batch.
+  /// Makes step `index` of the recipe. `decisions`: replayed when given, for the whole batch.
   StepRecord step(int64_t index, const Trace* decisions = nullptr);
-  /// The same without the optimizer: losses, decisions and gradients; `grad_norm` stays empty.
+  /// Does the same without the optimizer: losses, decisions and gradients; `grad_norm` stays empty.
   StepRecord measure(int64_t index, const Trace* decisions = nullptr);
-  /// The optimizer's part of a measured step: fills in `grad_norm`.
+  /// Does the optimizer's part of a measured step: fills in `grad_norm`.
   void apply(StepRecord& record);
 
  private:
@@ -80,14 +81,15 @@ struct Snapshot {
   OptimizerState optimizer;
 };
 Snapshot take_snapshot(const Trainables& trainables, const Optimizer& optimizer);
-/// Types are converted: a float64 snapshot sets float32 masters to the nearest values.
+/// Sets parameters and optimizer to a snapshot. Types are converted: a float64 snapshot sets
+/// float32 masters to the nearest values.
 void restore(const Snapshot& snapshot, Trainables& trainables, Optimizer& optimizer);
 
-/// Rows [first, last) of a batch.
+/// Cuts rows [first, last) out of a batch.
 Batch slice_rows(const Batch& batch, int64_t first, int64_t last);
 /// Rows [first, last) of micro-batch or rank `index` of `count`: contiguous, as even as can be.
 std::pair<int64_t, int64_t> share_of_rows(int64_t rows, int64_t index, int64_t count);
-/// Decisions of rows [first, last) of the whole batch's.
+/// Cuts the decisions of rows [first, last) out of the whole batch's.
 Trace slice_decisions(const Trace& decisions, int64_t first, int64_t last);
 /// Joins decisions of consecutive rows, in their order.
 Trace join_decisions(const std::vector<Trace>& parts);

@@ -39,13 +39,13 @@ class Watch {
   Watch(const Watch&) = delete;
   Watch& operator=(const Watch&) = delete;
 
-  /// All ranks have joined; from here on they are watched. `homes`: process_home of each.
+  /// Says that all ranks have joined; from here on they are watched. `homes`: process_home of each.
   void everybody_is_here(std::vector<std::string> homes);
   void set_step(int64_t step);
-  /// A collective begins: its number is what a rank that hangs does not reach.
+  /// Says that a collective begins: its number is what a rank that hangs does not reach.
   void enter();
 
-  /// After a failed collective: waits until the culprit is known (at most about a second).
+  /// Waits, after a failed collective, until the culprit is known (at most about a second).
   Fault explain(const std::string& error, bool timed_out);
   /// Tells the others. The first fault that any rank declares is the one that all report.
   Fault declare(const Fault& fault);

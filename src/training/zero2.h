@@ -19,7 +19,7 @@ class ShardedOptimizer : public Optimizer {
   virtual TensorTable mean_gradients() const = 0;
 };
 
-/// What state_bytes must be: two moments for 1 / ranks of each group's elements, rounded up.
+/// Says what state_bytes must be: two moments for 1 / ranks of each group's elements, rounded up.
 int64_t zero2_state_bytes(const std::vector<int64_t>& group_elements, int ranks,
                           int64_t element_size);
 
