@@ -1,7 +1,8 @@
 #pragma once
 
-/// In front of a function with vectorisable loops: compiled for AVX-512, AVX2 and the base line.
-/// AddressSanitizer runs before the loader can choose, so its builds have the base line alone.
+/// DSV32_CLONES stands in front of a function with vectorisable loops: it is compiled for AVX-512,
+/// AVX2 and the base line. AddressSanitizer runs before the loader can choose, so its builds have
+/// the base line alone.
 #if defined(__SANITIZE_ADDRESS__)
 #define DSV32_CLONES
 #else

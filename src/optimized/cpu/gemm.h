@@ -36,7 +36,7 @@ void product(const ProductShape& shape, const FactorOf<float>& a, const FactorOf
 void product(const ProductShape& shape, const FactorOf<bf16>& a, const FactorOf<bf16>& b, bf16* c,
              int64_t c_stride);
 
-/// Memory that starts at a cache line. Not filled.
+/// Memory that starts at a cache line; it is not filled.
 template <typename T>
 class BufferOf {
  public:

@@ -9,7 +9,7 @@ namespace dsv32::optimized::cpu {
 /// Results must not depend on how the range is split: the thread count changes it.
 void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body);
 
-/// Rows per task so that a task is worth its start.
+/// Gives so many rows per task that a task is worth its start.
 inline int64_t row_grain(int64_t width) {
   constexpr int64_t kElements = 16384;
   return width < kElements ? kElements / (width > 0 ? width : 1) : 1;

@@ -43,7 +43,8 @@ DSV32_HOST_DEVICE inline uint32_t bits_of_float(float x) {
 #endif
 }
 
-/// Exact. 1 sign bit, 4 of exponent (bias 7), 3 of mantissa; 0x7f and 0xff are NaN.
+/// The value of a code, exact: 1 sign bit, 4 of exponent (bias 7), 3 of mantissa; 0x7f and 0xff are
+/// NaN.
 DSV32_HOST_DEVICE inline float decode_e4m3(uint8_t code) {
   const uint32_t sign = static_cast<uint32_t>(code & 0x80u) << 24;
   const uint32_t magnitude = code & 0x7fu;
@@ -53,7 +54,7 @@ DSV32_HOST_DEVICE inline float decode_e4m3(uint8_t code) {
   return float_of_bits(sign | bits_of_float(subnormal));
 }
 
-/// To nearest, ties to even; beyond 448 is 448; a NaN stays one.
+/// The code of a value, to nearest, ties to even; beyond 448 it is that of 448; a NaN stays one.
 DSV32_HOST_DEVICE inline uint8_t encode_e4m3(float x) {
   const uint32_t bits = bits_of_float(x), sign = bits >> 24 & 0x80u;
   const uint32_t magnitude = bits & 0x7fffffffu;

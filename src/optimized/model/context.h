@@ -26,7 +26,7 @@ struct Context {
   bool staged = false;  // stages read what they are fed
 
   bool trains_indexer() const { return objective.kl != KlStage::none; }
-  /// Attention over every visible key: by config, or in the dense warm-up (SPEC 2, Eq. 3).
+  /// Attention goes over every visible key: by config, or in the dense warm-up (SPEC 2, Eq. 3).
   bool dense_attention() const {
     return !config.use_sparse_attention || objective.kl == KlStage::warmup;
   }
@@ -36,7 +36,7 @@ struct Context {
 struct RopeTable {
   Tensor cos, sin;
 };
-/// Angles in float64. positions [B,S] int64 on the CPU. SPEC 1.3 (YaRN).
+/// The table of positions [B,S] int64 on the CPU, its angles made in float64. SPEC 1.3 (YaRN).
 RopeTable rope_table(const Context& ctx, const Tensor& positions);
 /// qk_head_dim^-0.5 * mscale^2. SPEC 1.3.
 double softmax_scale(const ModelConfig& config);

@@ -35,12 +35,12 @@ struct Normed {
 };
 Normed rms_norm(const Context& ctx, const Stream& stream, const Tensor& weight);
 Normed rms_norm(const Context& ctx, const Tensor& x, const Tensor& weight);
-/// -> gradient of the input, which also gets `dsum` (undefined: nothing). Keeps the weight's.
+/// Returns the gradient of the input, `dsum` added (undefined: nothing); keeps that of the weight.
 Tensor rms_norm_backward(const Context& ctx, const Tensor& dy, const Normed& normed,
                          const Tensor& weight, const Tensor& dsum, const std::string& name,
                          const KeepGradient& keep);
 
-/// SPEC 1.5: of the indexer's key norm.
+/// The eps of the indexer's key norm (SPEC 1.5).
 inline constexpr double kIndexNormEps = 1e-6;
 
 /// What attention leaves for its backward pass.
@@ -65,10 +65,10 @@ class Attention {
  public:
   Attention(const Context& ctx, int64_t layer, Weights& weights, const ChunkInputs& chunk,
             TapFlow& flow);
-  /// x [B,S,hidden] normed. Returns attn.out; adds this chunk's KL of the valid queries to
-  /// `kl_sum`.
+  /// Takes the normed x [B,S,hidden] and returns attn.out; adds this chunk's KL of the valid
+  /// queries to `kl_sum`.
   Tensor forward(const Tensor& x, KeyCache& cache, Tensor& kl_sum, AttentionState& state);
-  /// -> gradient of x under LM; undefined without one. `dout` undefined: no LM loss.
+  /// Returns the gradient of x under LM, undefined without one. `dout` undefined: no LM loss.
   /// `kl_scale`: d(loss)/d(sum of KL rows).
   Tensor backward(const Tensor& dout, double kl_scale, const AttentionState& state,
                   const KeepGradient& keep);
@@ -113,10 +113,10 @@ class Attention {
 struct SwigluState {
   Tensor gate, up, inner;
 };
-/// down(silu(gate(x)) * up(x)); weights named `prefix`gate_proj.weight, ...
+/// Returns down(silu(gate(x)) * up(x)) with the weights `prefix`gate_proj.weight, ...
 Tensor swiglu_mlp(const Context& ctx, const Tensor& x, Weights& weights, const std::string& prefix,
                   SwigluState& state);
-/// -> dx
+/// Returns dx.
 Tensor swiglu_mlp_backward(const Context& ctx, const Tensor& dout, const Tensor& x,
                            Weights& weights, const std::string& prefix, const SwigluState& state,
                            const KeepGradient& keep);
@@ -127,10 +127,10 @@ struct MlpState {
   SwigluState dense;  // of a dense layer, or the shared experts
   Tensor logits, experts, weights;
 };
-/// Dense, or router, routed and shared experts. Returns mlp.out.
+/// Runs the dense MLP, or router, routed and shared experts; returns mlp.out.
 Tensor mlp_forward(const Context& ctx, int64_t layer, const Tensor& y, Weights& weights,
                    TapFlow& flow, MlpState& state);
-/// -> dy
+/// Returns dy.
 Tensor mlp_backward(const Context& ctx, int64_t layer, const Tensor& dout, Weights& weights,
                     const MlpState& state, const KeepGradient& keep);
 

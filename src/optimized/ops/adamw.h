@@ -7,7 +7,7 @@
 #include "src/optimized/kernels/adamw.h"
 #include "src/optimized/ops/arguments.h"
 
-/// Checks and tables of adamw_ and grad_norm, the same for every kernel.
+/// This header holds checks and tables of adamw_ and grad_norm, the same for every kernel.
 namespace dsv32::optimized {
 
 /// The tensors of one step; the i-th of each list belong together.
@@ -25,7 +25,7 @@ struct AdamwOptions {
 };
 
 void expect_adamw(const AdamwArguments& arguments, const AdamwOptions& options);
-/// Checks; returns norm [] float64, not filled.
+/// Checks the arguments; returns norm [] float64, not filled.
 at::Tensor grad_norm_output(at::TensorList gradients);
 
 AdamwFactors adamw_factors(const AdamwOptions& options);

@@ -17,21 +17,22 @@ struct Argument {
   const at::Tensor& tensor;
 };
 
-/// float32 or bfloat16.
+/// Each of these throws unless the argument is as its name and comment say. Here: float32 or
+/// bfloat16.
 void expect_real(const Argument& argument);
 void expect_dtype(const Argument& argument, at::ScalarType dtype);
-/// `rank` axes or more.
+/// It has `rank` axes or more.
 void expect_rank_from(const Argument& argument, int64_t rank);
-/// Exactly `rank` axes.
+/// It has exactly `rank` axes.
 void expect_rank(const Argument& argument, int64_t rank);
 void expect_shape(const Argument& argument, c10::SymIntArrayRef shape);
-/// At least one element along the last axis.
+/// It has at least one element along the last axis.
 void expect_elements(const Argument& argument);
-/// At most `limit` along `axis` (negative: from the end).
+/// It has at most `limit` elements along `axis` (negative: from the end).
 void expect_at_most(const Argument& argument, int64_t axis, int64_t limit);
-/// Same dtype and device as `other`; `other` is the op's first tensor.
+/// It has the dtype and device of `other`, which is the op's first tensor.
 void expect_like(const Argument& argument, const Argument& other);
-/// Same device as `other`, another dtype allowed.
+/// It has the device of `other`; another dtype is allowed.
 void expect_device_of(const Argument& argument, const Argument& other);
 
 /// A new tensor of another dtype on the device of `like`.
@@ -48,7 +49,7 @@ void dispatch_real(const Argument& argument, Body body) {
   }
 }
 
-/// Elements of a contiguous tensor; null for one that is not defined.
+/// Points to the elements of a contiguous tensor; null for one that is not defined.
 template <typename T>
 const T* pointer(const at::Tensor& tensor) {
   return tensor.defined() ? static_cast<const T*>(tensor.const_data_ptr()) : nullptr;
@@ -59,7 +60,7 @@ T* mutable_pointer(const at::Tensor& tensor) {
   return tensor.defined() ? static_cast<T*>(tensor.mutable_data_ptr()) : nullptr;
 }
 
-/// Contiguous; undefined when absent.
+/// Gives the tensor in contiguous form; undefined when it is absent.
 inline at::Tensor contiguous(const std::optional<at::Tensor>& tensor) {
   return tensor.has_value() ? tensor->contiguous() : at::Tensor();
 }

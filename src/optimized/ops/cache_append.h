@@ -5,10 +5,11 @@
 #include "src/optimized/kernels/cache_append.h"
 #include "src/optimized/ops/arguments.h"
 
-/// From tensors to Params, the same for every kernel of the op.
+/// This header leads from tensors to Params, in the same way for every kernel of the op.
 namespace dsv32::optimized {
 
-/// cache [B,Tmax,D] float32 or bfloat16, contiguous; fresh [B,S,D]; first + S <= Tmax.
+/// Checks that cache is [B,Tmax,D] float32 or bfloat16 and contiguous, fresh [B,S,D], and that
+/// first + S <= Tmax.
 void expect_cache_append(const at::Tensor& cache, const at::Tensor& fresh, int64_t first);
 
 /// `run` takes CacheAppendParams.

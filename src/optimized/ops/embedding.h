@@ -6,10 +6,10 @@
 #include "src/optimized/ops/arguments.h"
 #include "src/optimized/ops/indices.h"
 
-/// From tensors to Params, the same for every kernel of the op.
+/// This header leads from tensors to Params, in the same way for every kernel of the op.
 namespace dsv32::optimized {
 
-/// Checks; returns dweight [vocab,hidden], zeros.
+/// Checks the arguments; returns dweight [vocab,hidden], zeros.
 at::Tensor embedding_backward_output(const at::Tensor& dout, const at::Tensor& ids, int64_t vocab);
 
 /// `run(params)` takes EmbeddingBackwardParams<float> and <bf16>.

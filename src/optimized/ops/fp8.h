@@ -7,13 +7,13 @@
 #include "src/optimized/kernels/fp8.h"
 #include "src/optimized/ops/arguments.h"
 
-/// From tensors to Params, the same for every kernel of the op.
+/// This header leads from tensors to Params, in the same way for every kernel of the op.
 namespace dsv32::optimized {
 
-/// Checks; returns values as `codes` in `dtype`, not filled.
+/// Checks the arguments; returns values as `codes` in `dtype`, not filled.
 at::Tensor fp8_dequant_output(const at::Tensor& codes, const at::Tensor& scales,
                               at::ScalarType dtype);
-/// Checks; returns codes as `x` and scales [...,ceil(N/128)], uint8, not filled.
+/// Checks the arguments; returns codes as `x` and scales [...,ceil(N/128)], uint8, not filled.
 std::tuple<at::Tensor, at::Tensor> fp8_quant_outputs(const at::Tensor& x);
 
 /// `run(params)` takes Fp8DequantParams<float> and <bf16>.

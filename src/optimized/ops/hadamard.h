@@ -5,10 +5,10 @@
 #include "src/optimized/kernels/hadamard.h"
 #include "src/optimized/ops/arguments.h"
 
-/// From tensors to Params, the same for every kernel of the op.
+/// This header leads from tensors to Params, in the same way for every kernel of the op.
 namespace dsv32::optimized {
 
-/// y as x. Checks the arguments.
+/// Checks the arguments; returns y as x, not filled.
 at::Tensor hadamard_output(const at::Tensor& x);
 
 /// `run(params)` takes HadamardParams<float> and <bf16>.

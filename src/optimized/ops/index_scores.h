@@ -8,7 +8,7 @@
 #include "src/optimized/ops/arguments.h"
 #include "src/optimized/ops/indices.h"
 
-/// From tensors to Params, the same for every kernel of the op.
+/// This header leads from tensors to Params, in the same way for every kernel of the op.
 namespace dsv32::optimized {
 
 /// What forward and backward take.
@@ -25,7 +25,7 @@ struct IndexKeys {
   int64_t first_query = 0;
 };
 
-/// Checks; returns scores [B,S,T] float32, not filled.
+/// Checks the arguments; returns scores [B,S,T] float32, not filled.
 at::Tensor index_scores_output(const IndexInputs& in, const IndexKeys& keys);
 
 struct IndexGradients {
@@ -34,7 +34,7 @@ struct IndexGradients {
   at::Tensor dweights;  // as weights
 };
 
-/// Checks; not filled.
+/// Checks the arguments; the results are not filled.
 IndexGradients index_scores_gradients(const at::Tensor& dscores, const IndexInputs& in,
                                       const IndexKeys& keys);
 

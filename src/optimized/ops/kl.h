@@ -8,7 +8,8 @@
 #include "src/optimized/ops/arguments.h"
 #include "src/optimized/ops/indices.h"
 
-/// From tensors to Params, the same for every kernel of kl_sparse and kl_dense.
+/// This header leads from tensors to Params, in the same way for every kernel of kl_sparse and
+/// kl_dense.
 namespace dsv32::optimized {
 
 struct KlInputs {
@@ -36,7 +37,7 @@ struct KlOutputs {
   }
 };
 
-/// Checks; not filled.
+/// Checks the arguments; the results are not filled.
 KlOutputs kl_outputs(const char* op, const KlInputs& in, const KlKeys& keys);
 
 /// `run(params)` takes KlParams<float> and <bf16>.

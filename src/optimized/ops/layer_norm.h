@@ -7,15 +7,15 @@
 #include "src/optimized/kernels/layer_norm.h"
 #include "src/optimized/ops/arguments.h"
 
-/// From tensors to Params, the same for every kernel of the op.
+/// This header leads from tensors to Params, in the same way for every kernel of the op.
 namespace dsv32::optimized {
 
-/// y as x; mean and rstd: x without its last axis, float32. Checks the arguments.
+/// Checks the arguments; returns y as x, mean and rstd as x without its last axis, float32.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> layer_norm_outputs(const at::Tensor& x,
                                                                   const at::Tensor& weight,
                                                                   const at::Tensor& bias);
 
-/// dx as x; dweight and dbias as weight, float32. Checks the arguments.
+/// Checks the arguments; returns dx as x, dweight and dbias as weight, float32.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> layer_norm_gradients(const at::Tensor& dy,
                                                                     const at::Tensor& x,
                                                                     const at::Tensor& weight,

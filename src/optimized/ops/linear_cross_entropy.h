@@ -25,11 +25,11 @@ constexpr int64_t kLossColumns = 2048;
 // Tokens whose dx is kept in float32 at a time.
 constexpr int64_t kLossGradientTokens = 4096;
 
-/// Checks; returns loss [] float32 and lse [N] float64, not filled.
+/// Checks the arguments; returns loss [] float32 and lse [N] float64, not filled.
 std::tuple<at::Tensor, at::Tensor> linear_cross_entropy_outputs(const char* op, const at::Tensor& x,
                                                                 const at::Tensor& weight,
                                                                 const at::Tensor& labels);
-/// Checks; returns dx and dweight, zeros.
+/// Checks the arguments; returns dx and dweight, zeros.
 std::tuple<at::Tensor, at::Tensor> linear_cross_entropy_gradients(const at::Tensor& dloss,
                                                                   const at::Tensor& x,
                                                                   const at::Tensor& weight,

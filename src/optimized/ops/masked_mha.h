@@ -7,7 +7,7 @@
 #include "src/optimized/kernels/masked_mha.h"
 #include "src/optimized/ops/arguments.h"
 
-/// From tensors to Params, the same for every kernel of the op.
+/// This header leads from tensors to Params, in the same way for every kernel of the op.
 namespace dsv32::optimized {
 
 struct MhaInputs {
@@ -24,12 +24,12 @@ struct MhaForward {
   const at::Tensor& lse;
 };
 
-/// Checks; returns out [B,S,H,V] as q and lse [B,S,H] float32, not filled.
+/// Checks the arguments; returns out [B,S,H,V] as q and lse [B,S,H] float32, not filled.
 std::tuple<at::Tensor, at::Tensor> masked_mha_outputs(const MhaInputs& in);
 
 using MhaGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
-/// Checks; returns dq, dk_nope, dk_rope, dv as their inputs, not filled.
+/// Checks the arguments; returns dq, dk_nope, dk_rope, dv as their inputs, not filled.
 MhaGradients masked_mha_gradients(const MhaForward& forward, const MhaInputs& in);
 
 inline MhaShape mha_shape(const MhaInputs& in) {

@@ -35,7 +35,7 @@ struct MoeGradients {
   auto tuple() const { return std::make_tuple(dx, dweights, dgate, dup, ddown); }
 };
 
-/// Checks; returns out, as x.
+/// Checks the arguments; returns out, as x.
 at::Tensor moe_output(const char* op, const MoeArguments& arguments);
 MoeGradients moe_gradients(const at::Tensor& dout, const MoeArguments& arguments);
 

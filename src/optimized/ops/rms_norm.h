@@ -8,7 +8,7 @@
 #include "src/optimized/kernels/rms_norm.h"
 #include "src/optimized/ops/arguments.h"
 
-/// From tensors to Params, the same for every kernel of the op.
+/// This header leads from tensors to Params, in the same way for every kernel of the op.
 namespace dsv32::optimized {
 
 struct RmsNormOutputs {

@@ -5,11 +5,11 @@
 #include "src/optimized/kernels/rope.h"
 #include "src/optimized/ops/arguments.h"
 
-/// From tensors to Params, the same for every kernel of the op.
+/// This header leads from tensors to Params, in the same way for every kernel of the op.
 namespace dsv32::optimized {
 
-/// y as x. Checks the arguments: cos and sin [.., pairs] float32 for x [.., heads.., width], with
-/// the same leading axes and width >= 2 pairs.
+/// Checks the arguments (cos and sin [.., pairs] float32 for x [.., heads.., width], with the same
+/// leading axes and width >= 2 pairs); returns y as x.
 at::Tensor rope_output(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin);
 
 /// `run(params)` takes RopeParams<float> and <bf16>.

@@ -8,7 +8,7 @@
 #include "src/optimized/ops/arguments.h"
 #include "src/optimized/ops/indices.h"
 
-/// From tensors to Params, the same for every kernel of the op.
+/// This header leads from tensors to Params, in the same way for every kernel of the op.
 namespace dsv32::optimized {
 
 /// How experts are chosen: the config's n_group, topk_group, num_experts_per_tok, norm_topk_prob,
@@ -21,13 +21,13 @@ struct Routing {
   double scale;
 };
 
-/// Checks; returns experts [N,k] int32 and weights [N,k] float32, not filled.
+/// Checks the arguments; returns experts [N,k] int32 and weights [N,k] float32, not filled.
 std::tuple<at::Tensor, at::Tensor> route_outputs(const at::Tensor& logits, const at::Tensor& bias,
                                                  const Routing& routing);
-/// Checks; returns weights [N,k] float32, not filled.
+/// Checks the arguments; returns weights [N,k] float32, not filled.
 at::Tensor routing_weights_output(const char* op, const at::Tensor& logits,
                                   const at::Tensor& experts);
-/// Checks; returns dlogits [N,E] float32, not filled.
+/// Checks the arguments; returns dlogits [N,E] float32, not filled.
 at::Tensor route_backward_output(const at::Tensor& dweights, const at::Tensor& logits,
                                  const at::Tensor& experts);
 

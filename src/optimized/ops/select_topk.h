@@ -5,10 +5,10 @@
 #include "src/optimized/kernels/select_topk.h"
 #include "src/optimized/ops/arguments.h"
 
-/// From tensors to Params, the same for every kernel of the op.
+/// This header leads from tensors to Params, in the same way for every kernel of the op.
 namespace dsv32::optimized {
 
-/// Checks; returns topk [...,k] int32, not filled.
+/// Checks the arguments; returns topk [...,k] int32, not filled.
 at::Tensor select_topk_output(const at::Tensor& scores, int64_t k);
 
 /// `run(params)` takes SelectTopkParams.

@@ -8,7 +8,8 @@
 #include "src/optimized/ops/arguments.h"
 #include "src/optimized/ops/indices.h"
 
-/// From tensors to Params, the same for every kernel of sparse_mla and dense_mla.
+/// This header leads from tensors to Params, in the same way for every kernel of sparse_mla and
+/// dense_mla.
 namespace dsv32::optimized {
 
 /// The tensors that say which keys each query sees, as they were given.
@@ -18,7 +19,7 @@ struct MlaKeys {
   int64_t first_query = 0;
 };
 
-/// Checks; returns out [B,S,H,kv_lora] as q and lse [B,S,H] float32, not filled.
+/// Checks the arguments; returns out [B,S,H,kv_lora] as q and lse [B,S,H] float32, not filled.
 std::tuple<at::Tensor, at::Tensor> mla_outputs(const char* op, const at::Tensor& q,
                                                const at::Tensor& kv, const MlaKeys& keys,
                                                int64_t kv_lora);
@@ -29,7 +30,7 @@ struct MlaForward {
   const at::Tensor& lse;
 };
 
-/// Checks; returns dq as q and dkv as kv, not filled.
+/// Checks the arguments; returns dq as q and dkv as kv, not filled.
 std::tuple<at::Tensor, at::Tensor> mla_gradients(const char* op, const MlaForward& forward,
                                                  const at::Tensor& q, const at::Tensor& kv,
                                                  const MlaKeys& keys, int64_t kv_lora);

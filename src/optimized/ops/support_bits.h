@@ -6,10 +6,10 @@
 #include "src/optimized/ops/arguments.h"
 #include "src/optimized/ops/indices.h"
 
-/// From tensors to Params, the same for every kernel of the ops.
+/// This header leads from tensors to Params, in the same way for every kernel of the ops.
 namespace dsv32::optimized {
 
-/// Checks; returns [B,S,ceil(keys/32)] int32, not filled.
+/// Checks the arguments; returns [B,S,ceil(keys/32)] int32, not filled.
 at::Tensor support_bits_output(const at::Tensor& topk, int64_t keys);
 at::Tensor visible_bits_output(const at::Tensor& mask, int64_t queries, int64_t first_query);
 

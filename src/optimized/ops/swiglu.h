@@ -7,13 +7,13 @@
 #include "src/optimized/kernels/swiglu.h"
 #include "src/optimized/ops/arguments.h"
 
-/// From tensors to Params, the same for every kernel of the op.
+/// This header leads from tensors to Params, in the same way for every kernel of the op.
 namespace dsv32::optimized {
 
-/// y as gate. Checks the arguments.
+/// Checks the arguments; returns y as gate, not filled.
 at::Tensor swiglu_output(const at::Tensor& gate, const at::Tensor& up);
 
-/// dgate and dup as gate. Checks the arguments.
+/// Checks the arguments; returns dgate and dup as gate, not filled.
 std::tuple<at::Tensor, at::Tensor> swiglu_gradients(const at::Tensor& dy, const at::Tensor& gate,
                                                     const at::Tensor& up);
 
