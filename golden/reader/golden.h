@@ -46,8 +46,8 @@ struct ManifestEntry {
 std::filesystem::path default_directory();
 /// Throws Error (artefact).
 std::vector<ManifestEntry> read_manifest(const std::filesystem::path& directory);
-/// Hash first, then open. Throws Error (artefact) on a wrong hash, version, layout or shape; usage
-/// when there is none.
+/// Checks the hash, then opens and reads. Throws Error (artefact) on a wrong hash, version, layout
+/// or shape; usage when there is none.
 Golden load(const std::string& case_name,
             const std::filesystem::path& directory = default_directory());
 bool exists(const std::string& case_name,

@@ -26,16 +26,16 @@ class Hdf5File {
 
   bool exists(const std::string& path) const;
   bool is_group(const std::string& path) const;
-  /// Number of members of a group.
+  /// Counts the members of a group.
   int64_t members(const std::string& path) const;
-  /// Names of the attributes of an object, in name order.
+  /// Lists the names of the attributes of an object, in name order.
   std::vector<std::string> attributes(const std::string& path) const;
-  /// A string attribute, or an int64 one of one element as decimal text.
+  /// Reads a string attribute, or an int64 one of one element as decimal text.
   std::string text_attribute(const std::string& path, const std::string& name) const;
-  /// An int64 attribute of rank 1 (or a scalar) with at most `limit` elements.
+  /// Reads an int64 attribute of rank 1 (or a scalar) with at most `limit` elements.
   std::vector<int64_t> integer_attribute(const std::string& path, const std::string& name,
                                          int64_t limit) const;
-  /// A dataset of exactly this type (float32, float64, int64, int32, uint8) and shape.
+  /// Reads a dataset of exactly this type (float32, float64, int64, int32, uint8) and shape.
   HostTensor read(const std::string& path, DType dtype, const Shape& shape) const;
   const std::string& where() const { return where_; }
 

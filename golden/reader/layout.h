@@ -16,17 +16,18 @@ inline constexpr uint64_t kMaxFileBytes = uint64_t{64} << 20;
 
 /// Attributes that every golden has.
 const std::vector<std::string>& required_attributes();
-/// Root attributes against the case; throws Error (artefact) at the first that does not fit.
+/// Checks the root attributes against the case; throws Error (artefact) at the first that does not
+/// fit.
 void check_attributes(const Golden& golden, const ManifestEntry& entry, const Case& c,
                       const std::string& where);
-/// The attribute `taps`: names of the vocabulary with a shape in this case, none twice, none
+/// Reads the attribute `taps`: names of the vocabulary with a shape in this case, none twice, none
 /// missing.
 std::vector<std::string> check_taps(const Golden& golden, const Case& c, const std::string& where);
-/// Shape of a tap that check_taps let through.
+/// The shape of a tap that check_taps let through.
 Shape shape_of_tap(const TapName& tap, const Case& c);
-/// The inputs are the case's own batch.
+/// Throws Error (artefact) unless the inputs are the case's own batch.
 void check_inputs(const Golden& golden, const Case& c, const std::string& where);
-/// Bits [B,S,ceil(T/8)] of selected keys to int32 [B,S,index_topk]: ascending, then -1.
+/// Unpacks bits [B,S,ceil(T/8)] of selected keys to int32 [B,S,index_topk]: ascending, then -1.
 HostTensor unpack_topk(const HostTensor& bits, const Case& c, const std::string& where);
 
 }  // namespace dsv32::golden

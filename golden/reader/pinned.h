@@ -7,23 +7,23 @@
 
 #include "golden/reader/golden.h"
 
-/// From a name to bytes whose hash was checked: what both readers of goldens begin with.
+/// This header leads from a name to bytes whose hash was checked: both readers of goldens begin so.
 namespace dsv32::golden {
 
 /// Debian's HDF5 is built without thread safety: hold this while an Hdf5File lives.
 std::mutex& hdf5_mutex();
 
-/// Training goldens are entries of kind `train`, named SUITE.CASE.
+/// True for a training golden: an entry of kind `train`, named SUITE.CASE.
 bool is_training(const ManifestEntry& entry);
-/// Null when there is none.
+/// Finds an entry; null when there is none.
 const ManifestEntry* find_entry(const std::vector<ManifestEntry>& entries, const std::string& name,
                                 bool training);
 /// Throws Error (usage) that lists the names there are and guesses the one that was meant.
 [[noreturn]] void refuse_unknown(const std::vector<ManifestEntry>& entries, const std::string& name,
                                  bool training);
 
-/// The whole file, once, and only when it is the one of the manifest. HDF5 sees these bytes and no
-/// file: nothing can change between the hash and the open. Throws Error (artefact).
+/// Reads the whole file, once, and only when it is the one of the manifest. HDF5 sees these bytes
+/// and no file: nothing can change between the hash and the open. Throws Error (artefact).
 std::string pinned_bytes(const std::filesystem::path& path, const ManifestEntry& entry);
 
 }  // namespace dsv32::golden

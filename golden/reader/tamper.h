@@ -17,7 +17,7 @@ struct Damage {
   std::function<void(const std::filesystem::path&)> apply;
 };
 const std::vector<Damage>& damages();
-/// The same for loss_descent.tiny-wide.
+/// The damages to loss_descent.tiny-wide.
 const std::vector<Damage>& training_damages();
 
 }  // namespace dsv32::golden

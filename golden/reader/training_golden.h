@@ -37,7 +37,7 @@ struct TrainingGolden {
   Trace tensors;                             // whole tensors that the suite asks for
 };
 
-/// Hash first, then open; errors as golden::load.
+/// Checks the hash, then opens and reads; errors as golden::load.
 TrainingGolden load_training(const std::string& suite, const std::string& case_name,
                              const std::filesystem::path& directory = default_directory());
 bool training_exists(const std::string& suite, const std::string& case_name,

@@ -28,8 +28,8 @@ struct TrainingListing {
   std::vector<ListedTensor> tensors;
 };
 
-/// Root attributes against manifest and case; throws Error (artefact) at the first that does not
-/// fit.
+/// Checks the root attributes against manifest and case; throws Error (artefact) at the first that
+/// does not fit.
 TrainingListing check_training(const TrainingGolden& golden, const ManifestEntry& entry,
                                const Case& c, const std::string& where);
 

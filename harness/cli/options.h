@@ -53,8 +53,8 @@ struct Options {
   std::optional<double> timeout;   // seconds
 
   // what comes out
-  std::optional<std::string>
-      out;  // a folder for reports; a file for dump, a folder for weights make
+  /// A folder for reports; a file for dump, a folder for weights make.
+  std::optional<std::string> out;
   std::optional<std::string> junit;
   std::optional<std::string> markdown;
   bool json = false;

@@ -10,7 +10,8 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr auto kRedraw = 250ms;  // often enough to look alive, too seldom to flicker
-constexpr auto kLine = 30s;      // DESIGN 4: one line per 30 s where nothing can be redrawn
+/// DESIGN 4: one line per 30 s where nothing can be redrawn.
+constexpr auto kLine = 30s;
 constexpr char kWipe[] = "\r\033[2K";
 
 }  // namespace

@@ -25,7 +25,7 @@ class Stop {
   bool asked() const;
   /// Throws Error (interrupted, terminated or, after the time limit, environment) once asked.
   void check() const;
-  /// From here on the run may not be left any more: results are being written.
+  /// Says that the run may not be left any more: results are being written.
   void disarm();
 
  private:

@@ -17,7 +17,7 @@ struct LaunchPlan {
   std::vector<std::string> command;                   // a program and its arguments
   std::map<std::string, std::string> variables = {};  // further ones for every rank
   std::function<bool()> interrupted = {};
-  /// Whole lines of the ranks' output; empty: to our own stdout and stderr.
+  /// Gets whole lines of the ranks' output; empty: they go to our own stdout and stderr.
   std::function<void(int rank, bool is_error, const std::string& line)> sink = {};
 };
 

@@ -26,14 +26,14 @@ class Folder {
   fs::path path_;
 };
 
-/// Plain bytes to a file, without the writer under test.
+/// Writes plain bytes to a file, without the writer under test.
 void put(const fs::path& path, const std::string& bytes);
 std::string bytes_of(const fs::path& path);
 
-/// A safetensors file: length, header, `data_bytes` zero bytes.
+/// Makes a safetensors file: length, header, `data_bytes` zero bytes.
 std::string safetensors(const std::string& header, size_t data_bytes);
 
-/// One tensor, written by the writer of src/io.
+/// Writes tensors by the writer of src/io.
 void put_tensors(const fs::path& path, const std::map<std::string, std::string>& metadata,
                  const std::vector<std::pair<std::string, HostTensor>>& tensors);
 HostTensor int64_tensor(const Shape& shape, const std::vector<int64_t>& values);
@@ -46,7 +46,7 @@ std::string refusal(const std::function<void()>& action, ExitCode code = ExitCod
 size_t largest_allocation();
 void reset_allocations();
 
-/// Does `text` contain every part?
+/// True when `text` contains every part.
 bool has(const std::string& text, const std::vector<std::string>& parts);
 
 }  // namespace dsv32::suites
