@@ -87,7 +87,7 @@ class Loader {
     const TapKind kind = tap.info.kind;
     if (kind == TapKind::topk && is_sketch()) {
       golden_.trace.put(tap.full, read_bitset(path, shape));
-    } else if (kind == TapKind::topk || kind == TapKind::experts) {
+    } else if (tap.info.is_decision()) {
       golden_.trace.put(tap.full, file_.read(path, DType::int32, shape));
     } else if (kind == TapKind::scalar || !is_sketch()) {
       golden_.trace.put(tap.full, file_.read(path, DType::float32, shape));

@@ -17,14 +17,10 @@ bool any_name(const Trace& trace, const std::function<bool(const TapName&)>& is)
   });
 }
 
-bool is_decision(const TapName& tap) {
-  return tap.info.kind == TapKind::topk || tap.info.kind == TapKind::experts;
-}
-
 /// It holds forward values of its own that stages can be fed with.
 bool has_stage_inputs(const Trace& trace) {
   return any_name(trace, [](const TapName& tap) {
-    return !is_decision(tap) && tap.info.kind != TapKind::gradient &&
+    return !tap.info.is_decision() && tap.info.kind != TapKind::gradient &&
            tap.info.kind != TapKind::scalar;
   });
 }
@@ -70,7 +66,9 @@ bool shared_reference(const ForcedTraces& shared, const ModelConfig& config,
 
 }  // namespace
 
-bool has_decisions(const Trace& trace) { return any_name(trace, is_decision); }
+bool has_decisions(const Trace& trace) {
+  return any_name(trace, [](const TapName& tap) { return tap.info.is_decision(); });
+}
 
 bool same_function(const ModelConfig& config, DType dtype, Dialect a, Dialect b) {
   for (Dialect* d : {&a, &b}) {

@@ -155,11 +155,6 @@ std::string relative_text(std::span<const double> a, std::span<const double> b) 
   return text.str();
 }
 
-bool is_decision(const std::string& name) {
-  const std::optional<TapName> tap = parse_tap(name);
-  return tap && (tap->info.kind == TapKind::topk || tap->info.kind == TapKind::experts);
-}
-
 std::string rows_text(const HostTensor& a, const HostTensor& b) {
   const int64_t width = a.shape().back(), rows = a.numel() / width;
   int64_t changed = 0;

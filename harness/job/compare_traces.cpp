@@ -3,6 +3,8 @@
 
 #include "harness/job/job.h"
 #include "harness/judge/decisions.h"
+#include "harness/judge/keys.h"
+#include "harness/judge/limits.h"
 #include "harness/judge/rows.h"
 #include "src/io/io.h"
 #include "src/model/errors.h"
@@ -47,8 +49,7 @@ class Pair {
     const HostTensor* b = b_.find(name);
     if (b == nullptr) return absent(name, "only the first trace has this tap");
     const TapName tap = *parse_tap(name);
-    const bool decision = tap.info.kind == TapKind::topk || tap.info.kind == TapKind::experts;
-    return decision ? sets(tap, *a_.find(name), *b) : values(tap, *a_.find(name), *b);
+    return tap.info.is_decision() ? sets(tap, *a_.find(name), *b) : values(tap, *a_.find(name), *b);
   }
 
   Verdict values(const TapName& tap, const HostTensor& a, const HostTensor& b) const {

@@ -14,11 +14,6 @@ bool contains(const std::vector<std::string>& list, const std::string& word) {
   return std::find(list.begin(), list.end(), word) != list.end();
 }
 
-bool is_decision_name(const std::string& name) {
-  const auto tap = parse_tap(name);
-  return tap && (tap->info.kind == TapKind::topk || tap->info.kind == TapKind::experts);
-}
-
 std::shared_ptr<const WeightSource> open_weights(const Job& job, const Case& c) {
   const std::string seeded = "synthetic:";
   if (job.weights.rfind(seeded, 0) == 0) {
@@ -50,7 +45,7 @@ CaseRun make_run(const Job& job, Case c, const Objective& objective) {
 /// The decisions in force in place of the run's own choice, which the staged verdicts judge.
 void put_decisions(const Trace& decisions, Trace& trace) {
   for (const std::string& name : decisions.names()) {
-    if (is_decision_name(name) && trace.has(name)) trace.put(name, *decisions.find(name));
+    if (is_decision(name) && trace.has(name)) trace.put(name, *decisions.find(name));
   }
 }
 
@@ -70,8 +65,7 @@ void CaseJob::run_golden_and_own() {
       golden && same_function(c.config, DType::float64, find_dialect(golden->dialect), {});
   Trace own_decisions;
   if (!common) {
-    own_decisions =
-        run_.run({.dtype = DType::float32, .wanted = is_decision_name}, "reference float32");
+    own_decisions = run_.run({.dtype = DType::float32, .wanted = is_decision}, "reference float32");
   }
   const Trace& decisions = common ? golden->trace : own_decisions;
   // Staged first: its traces are gone before the end-to-end ones, the largest, are made.
@@ -169,8 +163,8 @@ Subject CaseJob::own_subject(const std::string& impl, DType dtype) const {
   if (run_.objective().kl == KlStage::sparse) name += ", kl-sparse";
   Subject subject{
       .name = name, .impl = impl, .dtype = dtype, .against_reference = impl != "reference"};
-  const bool narrow = dtype == DType::bfloat16 || dtype == DType::float16;
-  if (narrow && rounds_every_op(impl)) subject.dialect.rounding = RoundingStyle::transformers;
+  if (is_narrow(dtype) && rounds_every_op(impl))
+    subject.dialect.rounding = RoundingStyle::transformers;
   return subject;
 }
 

@@ -4,16 +4,14 @@
 #include <set>
 
 #include "harness/judge/decisions.h"
+#include "harness/judge/keys.h"
+#include "harness/judge/limits.h"
 #include "src/model/weights.h"
 
 namespace dsv32::harness {
 namespace {
 
 const std::string kGradient = "grad.";
-
-bool is_decision(const TapName& tap) {
-  return tap.info.kind == TapKind::topk || tap.info.kind == TapKind::experts;
-}
 
 bool all_zero(const HostTensor& tensor) {
   for (int64_t i = 0; i < tensor.numel(); ++i)
@@ -29,6 +27,13 @@ bool has_gradients(const Trace* trace) {
 
 std::string bias_name(int64_t layer) {
   return "model.layers." + std::to_string(layer) + ".mlp.gate.e_score_correction_bias";
+}
+
+// The tap whose yardstick a tap is measured with.
+std::string measured_tap(const TapName& tap) {
+  if (tap.info.kind == TapKind::topk) return layer_tap(*tap.layer, "ix.scores");
+  if (tap.info.kind == TapKind::experts) return layer_tap(*tap.layer, "router.logits");
+  return tap.full;
 }
 
 class Judge {
@@ -78,7 +83,7 @@ class Judge {
     const auto known = derivable_.find(name);
     if (known != derivable_.end()) return known->second;
     const TapName tap = *parse_tap(name);
-    const bool free_decision = is_decision(tap) && decides(tap);
+    const bool free_decision = tap.info.is_decision() && decides(tap);
     return derivable_[name] = !free_decision && inputs_derivable(tap);
   }
 
@@ -99,14 +104,14 @@ class Judge {
     for (const std::string& name : forward) {
       if (!replayed) unreplayed_.insert(name);
       const TapName tap = *parse_tap(name);
-      if (is_decision(tap) && decides(tap) && !fed_.has(name)) replayed = false;
+      if (tap.info.is_decision() && decides(tap) && !fed_.has(name)) replayed = false;
     }
     all_replayed_ = replayed;
   }
 
   // --- comparisons ------------------------------------------------------------------------------
 
-  Comparison comparison(const TapName& tap, Mode mode, const Yardstick& yardstick) {
+  Comparison comparison(const TapName& tap, Mode mode, const Yardsticks& yardsticks) {
     Comparison c;
     c.case_name = e_.c->name;
     c.subject = e_.subject;
@@ -116,18 +121,18 @@ class Judge {
     c.mode = mode;
     c.dtype = e_.dtype;
     c.judged = tensor(tap.full);
-    c.yardstick = yardstick;
+    c.yardstick = yardsticks.of(tap);
     if (tap.info.kind == TapKind::attention || tap.info.kind == TapKind::keys)
-      c.support = support(*tap.layer, yardstick);
+      c.support = support(*tap.layer, yardsticks);
     if (e_.golden != nullptr && mode == Mode::forced) c.golden_config = e_.c->config_name;
     return c;
   }
 
   // Attended keys of a layer, by the decision in force there; kept for the layer at hand.
-  const std::vector<uint8_t>* support(int64_t layer, const Yardstick& yardstick) {
+  const std::vector<uint8_t>* support(int64_t layer, const Yardsticks& yardsticks) {
     const std::string name = layer_tap(layer, "topk");
     const HostTensor* topk = fed_.find(name);
-    if (topk == nullptr && yardstick.oracle != nullptr) topk = yardstick.oracle->find(name);
+    if (topk == nullptr && yardsticks.oracle != nullptr) topk = yardsticks.oracle->find(name);
     if (support_layer_ != layer || support_of_ != topk) {
       support_ = attended_keys(config_, *e_.batch, topk);
       support_layer_ = layer;
@@ -316,6 +321,12 @@ class Judge {
 };
 
 }  // namespace
+
+Yardstick Yardsticks::of(const TapName& tap) const {
+  const std::string name = measured_tap(tap);
+  const auto find = [&](const Trace* run) { return run == nullptr ? nullptr : run->find(name); };
+  return {.oracle = find(oracle), .reference = find(reference), .probe = find(probe)};
+}
 
 std::vector<Verdict> judge(const Evidence& evidence) { return Judge(evidence).run(); }
 

@@ -9,6 +9,16 @@
 
 namespace dsv32::harness {
 
+/// The runs that one mode is judged against: the yardsticks of all taps.
+struct Yardsticks {
+  const Trace* oracle = nullptr;  // nullptr: this mode asks no question
+  const Trace* reference = nullptr;
+  const Trace* probe = nullptr;
+
+  /// Of a decision, that of the scores that it follows from.
+  Yardstick of(const TapName& tap) const;
+};
+
 /// Everything about one subject in one case.
 struct Evidence {
   std::string subject;
@@ -19,10 +29,10 @@ struct Evidence {
   bool is_file = false;  // absent taps are listed, not failed, as long as logits or a loss is there
   std::vector<std::string> unheld = {};  // "attn.probs": inside a fused kernel, so never there
   const Trace* judged = nullptr;
-  const golden::Golden* golden =
-      nullptr;       // set when the judged side is a golden (its sketches are used)
-  Yardstick staged;  // oracle and reference fed with the judged side's own taps
-  Yardstick forced;  // end to end with the judged side's decisions replayed
+  /// Set when the judged side is a golden: its sketches are used.
+  const golden::Golden* golden = nullptr;
+  Yardsticks staged;                         // fed with the judged side's own taps
+  Yardsticks forced;                         // end to end with the judged side's decisions replayed
   std::map<std::string, HostTensor> biases;  // e_score_correction_bias by weight name
   /// The trace that the yardsticks were fed with when it is not `judged` (which then holds a part
   /// of it only).
@@ -32,7 +42,7 @@ struct Evidence {
 /// Every verdict about this subject: whether selection is exercised, then all staged verdicts in
 /// execution order, then all forced ones, then gradients in back-propagation order. Taps without
 /// evidence become `missing` or `skipped` with a reason. After a decision that a file does not hold
-/// (so it was not replayed) values are judged in mode `free`. A yardstick without an oracle asks no
+/// (so it was not replayed) values are judged in mode `free`. Yardsticks without an oracle ask no
 /// question: call once with both, or once with each.
 std::vector<Verdict> judge(const Evidence& evidence);
 

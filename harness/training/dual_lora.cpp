@@ -71,7 +71,7 @@ class Judge {
         clean_run_(job.perturbation_seed != 0) {
     set_training_threads(job.the_case, job.settings);
     for (const std::string& name : golden_.tensors.names()) {
-      if (!training::is_decision(name)) continue;
+      if (!is_decision(name)) continue;
       last_decisions_.put(name, *golden_.tensors.find(name));
       const HostTensor* merged = golden_.tensors.find("merged." + name);
       merged_decisions_.put(name, merged != nullptr ? *merged : *golden_.tensors.find(name));
@@ -340,20 +340,20 @@ class Judge {
 
   Verdict gradient_verdict(const std::string& name, const TensorTable& own, const OracleStep& step,
                            const TensorTable& clean) const {
-    const std::string tap = "grad." + name;
-    Trace judged, exact, noisy;
-    if (own.has(name)) judged.put(tap, to_host(own.at(name), DType::float32));
-    exact.put(tap, to_host(step.exact.gradients.at(name), DType::float64));
-    noisy.put(tap, to_host(clean.at(name), DType::float32));
-    const Comparison comparison{.case_name = job_.the_case.name,
-                                .subject = subject_,
-                                .config = &job_.the_case.config,
-                                .batch = &batch_,
-                                .tap = *parse_tap(tap),
-                                .mode = Mode::forced,
-                                .judged = judged.find(tap),
-                                .yardstick = {.oracle = &exact, .reference = &noisy}};
-    if (comparison.judged != nullptr) return compare_values(comparison);
+    const HostTensor exact = to_host(step.exact.gradients.at(name), DType::float64);
+    const HostTensor noisy = to_host(clean.at(name), DType::float32);
+    Comparison comparison{.case_name = job_.the_case.name,
+                          .subject = subject_,
+                          .config = &job_.the_case.config,
+                          .batch = &batch_,
+                          .tap = *parse_tap("grad." + name),
+                          .mode = Mode::forced,
+                          .yardstick = {.oracle = &exact, .reference = &noisy}};
+    if (own.has(name)) {
+      const HostTensor judged = to_host(own.at(name), DType::float32);
+      comparison.judged = &judged;
+      return compare_values(comparison);
+    }
     Verdict verdict = unmeasured(comparison, Trust::fail, "no gradient");
     verdict.measures.push_back({"exact", 1, 0, "SPEC 2: its loss drives it"});
     return verdict;

@@ -238,7 +238,7 @@ class Judge {
     const CaseRun run(job_.the_case, batch_of(step), weights, false, job_.settings);
     const Trace trace = run.run({.dtype = DType::float32, .dialect = job_.dialect}, subject, impl);
     for (Verdict& verdict : run.judge_forced({.name = subject, .impl = impl, .trace = &trace})) {
-      if (!training::is_decision(verdict.tap)) continue;
+      if (!is_decision(verdict.tap)) continue;
       verdict.note = "free run, step " + std::to_string(step) +
                      (verdict.note.empty() ? "" : "; " + verdict.note);
       put(std::move(verdict));

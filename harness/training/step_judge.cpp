@@ -28,13 +28,6 @@ std::span<const double> moments_of(const training::OptimizerState& state, const 
   return state.has(key) ? values_of<double>(state.at(key)) : std::span<const double>();
 }
 
-/// A trace of one gradient, or an empty one.
-Trace gradient_trace(const TensorTable& gradients, const std::string& name, DType dtype) {
-  Trace trace;
-  if (gradients.has(name)) trace.put("grad." + name, to_host(gradients.at(name), dtype));
-  return trace;
-}
-
 double clip_factor(const training::Group& group, double norm) {
   constexpr double kTorchEps = 1e-6;
   return group.clip ? std::min(1.0, *group.clip / (norm + kTorchEps)) : 1.0;
@@ -159,19 +152,19 @@ void StepJudge::judge_gradients(Pupil& pupil, int64_t index, const TensorTable& 
 Verdict StepJudge::gradient_verdict(const Pupil& pupil, const std::string& name,
                                     const TensorTable& judged, const TensorTable& oracle,
                                     const TensorTable& twin) const {
-  const std::string tap = "grad." + name;
-  const Trace own = gradient_trace(judged, name, DType::float32);
-  const Trace exact = gradient_trace(oracle, name, DType::float64);
-  const Trace noise = gradient_trace(twin, name, DType::float32);
+  const HostTensor exact = to_host(oracle.at(name), DType::float64);
   Comparison comparison{.case_name = job_.the_case.name,
                         .subject = pupil.subject,
                         .config = &job_.the_case.config,
                         .batch = &batch_,
-                        .tap = *parse_tap(tap),
+                        .tap = *parse_tap("grad." + name),
                         .mode = Mode::forced,
-                        .judged = own.find(tap),
-                        .yardstick = {.oracle = &exact, .reference = &noise}};
-  if (comparison.judged == nullptr) return unmeasured(comparison, Trust::missing, "no gradient");
+                        .yardstick = {.oracle = &exact}};
+  if (!judged.has(name)) return unmeasured(comparison, Trust::missing, "no gradient");
+  const HostTensor own = to_host(judged.at(name), DType::float32);
+  const HostTensor noise = twin.has(name) ? to_host(twin.at(name), DType::float32) : HostTensor();
+  comparison.judged = &own;
+  if (noise.defined()) comparison.yardstick.reference = &noise;
   return compare_values(comparison);
 }
 

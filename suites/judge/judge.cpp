@@ -307,7 +307,7 @@ TEST(SelfJudge, AGoldenSketchIsJudgedWithItsDecisions) {
   golden.kind = "sketch";
   for (const std::string& tap : world.judged.names()) {
     const TapKind kind = parse_tap(tap)->info.kind;
-    const bool whole = kind == TapKind::topk || kind == TapKind::experts || kind == TapKind::scalar;
+    const bool whole = is_decision(tap) || kind == TapKind::scalar;
     if (whole) golden.trace.put(tap, *world.judged.find(tap));
     if (!whole) golden.sketches[tap] = make_sketch(world, tap, *world.judged.find(tap));
   }

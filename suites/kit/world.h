@@ -41,7 +41,7 @@ struct World {
                                  harness::Mode mode = harness::Mode::forced) const;
   /// Evidence with both yardsticks on the same traces.
   harness::Evidence evidence() const;
-  harness::Yardstick yardstick() const { return {&oracle, &reference, &probe}; }
+  harness::Yardsticks yardsticks() const { return {&oracle, &reference, &probe}; }
   /// Replaces values of a judged tap.
   void corrupt(const std::string& tap, const std::vector<double>& values);
   std::vector<double> values(const std::string& tap) const {

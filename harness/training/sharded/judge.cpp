@@ -172,9 +172,8 @@ class WorldJudge {
 
   Verdict by_rows(const TapName& tap, const TensorTable& own, const TensorTable& oracle,
                   const TensorTable& reference, const std::string& name) const {
-    Trace exact, clean;
-    exact.put(tap.full, to_host(oracle.at(name), DType::float64));
-    clean.put(tap.full, to_host(reference.at(name), DType::float32));
+    const HostTensor exact = to_host(oracle.at(name), DType::float64);
+    const HostTensor clean = to_host(reference.at(name), DType::float32);
     const HostTensor judged = to_host(own.at(name), DType::float32);
     return compare_values({.case_name = job_.the_case.name,
                            .subject = subject_,
