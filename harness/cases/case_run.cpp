@@ -159,11 +159,11 @@ std::vector<Verdict> CaseRun::judge_staged(const Subject& subject) const {
   const Trace oracle = run(options, "staged oracle");
   evidence.staged.oracle = &oracle;
   evidence.staged.probe = &probe;
-  return judge(evidence);
+  return harness::judge_staged(evidence);
 }
 
-std::vector<Verdict> CaseRun::judge_forced(const Subject& subject,
-                                           const ForcedTraces* shared) const {
+std::vector<Verdict> CaseRun::judge_forced(const Subject& subject, const ForcedTraces* shared,
+                                           std::vector<Verdict> staged) const {
   const bool reuse = shared != nullptr &&
                      same_function(case_.config, DType::float64, shared->dialect, subject.dialect);
   const ForcedTraces own = reuse ? ForcedTraces{} : forced_traces(subject.dialect, subject.trace);
@@ -181,19 +181,12 @@ std::vector<Verdict> CaseRun::judge_forced(const Subject& subject,
     reference = run(options, "reference for " + subject.name);
     evidence.forced.reference = &reference;
   }
-  return judge(evidence);
+  return judge(evidence, std::move(staged));
 }
 
 std::vector<Verdict> CaseRun::judge_subject(const Subject& subject,
                                             const ForcedTraces* shared) const {
-  std::vector<Verdict> verdicts = judge_staged(subject);
-  for (Verdict& verdict : judge_forced(subject, shared)) {
-    const bool said = std::any_of(verdicts.begin(), verdicts.end(), [&](const Verdict& v) {
-      return v.tap == verdict.tap && v.trust == verdict.trust && v.mode == verdict.mode;
-    });
-    if (!said) verdicts.push_back(std::move(verdict));
-  }
-  return verdicts;
+  return judge_forced(subject, shared, judge_staged(subject));
 }
 
 Hypothesis CaseRun::under(const Subject& subject, const Dialect& dialect,

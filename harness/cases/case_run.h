@@ -76,12 +76,12 @@ class CaseRun {
   /// Staged verdicts: every op on the subject's own inputs, under its own decisions. Empty for a
   /// sketch.
   std::vector<Verdict> judge_staged(const Subject& subject) const;
-  /// Forced verdicts and gradients: end to end with the subject's decisions replayed. `shared`:
-  /// traces of an earlier subject under the same decisions and an equal dialect are used again;
-  /// nullptr: none.
-  std::vector<Verdict> judge_forced(const Subject& subject,
-                                    const ForcedTraces* shared = nullptr) const;
-  /// Both, staged first.
+  /// All verdicts, the `staged` ones as they were given: the others are forced, end to end with the
+  /// subject's decisions replayed. `shared`: traces of an earlier subject under the same decisions
+  /// and an equal dialect are used again; nullptr: none.
+  std::vector<Verdict> judge_forced(const Subject& subject, const ForcedTraces* shared = nullptr,
+                                    std::vector<Verdict> staged = {}) const;
+  /// All verdicts, staged ones included.
   std::vector<Verdict> judge_subject(const Subject& subject,
                                      const ForcedTraces* shared = nullptr) const;
   /// One tap of the subject as another dialect would have it, fed as the failing check was.

@@ -208,17 +208,15 @@ Trace CaseJob::forced_run(const Subject& subject, const Trace& decisions) const 
   return run_.run(options, subject.name, subject.impl);
 }
 
-/// Adds the end-to-end verdicts to the staged ones.
-void CaseJob::judge_own(Subject subject, std::vector<Verdict> verdicts, const Trace& decisions,
+/// End to end; its staged verdicts were given before.
+void CaseJob::judge_own(Subject subject, std::vector<Verdict> staged, const Trace& decisions,
                         const ForcedTraces& shared) {
   const bool made =
       subject.impl == "reference" && shared.reference && shared.reference_dtype == subject.dtype;
   Trace forced = made ? *shared.reference : forced_run(subject, decisions);
   put_decisions(decisions, forced);
   subject.trace = &forced;
-  for (Verdict& verdict : run_.judge_forced(subject, &shared))
-    verdicts.push_back(std::move(verdict));
-  findings_.add(subject.name, verdicts);
+  findings_.add(subject.name, run_.judge_forced(subject, &shared, std::move(staged)));
 }
 
 }  // namespace dsv32::harness

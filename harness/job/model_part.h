@@ -29,7 +29,7 @@ class CaseJob {
   std::vector<Subject> own_subjects();
   std::vector<Verdict> staged_verdicts(Subject subject) const;
   Trace forced_run(const Subject& subject, const Trace& decisions) const;
-  void judge_own(Subject subject, std::vector<Verdict> verdicts, const Trace& decisions,
+  void judge_own(Subject subject, std::vector<Verdict> staged, const Trace& decisions,
                  const ForcedTraces& shared);
 
   const Job& job_;

@@ -1,6 +1,7 @@
 #include "harness/judge/judge.h"
 
 #include <algorithm>
+#include <iterator>
 #include <set>
 
 #include "harness/judge/decisions.h"
@@ -41,22 +42,32 @@ class Judge {
   explicit Judge(const Evidence& e)
       : e_(e), config_(e.c->config), fed_(e.fed != nullptr ? *e.fed : *e.judged) {}
 
-  std::vector<Verdict> run() {
+  std::vector<Verdict> staged() {
+    if (e_.staged.oracle == nullptr) return {};
+    for (const std::string& name : forward()) judge_staged(*parse_tap(name));
+    return std::move(verdicts_);
+  }
+
+  std::vector<Verdict> all(std::vector<Verdict> staged) {
     judge_selection();
-    std::vector<std::string> forward = forward_taps(config_);
-    for (std::string& name : kl_taps(config_, e_.objective)) forward.push_back(std::move(name));
-    if (!anything(forward)) return give_up();
-    find_unreplayed(forward);
-    if (e_.staged.oracle != nullptr)
-      for (const std::string& name : forward) judge_staged(*parse_tap(name));
-    for (const std::string& name : forward) judge_forced(*parse_tap(name));
+    std::move(staged.begin(), staged.end(), std::back_inserter(verdicts_));
+    const std::vector<std::string> names = forward();
+    if (!anything(names)) return give_up();
+    find_unreplayed(names);
+    for (const std::string& name : names) judge_forced(*parse_tap(name));
     if (has_gradients(e_.forced.oracle)) judge_gradients();
-    list_others(forward);
+    list_others(names);
     return std::move(verdicts_);
   }
 
  private:
   // --- what is there ----------------------------------------------------------------------------
+
+  std::vector<std::string> forward() const {
+    std::vector<std::string> names = forward_taps(config_);
+    for (std::string& name : kl_taps(config_, e_.objective)) names.push_back(std::move(name));
+    return names;
+  }
 
   const HostTensor* tensor(const std::string& name) const { return e_.judged->find(name); }
 
@@ -328,7 +339,11 @@ Yardstick Yardsticks::of(const TapName& tap) const {
   return {.oracle = find(oracle), .reference = find(reference), .probe = find(probe)};
 }
 
-std::vector<Verdict> judge(const Evidence& evidence) { return Judge(evidence).run(); }
+std::vector<Verdict> judge_staged(const Evidence& evidence) { return Judge(evidence).staged(); }
+
+std::vector<Verdict> judge(const Evidence& evidence, std::vector<Verdict> staged) {
+  return Judge(evidence).all(std::move(staged));
+}
 
 const Verdict* first_failure(const std::vector<Verdict>& verdicts) {
   const auto failed = [](const Verdict& verdict) { return verdict.trust == Trust::fail; };

@@ -39,12 +39,16 @@ struct Evidence {
   const Trace* fed = nullptr;
 };
 
-/// Every verdict about this subject: whether selection is exercised, then all staged verdicts in
-/// execution order, then all forced ones, then gradients in back-propagation order. Taps without
-/// evidence become `missing` or `skipped` with a reason. After a decision that a file does not hold
-/// (so it was not replayed) values are judged in mode `free`. Yardsticks without an oracle ask no
-/// question: call once with both, or once with each.
-std::vector<Verdict> judge(const Evidence& evidence);
+/// The staged verdicts of the taps that are there, in execution order. They may be asked for early,
+/// so that the staged runs are gone before the end-to-end ones, the largest, are made.
+std::vector<Verdict> judge_staged(const Evidence& evidence);
+
+/// Every verdict about this subject: whether selection is exercised, then the `staged` ones (what
+/// judge_staged gave), then all forced ones in execution order, then gradients in back-propagation
+/// order. Asked once per subject: what belongs to no mode is said here. Taps without evidence
+/// become `missing` or `skipped` with a reason. After a decision that a file does not hold (so it
+/// was not replayed) values are judged in mode `free`.
+std::vector<Verdict> judge(const Evidence& evidence, std::vector<Verdict> staged = {});
 
 /// The first failing tap in execution order, staged before forced; nullptr if none fails.
 const Verdict* first_failure(const std::vector<Verdict>& verdicts);
