@@ -94,7 +94,9 @@ ExitCode compare_command(const Options& options) {
   Options described = options;
   described.repro = "dsv32-verify compare";
   for (const std::string& path : options.arguments) described.repro += " " + shell_word(path);
-  return deliver(compare_traces(options.arguments[0], options.arguments[1]), described);
+  if (options.batch) described.repro += " --batch " + shell_word(*options.batch);
+  return deliver(compare_traces(options.arguments[0], options.arguments[1], options.batch),
+                 described);
 }
 
 }  // namespace dsv32::harness

@@ -25,7 +25,7 @@ std::shared_ptr<const WeightSource> open_weights(const Job& job, const Case& c) 
 }
 
 CaseRun make_run(const Job& job, Case c, const Objective& objective) {
-  const Batch batch = job.batch_file ? io::read_batch(*job.batch_file, c.config) : make_batch(c);
+  const Batch batch = io::batch_of_case(c, job.batch_file, "case " + c.name);
   if (job.batch_file) {
     c.B = batch.B;
     c.S = batch.S;

@@ -139,6 +139,9 @@ struct CandidateNotes {
 CandidateNotes candidate_notes(const Trace& trace, const std::string& where);
 /// `--batch FILE`: input_ids and optional attention_mask, labels. digest = sha256 of the file.
 Batch read_batch(const fs::path& path, const ModelConfig& config);
+/// The batch of this case: that of `file` where one is given, else the synthetic one. Throws Error
+/// (artefact) when the case names a batch and it is not this file; `where` is what names the case.
+Batch batch_of_case(const Case& c, const std::optional<fs::path>& file, const std::string& where);
 
 // --- checkpoints --------------------------------------------------------------------------------
 
