@@ -53,10 +53,4 @@ Golden load(const std::string& case_name,
 bool exists(const std::string& case_name,
             const std::filesystem::path& directory = default_directory());
 
-/// The commands `golden verify|show|diff`: text on stdout, exit code as DESIGN 4.
-int verify_command(const std::filesystem::path& directory);
-/// `name`: a case, or SUITE.CASE of a training golden.
-int show_command(const std::string& name, const std::filesystem::path& directory);
-int diff_command(const std::filesystem::path& a, const std::filesystem::path& b);
-
 }  // namespace dsv32::golden
