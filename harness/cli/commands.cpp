@@ -3,6 +3,7 @@
 #include <iostream>
 
 #include "golden/reader/golden.h"
+#include "harness/cli/golden_commands.h"
 #include "harness/cli/names.h"
 #include "harness/cli/progress.h"
 #include "harness/cli/stop.h"
@@ -92,15 +93,6 @@ ExitCode weights_check_command(const Options& options) {
   return report.good ? ExitCode::ok : ExitCode::artefact;
 }
 
-ExitCode golden_show_command(const Options& options) {
-  const std::string& name = options.arguments.front();
-  return static_cast<ExitCode>(golden::show_command(name, golden::default_directory()));
-}
-
-ExitCode golden_diff_command(const Options& options) {
-  return static_cast<ExitCode>(golden::diff_command(options.arguments[0], options.arguments[1]));
-}
-
 }  // namespace
 
 ExitCode run_command(const Options& options) {
@@ -118,11 +110,11 @@ ExitCode run_command(const Options& options) {
     case Command::adapter_check:
       return adapter_check_command(options);
     case Command::golden_verify:
-      return static_cast<ExitCode>(golden::verify_command(golden::default_directory()));
+      return golden_verify_command(golden::default_directory());
     case Command::golden_diff:
-      return golden_diff_command(options);
+      return golden_diff_command(options.arguments[0], options.arguments[1]);
     case Command::golden_show:
-      return golden_show_command(options);
+      return golden_show_command(options.arguments.front(), golden::default_directory());
     case Command::launch:
       return launch_command(options);
     case Command::sharded_rank:

@@ -8,7 +8,7 @@
 
 #include "src/io/text.h"
 
-namespace dsv32::golden {
+namespace dsv32::harness {
 namespace {
 
 template <typename Values>
@@ -47,7 +47,8 @@ void compare_traces(const std::string& prefix, const Trace& a, const Trace& b,
   }
 }
 
-void compare_bands(const TrainingGolden& a, const TrainingGolden& b, std::vector<Change>& changes) {
+void compare_bands(const golden::TrainingGolden& a, const golden::TrainingGolden& b,
+                   std::vector<Change>& changes) {
   if (a.band.has_value() != b.band.has_value()) {
     changes.push_back({"band", b.band ? "added" : "removed"});
   } else if (a.band) {
@@ -58,7 +59,7 @@ void compare_bands(const TrainingGolden& a, const TrainingGolden& b, std::vector
   }
 }
 
-size_t decision_count(const TrainingGolden& golden) {
+size_t decision_count(const golden::TrainingGolden& golden) {
   size_t count = 0;
   for (const Trace& step : golden.decisions) count += step.names().size();
   return count;
@@ -66,14 +67,15 @@ size_t decision_count(const TrainingGolden& golden) {
 
 }  // namespace
 
-TrainingGolden load_training(const ManifestEntry& entry, const std::filesystem::path& directory) {
+golden::TrainingGolden load_entry(const golden::ManifestEntry& entry,
+                                  const std::filesystem::path& directory) {
   const size_t dot = entry.case_name.find('.');
   const bool named = dot != std::string::npos;
-  return load_training(entry.case_name.substr(0, dot),
-                       named ? entry.case_name.substr(dot + 1) : std::string(), directory);
+  return golden::load_training(entry.case_name.substr(0, dot),
+                               named ? entry.case_name.substr(dot + 1) : std::string(), directory);
 }
 
-std::string summary(const TrainingGolden& golden) {
+std::string summary(const golden::TrainingGolden& golden) {
   std::string text = std::to_string(golden.decisions.size()) + " steps, " +
                      std::to_string(golden.series.size()) + " series, " +
                      std::to_string(golden.parameter_names.size()) + " parameters, " +
@@ -84,7 +86,7 @@ std::string summary(const TrainingGolden& golden) {
   return text;
 }
 
-void show_content(const TrainingGolden& golden) {
+void show_content(const golden::TrainingGolden& golden) {
   constexpr int kWidth = 56;
   const auto line = [&](const std::string& name) -> std::ostream& {
     return std::cout << "  " << std::left << std::setw(kWidth) << name << " "
@@ -105,7 +107,7 @@ void show_content(const TrainingGolden& golden) {
   std::cout << summary(golden) << "\n";
 }
 
-void compare_content(const TrainingGolden& a, const TrainingGolden& b,
+void compare_content(const golden::TrainingGolden& a, const golden::TrainingGolden& b,
                      std::vector<Change>& changes) {
   for (const auto& [name, values] : b.series) {
     const auto it = a.series.find(name);
@@ -130,4 +132,4 @@ void compare_content(const TrainingGolden& a, const TrainingGolden& b,
   compare_traces("tensor ", a.tensors, b.tensors, changes);
 }
 
-}  // namespace dsv32::golden
+}  // namespace dsv32::harness
