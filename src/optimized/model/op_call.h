@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "src/optimized/model/model.h"
+#include "src/optimized/model/options.h"
 
 namespace dsv32::optimized {
 
