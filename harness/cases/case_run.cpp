@@ -4,6 +4,7 @@
 
 #include "harness/cases/implementations.h"
 #include "harness/cases/threads.h"
+#include "src/bridge/runtime.h"
 #include "src/model/errors.h"
 #include "src/reference/reference.h"
 
@@ -99,7 +100,7 @@ CaseRun::CaseRun(const Case& c, bool backward, RunSettings settings, Objective o
 Trace CaseRun::run(RunOptions options, const std::string& what, const std::string& impl) const {
   options.device = settings_.device;
   options.objective = objective_;
-  reference::set_threads(settings_.threads > 0 ? settings_.threads : threads_for(case_));
+  set_threads(settings_.threads > 0 ? settings_.threads : threads_for(case_));
   options.progress = [&](const std::string& where) {
     if (settings_.interrupted && settings_.interrupted()) {
       throw Error(ExitCode::interrupted,

@@ -9,10 +9,10 @@
 #include "harness/cli/stop.h"
 #include "harness/job/job.h"
 #include "harness/report/report.h"
+#include "src/bridge/runtime.h"
 #include "src/io/io.h"
 #include "src/log/log.h"
 #include "src/model/dialect.h"
-#include "src/reference/reference.h"
 
 namespace dsv32::harness {
 namespace {
@@ -35,7 +35,7 @@ struct Watch {
 
 ExitCode version_command() {
   std::cout << "dsv32-verify " << DSV32_VERSION << "\n"
-            << "torch " << reference::torch_version() << "\n"
+            << "torch " << torch_version() << "\n"
             << "CUDA " << DSV32_CUDA_VERSION << "\n"
             << "HDF5 " << DSV32_HDF5_VERSION << "\n"
             << "report schema " << kReportSchemaVersion << "\n";
@@ -55,7 +55,7 @@ ExitCode dump_command(const Options& options) {
   probe_outputs(options);
   const Case& c = io::find_case(*options.case_name);
   const Dialect& dialect = find_dialect(options.dialect.value_or("spec-1"));
-  const std::string device = reference::resolve_device(options.device);
+  const std::string device = resolve_device(options.device);
   Watch watch(options);
   watch.step(c.name + ": " + dump_impl(options) + " " + options.mode);
   const Trace trace =

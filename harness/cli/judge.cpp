@@ -5,8 +5,8 @@
 #include "harness/cli/stop.h"
 #include "harness/job/job.h"
 #include "harness/report/text.h"
+#include "src/bridge/runtime.h"
 #include "src/log/log.h"
-#include "src/reference/reference.h"
 #include "src/training/rank_env.h"
 
 namespace dsv32::harness {
@@ -30,7 +30,7 @@ Job make_job(const Options& options) {
   } else if (!options.candidates.empty()) {
     job.impls = {"reference"};  // what a candidate is judged against
   }
-  job.device = reference::resolve_device(options.device);
+  job.device = resolve_device(options.device);
   job.weights = options.weights;
   if (options.batch) job.batch_file = *options.batch;
   // The seed that a case has anyway is no change: its golden stays in play.

@@ -9,8 +9,8 @@
 #include "harness/job/plan.h"
 #include "harness/job/training_part.h"
 #include "harness/training/train_candidate.h"
+#include "src/bridge/runtime.h"
 #include "src/io/io.h"
-#include "src/reference/reference.h"
 
 namespace dsv32::harness {
 namespace {
@@ -52,7 +52,7 @@ std::string metadata_case(const Case& c) {
 Report run_job(const Job& job) {
   const auto start = Clock::now();
   Report report{.command = job.command, .suites = job.suites};
-  report.environment["torch"] = reference::torch_version();
+  report.environment["torch"] = torch_version();
   report.environment["device"] = job.device;
   for (const auto& [op, when] : unpromised_bits(job.impls))
     report.environment["other bits on another run: " + op] = when;
@@ -91,7 +91,7 @@ Trace make_trace(const Case& c, const std::string& impl, DType dtype, const std:
       {"dtype", std::string(to_string(dtype))},
       {"rope_layout", "interleaved"},
       {"producer", "{\"dialect\":\"" + dialect.name + "\",\"implementation\":\"" + impl +
-                       "\",\"torch\":\"" + reference::torch_version() + "\"}"},
+                       "\",\"torch\":\"" + torch_version() + "\"}"},
       {"weights", run.weights().identity()},
       {"forced", "false"},
       {"attn_implementation", impl},

@@ -3,14 +3,14 @@
 #include "harness/cases/implementations.h"
 #include "harness/cases/threads.h"
 #include "harness/training/own_adamw.h"
+#include "src/bridge/runtime.h"
 #include "src/model/errors.h"
-#include "src/reference/reference.h"
 #include "src/training/one_ulp.h"
 
 namespace dsv32::harness {
 
 void set_training_threads(const Case& c, const RunSettings& settings) {
-  reference::set_threads(settings.threads > 0 ? settings.threads : threads_for(c));
+  set_threads(settings.threads > 0 ? settings.threads : threads_for(c));
 }
 
 std::function<void(const std::string&)> side_progress(const Case& c, const std::string& side,

@@ -7,6 +7,7 @@
 
 #include "harness/training/own_adamw.h"
 #include "src/bridge/bridge.h"
+#include "src/bridge/runtime.h"
 #include "src/io/io.h"
 #include "src/model/errors.h"
 #include "src/reference/reference.h"
@@ -274,7 +275,7 @@ class Side {
         optimizer_(make_adamw({group({}, 1.0)}, weights_.table())),
         trainer_(case_, {.groups = {}, .steps = 4, .micro_batches = micro_batches}, *model_,
                  weights_, *optimizer_, options) {
-    reference::set_threads(1);
+    set_threads(1);
   }
   Trainer& trainer() { return trainer_; }
   FullWeights& weights() { return weights_; }
