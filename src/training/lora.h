@@ -22,6 +22,7 @@ class LoraAdapters : public Trainables {
 
   using Trainables::table;
   TensorTable& table() override { return table_; }
+  const TensorTable& table() const override { return table_; }
   /// A module of whose weights the run has no gradient has none.
   TensorTable gradients(const Trace& run) const override;
   HostTensor load(const WeightSpec& spec) const override;
