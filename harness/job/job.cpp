@@ -40,13 +40,6 @@ void run_case(const Job& job, const PlannedCase& planned, Report& report) {
   report.timing[c.name] = seconds_since(start);
 }
 
-std::string metadata_case(const Case& c) {
-  for (const Case& listed : io::cases()) {
-    if (listed.name == c.name && io::case_json(listed) == io::case_json(c)) return c.name;
-  }
-  return io::case_json(c);
-}
-
 }  // namespace
 
 Report run_job(const Job& job) {
@@ -86,7 +79,7 @@ Trace make_trace(const Case& c, const std::string& impl, DType dtype, const std:
   trace.metadata.merge(std::map<std::string, std::string>{
       {"format", "dsv32-verify.trace"},
       {"version", "1"},
-      {"case", metadata_case(c)},
+      {"case", io::case_metadata(c)},
       {"mode", mode},
       {"dtype", std::string(to_string(dtype))},
       {"rope_layout", "interleaved"},
