@@ -83,19 +83,25 @@ bool same_function(const ModelConfig& config, DType dtype, Dialect a, Dialect b)
   return a == b;
 }
 
-CaseRun::CaseRun(Case c, Batch batch, std::shared_ptr<const WeightSource> weights, bool backward,
+CaseRun::CaseRun(Case c, Batch batch, const WeightSource& weights, bool backward,
                  RunSettings settings, Objective objective)
     : case_(as_trained(objective, std::move(c))),
       batch_(std::move(batch)),
-      weights_(std::move(weights)),
-      model_(reference::make_reference(case_.config, *weights_)),
+      weights_(weights),
+      model_(reference::make_reference(case_.config, weights_)),
       backward_(backward && case_.chunks.empty()),
       settings_(std::move(settings)),
       objective_(objective) {}
 
 CaseRun::CaseRun(const Case& c, bool backward, RunSettings settings, Objective objective)
-    : CaseRun(c, make_batch(c), std::make_shared<SyntheticWeights>(c.seed, c.bias_offset), backward,
+    : CaseRun(c, make_batch(c), std::make_unique<SyntheticWeights>(c.seed, c.bias_offset), backward,
               std::move(settings), objective) {}
+
+CaseRun::CaseRun(Case c, Batch batch, std::unique_ptr<const WeightSource> own, bool backward,
+                 RunSettings settings, Objective objective)
+    : CaseRun(std::move(c), std::move(batch), *own, backward, std::move(settings), objective) {
+  own_weights_ = std::move(own);
+}
 
 Trace CaseRun::run(RunOptions options, const std::string& what, const std::string& impl) const {
   options.device = settings_.device;
@@ -109,7 +115,7 @@ Trace CaseRun::run(RunOptions options, const std::string& what, const std::strin
     if (settings_.progress) settings_.progress(case_.name + ": " + what + ": " + where);
   };
   if (impl == model_->name()) return model_->run(batch_, options);
-  return make_model(impl, case_.config, *weights_)->run(batch_, options);
+  return make_model(impl, case_.config, weights_)->run(batch_, options);
 }
 
 ForcedTraces CaseRun::forced_traces(const Dialect& dialect, const Trace* decisions) const {
@@ -124,7 +130,7 @@ ForcedTraces CaseRun::forced_traces(const Dialect& dialect, const Trace* decisio
 std::map<std::string, HostTensor> CaseRun::router_biases() const {
   std::map<std::string, HostTensor> biases;
   for (const WeightSpec& spec : weight_specs(case_.config)) {
-    if (is_buffer(spec.name)) biases[spec.name] = weights_->load(spec);
+    if (is_buffer(spec.name)) biases[spec.name] = weights_.load(spec);
   }
   return biases;
 }

@@ -53,7 +53,8 @@ struct Hypothesis {
 /// One case with its batch and weights: makes the traces that a judgement needs, and judges.
 class CaseRun {
  public:
-  CaseRun(Case c, Batch batch, std::shared_ptr<const WeightSource> weights, bool backward,
+  /// `weights` must outlive the run.
+  CaseRun(Case c, Batch batch, const WeightSource& weights, bool backward,
           RunSettings settings = {}, Objective objective = {});
   /// The synthetic batch and weights of the case.
   explicit CaseRun(const Case& c, bool backward = true, RunSettings settings = {},
@@ -64,7 +65,7 @@ class CaseRun {
   const Batch& batch() const { return batch_; }
   bool backward() const { return backward_; }
   const Objective& objective() const { return objective_; }
-  const WeightSource& weights() const { return *weights_; }
+  const WeightSource& weights() const { return weights_; }
 
   /// What an implementation gives under these options; objective, progress and interruption are
   /// added.
@@ -88,12 +89,15 @@ class CaseRun {
   Hypothesis under(const Subject& subject, const Dialect& dialect, const Verdict& failure) const;
 
  private:
+  CaseRun(Case c, Batch batch, std::unique_ptr<const WeightSource> own, bool backward,
+          RunSettings settings, Objective objective);
   std::map<std::string, HostTensor> router_biases() const;
   Evidence evidence_of(const Subject& subject) const;
 
   Case case_;
   Batch batch_;
-  std::shared_ptr<const WeightSource> weights_;
+  std::unique_ptr<const WeightSource> own_weights_;  // where nobody brought others
+  const WeightSource& weights_;
   std::unique_ptr<Implementation> model_;  // the reference
   bool backward_;
   RunSettings settings_;

@@ -14,17 +14,17 @@ bool contains(const std::vector<std::string>& list, const std::string& word) {
   return std::find(list.begin(), list.end(), word) != list.end();
 }
 
-std::shared_ptr<const WeightSource> open_weights(const Job& job, const Case& c) {
+std::unique_ptr<const WeightSource> open_weights(const Job& job, const Case& c) {
   const std::string seeded = "synthetic:";
   if (job.weights.rfind(seeded, 0) == 0) {
-    return std::make_shared<SyntheticWeights>(std::stoull(job.weights.substr(seeded.size())),
+    return std::make_unique<SyntheticWeights>(std::stoull(job.weights.substr(seeded.size())),
                                               c.bias_offset);
   }
-  if (job.weights == "synthetic") return std::make_shared<SyntheticWeights>(c.seed, c.bias_offset);
+  if (job.weights == "synthetic") return std::make_unique<SyntheticWeights>(c.seed, c.bias_offset);
   return io::open_checkpoint(job.weights, c.config);
 }
 
-CaseRun make_run(const Job& job, Case c, const Objective& objective) {
+CaseRun make_run(const Job& job, Case c, const WeightSource& weights, const Objective& objective) {
   const Batch batch = io::batch_of_case(c, job.batch_file, "case " + c.name);
   if (job.batch_file) {
     c.B = batch.B;
@@ -33,10 +33,9 @@ CaseRun make_run(const Job& job, Case c, const Objective& objective) {
     c.sparse = exercises_selection(c);
   }
   refuse_what_does_not_fit(c);
-  auto weights = open_weights(job, c);
   return {std::move(c),
           batch,
-          std::move(weights),
+          weights,
           contains(job.suites, "backward"),
           {.device = job.device, .progress = job.progress, .interrupted = job.interrupted},
           objective};
@@ -54,7 +53,8 @@ void put_decisions(const Trace& decisions, Trace& trace) {
 CaseJob::CaseJob(const Job& job, Case c, const Objective& objective, Report& report)
     : job_(job),
       report_(report),
-      run_(make_run(job, std::move(c), objective)),
+      weights_(open_weights(job, c)),
+      run_(make_run(job, std::move(c), *weights_, objective)),
       findings_(job, report, run_.the_case().name) {}
 
 void CaseJob::run_golden_and_own() {

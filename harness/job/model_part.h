@@ -1,5 +1,6 @@
 #pragma once
 
+#include <memory>
 #include <optional>
 
 #include "golden/reader/golden.h"
@@ -34,6 +35,7 @@ class CaseJob {
 
   const Job& job_;
   Report& report_;
+  std::unique_ptr<const WeightSource> weights_;
   CaseRun run_;
   Findings findings_;
 };

@@ -12,7 +12,7 @@ namespace {
 
 const std::string kGradient = "grad.";
 
-/// Keeps the weights that it moves.
+/// The start weights of a job: synthetic, moved by one ulp for a clean run other than the first.
 class StartWeights : public WeightSource {
  public:
   StartWeights(const Case& c, uint64_t perturbation_seed)
@@ -28,28 +28,25 @@ class StartWeights : public WeightSource {
 /// Another source with the tensors of one kind made larger by a 64th.
 class Nudged : public WeightSource {
  public:
-  Nudged(std::shared_ptr<const WeightSource> base, std::string ending)
-      : base_(std::move(base)), ending_(std::move(ending)) {}
+  Nudged(const WeightSource& base, std::string ending) : base_(base), ending_(std::move(ending)) {}
   HostTensor load(const WeightSpec& spec) const override {
-    const HostTensor value = base_->load(spec);
+    const HostTensor value = base_.load(spec);
     if (!spec.name.ends_with(ending_)) return value;
     std::vector<double> values = value.to_doubles();
     for (size_t i = 0; i < values.size(); i += 2) values[i] *= 1 + kNudge;
     return HostTensor::from_doubles(value.dtype(), value.shape(), values);
   }
-  std::string identity() const override { return base_->identity() + "+" + ending_; }
+  std::string identity() const override { return base_.identity() + "+" + ending_; }
 
  private:
   static constexpr double kNudge = 1.0 / 64;
-  std::shared_ptr<const WeightSource> base_;
+  const WeightSource& base_;
   std::string ending_;
 };
 
-CaseRun case_run(const TrainingJob& job, const Objective& objective,
-                 std::shared_ptr<const WeightSource> weights) {
+CaseRun case_run(const TrainingJob& job, const Objective& objective, const WeightSource& weights) {
   const bool backward = true;
-  return {job.the_case, make_batch(job.the_case), std::move(weights), backward, job.settings,
-          objective};
+  return {job.the_case, make_batch(job.the_case), weights, backward, job.settings, objective};
 }
 
 bool of_the_objective(const std::string& tap) {
@@ -127,13 +124,10 @@ std::string kl_subject(const std::string& side, const KlTask& task) {
   return side + ", " + task.name;
 }
 
-std::shared_ptr<const WeightSource> start_weights(const TrainingJob& job) {
-  return std::make_shared<StartWeights>(job.the_case, job.perturbation_seed);
-}
-
 std::vector<Verdict> judge_kl_step(const TrainingJob& job, const std::string& impl,
                                    const KlTask& task, const golden::TrainingGolden* golden) {
-  const CaseRun run = case_run(job, task.objective, start_weights(job));
+  const StartWeights weights(job.the_case, job.perturbation_seed);
+  const CaseRun run = case_run(job, task.objective, weights);
   const Trace trace =
       run.run({.dialect = job.dialect, .backward = true}, "first step, " + task.name, impl);
   std::vector<Verdict> verdicts = kept(run.judge_subject(
@@ -153,7 +147,7 @@ std::vector<Verdict> judge_kl_detachment(const TrainingJob& job, const std::stri
   const Input inputs[] = {{"detached hidden state", "input_layernorm.weight"},
                           {"detached query latent", "self_attn.q_a_layernorm.weight"},
                           {"detached target", "self_attn.kv_b_proj.weight"}};
-  const auto weights = start_weights(job);
+  const StartWeights weights(job.the_case, job.perturbation_seed);
   RunOptions options{.dialect = job.dialect, .backward = true};
   const Trace trace = case_run(job, task.objective, weights).run(options, "detachment", impl);
   options.feeding = Feeding::forced;
@@ -161,8 +155,8 @@ std::vector<Verdict> judge_kl_detachment(const TrainingJob& job, const std::stri
   options.backward = false;
   std::vector<Verdict> verdicts;
   for (const Input& input : inputs) {
-    const CaseRun moved =
-        case_run(job, task.objective, std::make_shared<Nudged>(weights, input.behind));
+    const Nudged nudged(weights, input.behind);
+    const CaseRun moved = case_run(job, task.objective, nudged);
     const double before = trace.find("loss.kl")->at(0);
     const double after = moved.run(options, "detachment", impl).find("loss.kl")->at(0);
     Verdict verdict = exact(kl_subject(judged_side(impl), task), input.name,
@@ -185,7 +179,7 @@ std::vector<Verdict> judge_kl_paths(const TrainingJob& job, const std::string& i
   Objective lm = joint.objective, kl = joint.objective;
   lm.kl = KlStage::none;
   kl.lm = false;
-  const auto weights = start_weights(job);
+  const StartWeights weights(job.the_case, job.perturbation_seed);
   const RunOptions options{.dialect = job.dialect, .backward = true};
   const auto gradients = [&](const Objective& objective) {
     return case_run(job, objective, weights).run(options, "gradient paths", impl);

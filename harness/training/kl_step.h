@@ -25,9 +25,6 @@ void judge_kl_task(const TrainingJob& job, const KlTask& task, TrainingResult& r
 /// "reference float32, warmup".
 std::string kl_subject(const std::string& side, const KlTask& task);
 
-/// The start weights of a job: synthetic, moved by one ulp for a clean run other than the first.
-std::shared_ptr<const WeightSource> start_weights(const TrainingJob& job);
-
 /// Taps and gradients of an implementation's first step, and of the golden where it keeps them,
 /// against oracle and reference.
 std::vector<Verdict> judge_kl_step(const TrainingJob& job, const std::string& impl,

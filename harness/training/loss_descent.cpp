@@ -234,8 +234,7 @@ class Judge {
   /// Every decision of this step by its rule, under the weights of this moment.
   void judge_flip(const std::string& impl, const TrainingSide& side, int64_t step) {
     const std::string subject = subject_of(impl);
-    const std::shared_ptr<const WeightSource> weights(std::shared_ptr<void>(), &side.weights());
-    const CaseRun run(job_.the_case, batch_of(step), weights, false, job_.settings);
+    const CaseRun run(job_.the_case, batch_of(step), side.weights(), false, job_.settings);
     const Trace trace = run.run({.dtype = DType::float32, .dialect = job_.dialect}, subject, impl);
     for (Verdict& verdict : run.judge_forced({.name = subject, .impl = impl, .trace = &trace})) {
       if (!is_decision(verdict.tap)) continue;
