@@ -7,7 +7,7 @@
 #include "harness/cli/names.h"
 #include "harness/cli/progress.h"
 #include "harness/cli/stop.h"
-#include "harness/job/job.h"
+#include "harness/job/run_job.h"
 #include "harness/report/report.h"
 #include "src/bridge/runtime.h"
 #include "src/io/io.h"

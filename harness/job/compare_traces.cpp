@@ -1,7 +1,8 @@
+#include "harness/job/compare_traces.h"
+
 #include <algorithm>
 #include <cmath>
 
-#include "harness/job/job.h"
 #include "harness/judge/decisions.h"
 #include "harness/judge/keys.h"
 #include "harness/judge/limits.h"

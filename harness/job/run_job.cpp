@@ -1,4 +1,4 @@
-#include "harness/job/job.h"
+#include "harness/job/run_job.h"
 
 #include <chrono>
 
@@ -53,16 +53,6 @@ Report run_job(const Job& job) {
   for (const PlannedCase& planned : plan(job, candidates)) run_case(job, planned, report);
   report.timing["total"] = seconds_since(start);
   return report;
-}
-
-std::vector<Verdict> judge_trace(const Case& c, const Trace& judged, DType dtype, bool is_file,
-                                 bool backward, const Dialect& dialect) {
-  const CaseRun run(c, backward);
-  return run.judge_subject({.name = "candidate",
-                            .dtype = dtype,
-                            .dialect = dialect,
-                            .trace = &judged,
-                            .is_file = is_file});
 }
 
 Trace make_trace(const Case& c, const std::string& impl, DType dtype, const std::string& mode,
