@@ -34,8 +34,8 @@ TrainingSide::TrainingSide(const TrainingJob& job, const training::Recipe& recip
   const bool wide = options.dtype == DType::float64;
   trainables_ = std::make_unique<training::FullWeights>(
       job.the_case.config, *start_, wide ? torch::kFloat64 : torch::kFloat32, options.dtype);
-  optimizer_ =
-      training::make_adamw(recipe.groups, trainables_->table(), options.bug, own_adamw(options));
+  optimizer_ = training::make_adamw(recipe.groups, trainables_->table(), options.bug,
+                                    own_adamw(options.impl, options.dtype, options.bug));
   options_.impl.clear();
   use(options.impl);
 }
