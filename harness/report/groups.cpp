@@ -96,32 +96,6 @@ void gather_cases(std::vector<Group>& groups) {
 
 }  // namespace
 
-void Counts::add(Trust trust) {
-  switch (trust) {
-    case Trust::pass:
-      ++pass;
-      return;
-    case Trust::fail:
-      ++fail;
-      return;
-    case Trust::vacuous:
-      ++vacuous;
-      return;
-    case Trust::missing:
-      ++missing;
-      return;
-    case Trust::skipped:
-      ++skipped;
-      return;
-  }
-}
-
-Counts count(const std::vector<Verdict>& verdicts) {
-  Counts counts;
-  for (const Verdict& v : verdicts) counts.add(v.trust);
-  return counts;
-}
-
 bool Group::failed() const {
   const auto blames = [](const Finding* f) { return f->fault != Fault::none; };
   return counts.fail > 0 || std::any_of(findings.begin(), findings.end(), blames);
