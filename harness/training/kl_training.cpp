@@ -12,9 +12,6 @@
 namespace dsv32::harness {
 namespace {
 
-/// FORMATS 2: training cycles through so many batches.
-constexpr int64_t kBatches = 4;
-
 training::Recipe recipe_of(const KlTask& task) {
   training::Group group{.name = task.objective.lm ? "all" : "indexer"};
   if (!task.objective.lm) group.takes = [](const std::string& name) { return is_indexer(name); };

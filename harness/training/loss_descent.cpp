@@ -23,8 +23,6 @@ namespace {
 using training::StepRecord;
 using training::TensorTable;
 
-constexpr int64_t kBatches = 4;  // FORMATS 2
-
 bool trained(const std::string& name) { return !is_indexer(name) && !is_buffer(name); }
 
 bool is_tiny(const Case& c) { return c.config_name == "tiny"; }

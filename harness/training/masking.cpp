@@ -9,15 +9,13 @@
 namespace dsv32::harness {
 namespace {
 
-constexpr int64_t kNotCounted = -100;
-
 /// Columns at the end of each row that are masked: as many as the prompt has at the start.
 int64_t tail_of(const Batch& batch) { return batch.S / 4; }
 
 void mask_tail(Batch& batch) {
   for (int64_t b = 0; b < batch.B; ++b)
     for (int64_t s = batch.S - tail_of(batch); s < batch.S; ++s)
-      batch.labels[b * batch.S + s] = kNotCounted;
+      batch.labels[b * batch.S + s] = kIgnoredLabel;
 }
 
 /// Other tokens in the masked columns; labels stay.
@@ -46,7 +44,7 @@ double expected_loss(const Batch& batch, const HostTensor& logits) {
   for (int64_t b = 0; b < batch.B; ++b)
     for (int64_t s = 0; s + 1 < batch.S; ++s) {
       const int64_t label = batch.labels[b * batch.S + s + 1];
-      if (label == kNotCounted) continue;
+      if (label == kIgnoredLabel) continue;
       sum += cross_entropy(logits, b * batch.S + s, label);
       ++count;
     }
@@ -110,7 +108,7 @@ class Masking {
     const Trace run = run_on(batch, false, nullptr);
     const double expected = expected_loss(batch, *run.find("logits"));
     const int64_t counted = std::count_if(batch.labels.begin(), batch.labels.end(),
-                                          [](int64_t label) { return label != kNotCounted; });
+                                          [](int64_t label) { return label != kIgnoredLabel; });
     put("loss is the mean over counted tokens",
         masked_tokens_limit(relative(run.find("loss.lm")->at(0), expected)), counted, "");
   }

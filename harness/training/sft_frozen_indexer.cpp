@@ -18,7 +18,6 @@ namespace {
 using training::Bug;
 
 constexpr int64_t kSteps = 20;
-constexpr int64_t kBatches = 4;  // training cycles through so many (FORMATS 2)
 
 bool frozen(const std::string& name) { return is_indexer(name); }
 bool moves(const std::string& name) { return !is_indexer(name) && !is_buffer(name); }
