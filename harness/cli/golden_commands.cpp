@@ -4,7 +4,6 @@
 #include <cmath>
 #include <iomanip>
 #include <iostream>
-#include <limits>
 #include <set>
 #include <span>
 #include <sstream>
@@ -12,6 +11,7 @@
 #include "golden/reader/golden.h"
 #include "golden/reader/pinned.h"
 #include "harness/cli/training_golden_commands.h"
+#include "harness/judge/metrics.h"
 #include "src/io/io.h"
 #include "src/io/json.h"
 #include "src/io/text.h"
@@ -101,7 +101,8 @@ std::vector<std::string> absent_cases(const std::vector<golden::ManifestEntry>& 
 
 // --- show ---------------------------------------------------------------------------------------
 
-double norm_of(std::span<const double> values) {
+/// Without the -inf of hidden keys.
+double finite_norm(std::span<const double> values) {
   double sum = 0;
   for (const double v : values) sum += std::isinf(v) ? 0 : v * v;
   return std::sqrt(sum);
@@ -124,31 +125,17 @@ void show_taps(const golden::Golden& golden) {
   for (const io::Json& json : io::parse_json(golden.attributes.at("taps"), "attribute taps")) {
     const std::string name = json.get<std::string>();
     if (const HostTensor* tap = golden.trace.find(name)) {
-      show_tap(name, tap->shape(), norm_of(tap->to_doubles()), "");
+      show_tap(name, tap->shape(), finite_norm(tap->to_doubles()), "");
       continue;
     }
     const golden::SketchedTap& sketch = golden.sketches.at(name);
     const std::vector<double> norms(sketch.row_norms.begin(), sketch.row_norms.end());
-    show_tap(name, sketch.shape, norm_of(norms),
+    show_tap(name, sketch.shape, finite_norm(norms),
              "  sketch, " + std::to_string(sketch.row_index.size()) + " rows kept");
   }
 }
 
 // --- diff ---------------------------------------------------------------------------------------
-
-double relative(std::span<const double> a, std::span<const double> b) {
-  double difference = 0, size = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    if (a[i] == b[i]) {
-      size += std::isinf(b[i]) ? 0 : b[i] * b[i];
-      continue;
-    }
-    difference += (a[i] - b[i]) * (a[i] - b[i]);
-    size += b[i] * b[i];
-  }
-  if (difference == 0) return 0;
-  return size == 0 ? std::numeric_limits<double>::infinity() : std::sqrt(difference / size);
-}
 
 std::string relative_text(std::span<const double> a, std::span<const double> b) {
   std::ostringstream text;

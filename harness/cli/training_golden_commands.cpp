@@ -1,12 +1,11 @@
 #include "harness/cli/training_golden_commands.h"
 
 #include <algorithm>
-#include <cmath>
 #include <iomanip>
 #include <iostream>
 #include <sstream>
 
-#include "src/io/text.h"
+#include "harness/judge/metrics.h"
 
 namespace dsv32::harness {
 namespace {
@@ -15,14 +14,9 @@ template <typename Values>
 std::string change_of(const Values& a, const Values& b) {
   if (a.size() != b.size())
     return "size " + std::to_string(a.size()) + " became " + std::to_string(b.size());
-  double difference = 0, size = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    difference += (double{a[i]} - b[i]) * (double{a[i]} - b[i]);
-    size += double{b[i]} * b[i];
-  }
+  const std::vector<double> left(a.begin(), a.end()), right(b.begin(), b.end());
   std::ostringstream text;
-  text << "relative difference " << std::setprecision(3)
-       << (size == 0 ? HUGE_VAL : std::sqrt(difference / size));
+  text << "relative difference " << std::setprecision(3) << relative(left, right);
   return text.str();
 }
 

@@ -210,11 +210,6 @@ Verdict unmeasured(const Comparison& c, Trust trust, std::string note) {
   return verdict;
 }
 
-void settle(Verdict& verdict) {
-  for (const Measure& measure : verdict.measures)
-    if (!measure.within()) verdict.trust = Trust::fail;
-}
-
 Verdict compare_values(const Comparison& c) {
   const HostTensor* oracle = c.yardstick.oracle;
   if (oracle == nullptr) return unmeasured(c, Trust::missing, "the oracle has no such tap");

@@ -13,8 +13,6 @@ namespace dsv32::harness {
 Verdict open_verdict(const Comparison& c);
 /// A verdict that measured nothing, and why.
 Verdict unmeasured(const Comparison& c, Trust trust, std::string note);
-/// Fails the verdict when one of its measures is not within its limit.
-void settle(Verdict& verdict);
 
 /// Rows, elements and tails of a continuous tap or a gradient (DESIGN 3). NaN fails. A tap whose
 /// oracle is all zero demands exact zero; an all-zero gradient of a used weight is vacuous.

@@ -52,6 +52,23 @@ double keep_larger(double a, double b) {
   return std::max(a, b);
 }
 
+double relative(double value, double expected) {
+  return value == expected ? 0 : std::fabs(value - expected) / std::fabs(expected);
+}
+
+double relative(std::span<const double> a, std::span<const double> b) {
+  double difference = 0, size = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (a[i] != b[i]) difference += (a[i] - b[i]) * (a[i] - b[i]);
+    if (a[i] != b[i] || std::isfinite(b[i])) size += b[i] * b[i];
+  }
+  return difference == 0 ? 0 : std::sqrt(difference / size);
+}
+
+double relative(const HostTensor& a, const HostTensor& b) {
+  return relative(a.to_doubles(), b.to_doubles());
+}
+
 double TapError::noise_relative() const {
   const double noise = has_reference ? reference : probe_noise() * probe;
   return norm > 0 ? std::max(noise / norm, floor) : floor;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "harness/judge/comparison.h"
@@ -43,6 +44,12 @@ struct TapError {
 
 /// Larger of two numbers; NaN wins over all.
 double keep_larger(double a, double b);
+/// |value - expected| / |expected|; 0 for equal numbers.
+double relative(double value, double expected);
+/// ||a - b|| / ||b|| in double; infinite when b is zero and a is not. Equal elements, infinite ones
+/// among them, are no distance.
+double relative(std::span<const double> a, std::span<const double> b);
+double relative(const HostTensor& a, const HostTensor& b);
 
 /// Norms over a layout. `judged` may be null (then only the yardstick's errors are filled in).
 /// Throws Error (internal) when the tensors of the yardstick have different shapes.

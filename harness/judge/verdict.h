@@ -58,6 +58,13 @@ struct Verdict {
   double margin() const;
 };
 
+/// Fails the verdict when one of its measures is not within its limit.
+void settle(Verdict& verdict);
+/// A check whose answer is determined: how many things are wrong, of how many, and which first.
+Verdict exact_check(const std::string& subject, const std::string& name, double wrong,
+                    const std::string& basis, int64_t checked, const std::string& note = "");
+void append(std::vector<Verdict>& to, std::vector<Verdict> from);
+
 /// What -k looks at: "case/subject/tap", "case/suite/subject/tap" in a training suite.
 std::string check_path(const Verdict& verdict);
 

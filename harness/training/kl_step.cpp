@@ -5,6 +5,7 @@
 
 #include "harness/judge/judge.h"
 #include "harness/judge/limits.h"
+#include "harness/judge/metrics.h"
 #include "src/training/one_ulp.h"
 
 namespace dsv32::harness {
@@ -63,10 +64,6 @@ std::vector<Verdict> kept(std::vector<Verdict> verdicts) {
   return verdicts;
 }
 
-void append(std::vector<Verdict>& to, std::vector<Verdict> from) {
-  to.insert(to.end(), std::make_move_iterator(from.begin()), std::make_move_iterator(from.end()));
-}
-
 /// The golden's taps and the decisions they were made under, as one trace.
 Trace first_step_of(const golden::TrainingGolden& golden) {
   Trace trace = golden.tensors;
@@ -85,17 +82,6 @@ std::vector<Verdict> judge_golden_step(const CaseRun& run, const KlTask& task,
   return kept(run.judge_forced(subject));
 }
 
-Verdict exact(const std::string& subject, const std::string& check, double wrong, int64_t checked,
-              const std::string& basis) {
-  Verdict verdict;
-  verdict.subject = subject;
-  verdict.tap = check;
-  verdict.checked = checked;
-  verdict.measures.push_back({"exact", wrong, 0, basis});
-  verdict.trust = verdict.measures[0].within() ? Trust::pass : Trust::fail;
-  return verdict;
-}
-
 /// Elements other than zero of the gradients whose names end like this, over all layers.
 int64_t nonzero_gradients(const Trace& trace, const std::string& ending) {
   int64_t count = 0;
@@ -108,14 +94,9 @@ int64_t nonzero_gradients(const Trace& trace, const std::string& ending) {
 }
 
 /// Relative L2 distance of two gradients; 1 where one is missing.
-double distance(const HostTensor* a, const HostTensor* b) {
+double gradient_distance(const HostTensor* a, const HostTensor* b) {
   if (a == nullptr || b == nullptr || a->shape() != b->shape()) return a == b ? 0 : 1;
-  double gap = 0, norm = 0;
-  for (int64_t i = 0; i < a->numel(); ++i) {
-    gap += (a->at(i) - b->at(i)) * (a->at(i) - b->at(i));
-    norm += b->at(i) * b->at(i);
-  }
-  return gap == 0 ? 0 : std::sqrt(gap / norm);
+  return relative(*a, *b);
 }
 
 }  // namespace
@@ -159,9 +140,9 @@ std::vector<Verdict> judge_kl_detachment(const TrainingJob& job, const std::stri
     const CaseRun moved = case_run(job, task.objective, nudged);
     const double before = trace.find("loss.kl")->at(0);
     const double after = moved.run(options, "detachment", impl).find("loss.kl")->at(0);
-    Verdict verdict = exact(kl_subject(judged_side(impl), task), input.name,
-                            static_cast<double>(nonzero_gradients(trace, input.behind)), 1,
-                            "SPEC 2: x, q_latent and the target are detached for the KL");
+    Verdict verdict = exact_check(kl_subject(judged_side(impl), task), input.name,
+                                  static_cast<double>(nonzero_gradients(trace, input.behind)),
+                                  "SPEC 2: x, q_latent and the target are detached for the KL", 1);
     const double moves = std::fabs(after - before) / before;
     verdict.note = std::string(input.behind) + " moves the KL by " + std::to_string(100 * moves) +
                    " % and has no gradient";
@@ -193,7 +174,7 @@ std::vector<Verdict> judge_kl_paths(const TrainingJob& job, const std::string& i
   for (const std::string& name : gradient_taps(job.the_case.config, joint.objective)) {
     const Trace& own = is_indexer(name) ? alone_kl : alone_lm;
     const HostTensor *joined = both.find(name), *expected = own.find(name);
-    const double gap = distance(joined, expected);
+    const double gap = gradient_distance(joined, expected);
     identical += gap == 0 ? 1 : 0;
     ++verdict.checked;
     if (gap <= worst) continue;

@@ -273,12 +273,6 @@ class Judge {
   TrainingResult result_;
 };
 
-void append(TrainingResult& to, TrainingResult from) {
-  std::move(from.verdicts.begin(), from.verdicts.end(), std::back_inserter(to.verdicts));
-  std::move(from.figures.begin(), from.figures.end(), std::back_inserter(to.figures));
-  to.tokens += from.tokens;
-}
-
 }  // namespace
 
 Descent full_descent(const Case& c) {
@@ -324,10 +318,10 @@ TrainingResult judge_accumulation(const TrainingJob& job) {
 TrainingResult judge_loss_descent(const TrainingJob& job) {
   const Descent full = full_descent(job.the_case);
   TrainingResult result = judge_descent(job, full, full_plan(job.the_case, full));
-  append(result, judge_accumulation(job));
+  result += judge_accumulation(job);
   if (!golden::training_exists("loss_descent_memorised", job.the_case.name)) return result;
   const Descent memorised = memorised_descent(job.the_case);
-  append(result, judge_descent(job, memorised, full_plan(job.the_case, memorised)));
+  result += judge_descent(job, memorised, full_plan(job.the_case, memorised));
   return result;
 }
 

@@ -5,6 +5,7 @@
 
 #include "harness/judge/compare.h"
 #include "harness/judge/limits.h"
+#include "harness/judge/metrics.h"
 
 namespace dsv32::harness {
 namespace {
@@ -49,21 +50,6 @@ double expected_loss(const Batch& batch, const HostTensor& logits) {
       ++count;
     }
   return count == 0 ? 0 : sum / static_cast<double>(count);
-}
-
-double relative(double value, double expected) {
-  return value == expected ? 0 : std::fabs(value - expected) / std::fabs(expected);
-}
-
-double relative_distance(const HostTensor& a, const HostTensor& b) {
-  double difference = 0, size = 0;
-  for (int64_t i = 0; i < a.numel(); ++i) {
-    const double d = a.at(i) - b.at(i);
-    difference += d * d;
-    size += b.at(i) * b.at(i);
-  }
-  if (difference == 0) return 0;
-  return std::sqrt(difference / size);
 }
 
 class Masking {
@@ -142,7 +128,7 @@ class Masking {
     std::string where;
     for (const std::string& name : before.names()) {
       if (name.rfind("grad.", 0) != 0) continue;
-      const double gap = relative_distance(*after.find(name), *before.find(name));
+      const double gap = relative(*after.find(name), *before.find(name));
       if (gap <= largest) continue;
       largest = gap;
       where = name;

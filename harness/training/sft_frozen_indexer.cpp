@@ -29,15 +29,6 @@ training::Recipe recipe_for(Bug bug) {
   return {.name = "sft_frozen_indexer", .groups = {group}, .steps = kSteps};
 }
 
-/// A check whose answer is determined: how many things are wrong, and which first.
-Verdict exact_check(const std::string& subject, const std::string& name, double wrong,
-                    const std::string& basis, int64_t checked, const std::string& note = "") {
-  Verdict verdict = training_check(subject, name, {"exact", wrong, 0, basis}, checked);
-  verdict.mode = Mode::exact;
-  verdict.note = note;
-  return verdict;
-}
-
 int64_t different_bits(const training::Tensor& a, const training::Tensor& b) {
   return a.view(torch::kInt32).ne(b.view(torch::kInt32)).sum().item<int64_t>();
 }

@@ -39,13 +39,8 @@ double root_mean_square(const std::vector<double>& values) {
   return std::sqrt(sum / static_cast<double>(std::max<size_t>(values.size(), 1)));
 }
 
-double relative(double value, double expected) {
-  return value == expected ? 0 : std::fabs(value - expected) / std::fabs(expected);
-}
-
-}  // namespace
-
-double norm_of(const TensorTable& gradients) {
+/// Global norm of the gradients, each tensor's in its own precision, as torch computes it.
+double global_norm(const TensorTable& gradients) {
   double sum = 0;
   for (const std::string& name : gradients.names()) {
     const Tensor& value = gradients.at(name);
@@ -54,6 +49,8 @@ double norm_of(const TensorTable& gradients) {
   }
   return std::sqrt(sum);
 }
+
+}  // namespace
 
 StepJudge::StepJudge(const TrainingJob& job, const training::Recipe& recipe,
                      const std::string& note)
@@ -98,7 +95,7 @@ void StepJudge::step(int64_t index, const Trace* decisions, bool judged) {
   loss_.oracle.push_back(oracle.loss);
   loss_.twin.push_back(twin.loss);
   grad_norm_.oracle.push_back(oracle.grad_norm.front());
-  grad_norm_.twin.push_back(norm_of(twin.gradients));
+  grad_norm_.twin.push_back(global_norm(twin.gradients));
   curve_.loss.push_back(oracle.loss);
   curve_.grad_norm.push_back(oracle.grad_norm.front());
 }

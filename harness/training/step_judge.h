@@ -91,7 +91,4 @@ class StepJudge {
   Scalar loss_, grad_norm_;
 };
 
-/// Global norm of the gradients, each tensor's in its own precision, as torch computes it.
-double norm_of(const training::TensorTable& gradients);
-
 }  // namespace dsv32::harness
