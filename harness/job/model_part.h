@@ -2,6 +2,8 @@
 
 #include <memory>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "golden/reader/golden.h"
 #include "harness/cases/candidate.h"

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstdint>
+
 #include "harness/judge/comparison.h"
 
 namespace dsv32::harness {

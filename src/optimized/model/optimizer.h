@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <cstdint>
+
 #include "src/optimized/model/options.h"
 
 /// The optimizer's ops, called through the dispatcher as the model calls its own.
