@@ -1,5 +1,4 @@
 #include "golden/reader/golden.h"
-
 #include "golden/reader/hdf5_file.h"
 #include "golden/reader/layout.h"
 #include "golden/reader/pinned.h"

@@ -293,7 +293,7 @@ class Batches(CliTest):
         self.refused_batch(self.batch(tokens=self.ids()), "input_ids")
 
     def of_own_batch(self, name: str, batch: Path, padded_by: float) -> Path:
-        """The good trace as if made with this batch; its padding holds `padded_by` times as much."""
+        """The good trace as if made with this batch; its padding is `padded_by` times as large."""
         listed = json.loads((ROOT / "configs" / "cases.json").read_text())["cases"]
         tiny = next(case for case in listed if case["name"] == "tiny")
         keys = "config overrides seed B S pad bias_offset chunks".split()
