@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "measure/bench_flags.h"
+#include "src/bridge/runtime.h"
 #include "src/io/io.h"
 #include "src/model/errors.h"
 #include "src/optimized/model/model.h"
@@ -147,7 +148,7 @@ int run_all(int argc, char** argv) {
   const std::string peak_of = take_flag("--peak", "", argc, argv);
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
-  reference::set_threads(static_cast<int>(std::thread::hardware_concurrency()));
+  set_threads(static_cast<int>(std::thread::hardware_concurrency()));
   return peak_of.empty() ? time_all(c) : print_peak(peak_of, c);
 }
 

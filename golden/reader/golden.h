@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <map>
 #include <string>
@@ -52,11 +53,5 @@ Golden load(const std::string& case_name,
             const std::filesystem::path& directory = default_directory());
 bool exists(const std::string& case_name,
             const std::filesystem::path& directory = default_directory());
-
-/// The commands `golden verify|show|diff`: text on stdout, exit code as DESIGN 4.
-int verify_command(const std::filesystem::path& directory);
-/// `name`: a case, or SUITE.CASE of a training golden.
-int show_command(const std::string& name, const std::filesystem::path& directory);
-int diff_command(const std::filesystem::path& a, const std::filesystem::path& b);
 
 }  // namespace dsv32::golden

@@ -4,6 +4,7 @@
 
 #include "harness/cases/implementations.h"
 #include "harness/cases/threads.h"
+#include "src/bridge/runtime.h"
 #include "src/model/errors.h"
 #include "src/reference/reference.h"
 
@@ -17,14 +18,10 @@ bool any_name(const Trace& trace, const std::function<bool(const TapName&)>& is)
   });
 }
 
-bool is_decision(const TapName& tap) {
-  return tap.info.kind == TapKind::topk || tap.info.kind == TapKind::experts;
-}
-
 /// It holds forward values of its own that stages can be fed with.
 bool has_stage_inputs(const Trace& trace) {
   return any_name(trace, [](const TapName& tap) {
-    return !is_decision(tap) && tap.info.kind != TapKind::gradient &&
+    return !tap.info.is_decision() && tap.info.kind != TapKind::gradient &&
            tap.info.kind != TapKind::scalar;
   });
 }
@@ -70,7 +67,9 @@ bool shared_reference(const ForcedTraces& shared, const ModelConfig& config,
 
 }  // namespace
 
-bool has_decisions(const Trace& trace) { return any_name(trace, is_decision); }
+bool has_decisions(const Trace& trace) {
+  return any_name(trace, [](const TapName& tap) { return tap.info.is_decision(); });
+}
 
 bool same_function(const ModelConfig& config, DType dtype, Dialect a, Dialect b) {
   for (Dialect* d : {&a, &b}) {
@@ -84,24 +83,30 @@ bool same_function(const ModelConfig& config, DType dtype, Dialect a, Dialect b)
   return a == b;
 }
 
-CaseRun::CaseRun(Case c, Batch batch, std::shared_ptr<const WeightSource> weights, bool backward,
+CaseRun::CaseRun(Case c, Batch batch, const WeightSource& weights, bool backward,
                  RunSettings settings, Objective objective)
     : case_(as_trained(objective, std::move(c))),
       batch_(std::move(batch)),
-      weights_(std::move(weights)),
-      model_(reference::make_reference(case_.config, *weights_)),
+      weights_(weights),
+      model_(reference::make_reference(case_.config, weights_)),
       backward_(backward && case_.chunks.empty()),
       settings_(std::move(settings)),
       objective_(objective) {}
 
 CaseRun::CaseRun(const Case& c, bool backward, RunSettings settings, Objective objective)
-    : CaseRun(c, make_batch(c), std::make_shared<SyntheticWeights>(c.seed, c.bias_offset), backward,
+    : CaseRun(c, make_batch(c), std::make_unique<SyntheticWeights>(c.seed, c.bias_offset), backward,
               std::move(settings), objective) {}
+
+CaseRun::CaseRun(Case c, Batch batch, std::unique_ptr<const WeightSource> own, bool backward,
+                 RunSettings settings, Objective objective)
+    : CaseRun(std::move(c), std::move(batch), *own, backward, std::move(settings), objective) {
+  own_weights_ = std::move(own);
+}
 
 Trace CaseRun::run(RunOptions options, const std::string& what, const std::string& impl) const {
   options.device = settings_.device;
   options.objective = objective_;
-  reference::set_threads(settings_.threads > 0 ? settings_.threads : threads_for(case_));
+  set_threads(settings_.threads > 0 ? settings_.threads : threads_for(case_));
   options.progress = [&](const std::string& where) {
     if (settings_.interrupted && settings_.interrupted()) {
       throw Error(ExitCode::interrupted,
@@ -110,7 +115,7 @@ Trace CaseRun::run(RunOptions options, const std::string& what, const std::strin
     if (settings_.progress) settings_.progress(case_.name + ": " + what + ": " + where);
   };
   if (impl == model_->name()) return model_->run(batch_, options);
-  return make_model(impl, case_.config, *weights_)->run(batch_, options);
+  return make_model(impl, case_.config, weights_)->run(batch_, options);
 }
 
 ForcedTraces CaseRun::forced_traces(const Dialect& dialect, const Trace* decisions) const {
@@ -125,7 +130,7 @@ ForcedTraces CaseRun::forced_traces(const Dialect& dialect, const Trace* decisio
 std::map<std::string, HostTensor> CaseRun::router_biases() const {
   std::map<std::string, HostTensor> biases;
   for (const WeightSpec& spec : weight_specs(case_.config)) {
-    if (is_buffer(spec.name)) biases[spec.name] = weights_->load(spec);
+    if (is_buffer(spec.name)) biases[spec.name] = weights_.load(spec);
   }
   return biases;
 }
@@ -161,11 +166,11 @@ std::vector<Verdict> CaseRun::judge_staged(const Subject& subject) const {
   const Trace oracle = run(options, "staged oracle");
   evidence.staged.oracle = &oracle;
   evidence.staged.probe = &probe;
-  return judge(evidence);
+  return harness::judge_staged(evidence);
 }
 
-std::vector<Verdict> CaseRun::judge_forced(const Subject& subject,
-                                           const ForcedTraces* shared) const {
+std::vector<Verdict> CaseRun::judge_forced(const Subject& subject, const ForcedTraces* shared,
+                                           std::vector<Verdict> staged) const {
   const bool reuse = shared != nullptr &&
                      same_function(case_.config, DType::float64, shared->dialect, subject.dialect);
   const ForcedTraces own = reuse ? ForcedTraces{} : forced_traces(subject.dialect, subject.trace);
@@ -183,19 +188,12 @@ std::vector<Verdict> CaseRun::judge_forced(const Subject& subject,
     reference = run(options, "reference for " + subject.name);
     evidence.forced.reference = &reference;
   }
-  return judge(evidence);
+  return judge(evidence, std::move(staged));
 }
 
 std::vector<Verdict> CaseRun::judge_subject(const Subject& subject,
                                             const ForcedTraces* shared) const {
-  std::vector<Verdict> verdicts = judge_staged(subject);
-  for (Verdict& verdict : judge_forced(subject, shared)) {
-    const bool said = std::any_of(verdicts.begin(), verdicts.end(), [&](const Verdict& v) {
-      return v.tap == verdict.tap && v.trust == verdict.trust && v.mode == verdict.mode;
-    });
-    if (!said) verdicts.push_back(std::move(verdict));
-  }
-  return verdicts;
+  return judge_forced(subject, shared, judge_staged(subject));
 }
 
 Hypothesis CaseRun::under(const Subject& subject, const Dialect& dialect,

@@ -53,7 +53,8 @@ struct Hypothesis {
 /// One case with its batch and weights: makes the traces that a judgement needs, and judges.
 class CaseRun {
  public:
-  CaseRun(Case c, Batch batch, std::shared_ptr<const WeightSource> weights, bool backward,
+  /// `weights` must outlive the run.
+  CaseRun(Case c, Batch batch, const WeightSource& weights, bool backward,
           RunSettings settings = {}, Objective objective = {});
   /// The synthetic batch and weights of the case.
   explicit CaseRun(const Case& c, bool backward = true, RunSettings settings = {},
@@ -64,7 +65,7 @@ class CaseRun {
   const Batch& batch() const { return batch_; }
   bool backward() const { return backward_; }
   const Objective& objective() const { return objective_; }
-  const WeightSource& weights() const { return *weights_; }
+  const WeightSource& weights() const { return weights_; }
 
   /// What an implementation gives under these options; objective, progress and interruption are
   /// added.
@@ -76,24 +77,27 @@ class CaseRun {
   /// Staged verdicts: every op on the subject's own inputs, under its own decisions. Empty for a
   /// sketch.
   std::vector<Verdict> judge_staged(const Subject& subject) const;
-  /// Forced verdicts and gradients: end to end with the subject's decisions replayed. `shared`:
-  /// traces of an earlier subject under the same decisions and an equal dialect are used again;
-  /// nullptr: none.
-  std::vector<Verdict> judge_forced(const Subject& subject,
-                                    const ForcedTraces* shared = nullptr) const;
-  /// Both, staged first.
+  /// All verdicts, the `staged` ones as they were given: the others are forced, end to end with the
+  /// subject's decisions replayed. `shared`: traces of an earlier subject under the same decisions
+  /// and an equal dialect are used again; nullptr: none.
+  std::vector<Verdict> judge_forced(const Subject& subject, const ForcedTraces* shared = nullptr,
+                                    std::vector<Verdict> staged = {}) const;
+  /// All verdicts, staged ones included.
   std::vector<Verdict> judge_subject(const Subject& subject,
                                      const ForcedTraces* shared = nullptr) const;
   /// One tap of the subject as another dialect would have it, fed as the failing check was.
   Hypothesis under(const Subject& subject, const Dialect& dialect, const Verdict& failure) const;
 
  private:
+  CaseRun(Case c, Batch batch, std::unique_ptr<const WeightSource> own, bool backward,
+          RunSettings settings, Objective objective);
   std::map<std::string, HostTensor> router_biases() const;
   Evidence evidence_of(const Subject& subject) const;
 
   Case case_;
   Batch batch_;
-  std::shared_ptr<const WeightSource> weights_;
+  std::unique_ptr<const WeightSource> own_weights_;  // where nobody brought others
+  const WeightSource& weights_;
   std::unique_ptr<Implementation> model_;  // the reference
   bool backward_;
   RunSettings settings_;

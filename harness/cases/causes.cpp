@@ -5,6 +5,7 @@
 
 #include "harness/judge/decisions.h"
 #include "harness/judge/judge.h"
+#include "harness/judge/keys.h"
 #include "harness/judge/limits.h"
 #include "harness/judge/rows.h"
 #include "src/model/errors.h"
@@ -80,7 +81,7 @@ bool explains(const CaseRun& run, const Subject& subject, const Dialect& dialect
   const HostTensor* reference = hypothesis.reference.find(failure.tap);
   if (judged == nullptr || oracle == nullptr || reference == nullptr) return false;
   const TapName tap = *parse_tap(failure.tap);
-  if (tap.info.kind == TapKind::topk || tap.info.kind == TapKind::experts) {
+  if (tap.info.is_decision()) {
     return same_sets(run.batch(), *judged, *oracle, *reference);
   }
   return same_values(run, subject, failure, *judged, *oracle, *reference);

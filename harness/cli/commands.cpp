@@ -3,15 +3,16 @@
 #include <iostream>
 
 #include "golden/reader/golden.h"
+#include "harness/cli/golden_commands.h"
 #include "harness/cli/names.h"
 #include "harness/cli/progress.h"
 #include "harness/cli/stop.h"
-#include "harness/job/job.h"
+#include "harness/job/run_job.h"
 #include "harness/report/report.h"
+#include "src/bridge/runtime.h"
 #include "src/io/io.h"
 #include "src/log/log.h"
 #include "src/model/dialect.h"
-#include "src/reference/reference.h"
 
 namespace dsv32::harness {
 namespace {
@@ -34,7 +35,7 @@ struct Watch {
 
 ExitCode version_command() {
   std::cout << "dsv32-verify " << DSV32_VERSION << "\n"
-            << "torch " << reference::torch_version() << "\n"
+            << "torch " << torch_version() << "\n"
             << "CUDA " << DSV32_CUDA_VERSION << "\n"
             << "HDF5 " << DSV32_HDF5_VERSION << "\n"
             << "report schema " << kReportSchemaVersion << "\n";
@@ -54,7 +55,7 @@ ExitCode dump_command(const Options& options) {
   probe_outputs(options);
   const Case& c = io::find_case(*options.case_name);
   const Dialect& dialect = find_dialect(options.dialect.value_or("spec-1"));
-  const std::string device = reference::resolve_device(options.device);
+  const std::string device = resolve_device(options.device);
   Watch watch(options);
   watch.step(c.name + ": " + dump_impl(options) + " " + options.mode);
   const Trace trace =
@@ -92,15 +93,6 @@ ExitCode weights_check_command(const Options& options) {
   return report.good ? ExitCode::ok : ExitCode::artefact;
 }
 
-ExitCode golden_show_command(const Options& options) {
-  const std::string& name = options.arguments.front();
-  return static_cast<ExitCode>(golden::show_command(name, golden::default_directory()));
-}
-
-ExitCode golden_diff_command(const Options& options) {
-  return static_cast<ExitCode>(golden::diff_command(options.arguments[0], options.arguments[1]));
-}
-
 }  // namespace
 
 ExitCode run_command(const Options& options) {
@@ -118,11 +110,11 @@ ExitCode run_command(const Options& options) {
     case Command::adapter_check:
       return adapter_check_command(options);
     case Command::golden_verify:
-      return static_cast<ExitCode>(golden::verify_command(golden::default_directory()));
+      return golden_verify_command(golden::default_directory());
     case Command::golden_diff:
-      return golden_diff_command(options);
+      return golden_diff_command(options.arguments[0], options.arguments[1]);
     case Command::golden_show:
-      return golden_show_command(options);
+      return golden_show_command(options.arguments.front(), golden::default_directory());
     case Command::launch:
       return launch_command(options);
     case Command::sharded_rank:

@@ -1,8 +1,9 @@
+#include "harness/cli/golden_commands.h"
+
 #include <algorithm>
 #include <cmath>
 #include <iomanip>
 #include <iostream>
-#include <limits>
 #include <set>
 #include <span>
 #include <sstream>
@@ -10,17 +11,17 @@
 #include "golden/reader/golden.h"
 #include "golden/reader/pinned.h"
 #include "harness/cli/training_golden_commands.h"
+#include "harness/judge/metrics.h"
 #include "src/io/io.h"
 #include "src/io/json.h"
 #include "src/io/text.h"
 
-/// `golden verify|show|diff`.
-namespace dsv32::golden {
+namespace dsv32::harness {
 namespace {
 
 namespace fs = std::filesystem;
 
-size_t count_taps(const Golden& golden, bool gradients) {
+size_t count_taps(const golden::Golden& golden, bool gradients) {
   const auto counts = [&](const std::string& name) {
     return name.starts_with("grad.") == gradients;
   };
@@ -52,18 +53,18 @@ std::string size_text(uint64_t bytes) {
   return std::to_string((bytes + kKib - 1) / kKib) + " KiB";
 }
 
-bool verify_entry(const ManifestEntry& entry, const fs::path& directory) {
+bool verify_entry(const golden::ManifestEntry& entry, const fs::path& directory) {
   constexpr int kNameWidth = 36;
   std::cout << std::left << std::setw(kNameWidth) << entry.case_name << std::setw(8) << entry.kind
             << std::right << std::setw(10) << size_text(entry.size) << "  ";
   try {
-    if (is_training(entry)) {
-      const TrainingGolden golden = load_training(entry, directory);
+    if (golden::is_training(entry)) {
+      const golden::TrainingGolden golden = load_entry(entry, directory);
       std::cout << "ok   " << summary(golden) << "  " << golden.dialect << "  "
                 << versions_of(golden.attributes, entry.file) << "\n";
       return true;
     }
-    const Golden golden = load(entry.case_name, directory);
+    const golden::Golden golden = golden::load(entry.case_name, directory);
     std::cout << "ok   " << count_taps(golden, false) << " taps, " << count_taps(golden, true)
               << " gradients  " << golden.dialect << "  "
               << versions_of(golden.attributes, entry.file) << "\n";
@@ -75,12 +76,12 @@ bool verify_entry(const ManifestEntry& entry, const fs::path& directory) {
 }
 
 /// Files that no hash pins; nothing reads them.
-std::vector<std::string> unlisted_files(const std::vector<ManifestEntry>& entries,
+std::vector<std::string> unlisted_files(const std::vector<golden::ManifestEntry>& entries,
                                         const fs::path& directory) {
   std::set<std::string> unlisted;
   for (const fs::directory_entry& file : fs::directory_iterator(directory)) {
     const std::string name = file.path().filename().string();
-    const auto same = [&](const ManifestEntry& e) { return e.file == name; };
+    const auto same = [&](const golden::ManifestEntry& e) { return e.file == name; };
     const bool listed = std::any_of(entries.begin(), entries.end(), same);
     if (file.path().extension() == ".h5" && !listed) unlisted.insert(io::printable(name));
   }
@@ -88,10 +89,10 @@ std::vector<std::string> unlisted_files(const std::vector<ManifestEntry>& entrie
 }
 
 /// Cases that configs/cases.json promises a golden for and the manifest lacks.
-std::vector<std::string> absent_cases(const std::vector<ManifestEntry>& entries) {
+std::vector<std::string> absent_cases(const std::vector<golden::ManifestEntry>& entries) {
   std::vector<std::string> absent;
   for (const Case& c : io::cases()) {
-    const auto same = [&](const ManifestEntry& e) { return e.case_name == c.name; };
+    const auto same = [&](const golden::ManifestEntry& e) { return e.case_name == c.name; };
     const bool listed = std::any_of(entries.begin(), entries.end(), same);
     if (c.golden != "none" && !listed) absent.push_back(c.name);
   }
@@ -100,7 +101,8 @@ std::vector<std::string> absent_cases(const std::vector<ManifestEntry>& entries)
 
 // --- show ---------------------------------------------------------------------------------------
 
-double norm_of(std::span<const double> values) {
+/// Without the -inf of hidden keys.
+double finite_norm(std::span<const double> values) {
   double sum = 0;
   for (const double v : values) sum += std::isinf(v) ? 0 : v * v;
   return std::sqrt(sum);
@@ -119,45 +121,26 @@ void show_tap(const std::string& name, const Shape& shape, double norm, const st
             << to_string(shape) << " norm " << std::setprecision(6) << norm << form << "\n";
 }
 
-void show_taps(const Golden& golden) {
+void show_taps(const golden::Golden& golden) {
   for (const io::Json& json : io::parse_json(golden.attributes.at("taps"), "attribute taps")) {
     const std::string name = json.get<std::string>();
     if (const HostTensor* tap = golden.trace.find(name)) {
-      show_tap(name, tap->shape(), norm_of(tap->to_doubles()), "");
+      show_tap(name, tap->shape(), finite_norm(tap->to_doubles()), "");
       continue;
     }
-    const SketchedTap& sketch = golden.sketches.at(name);
+    const golden::SketchedTap& sketch = golden.sketches.at(name);
     const std::vector<double> norms(sketch.row_norms.begin(), sketch.row_norms.end());
-    show_tap(name, sketch.shape, norm_of(norms),
+    show_tap(name, sketch.shape, finite_norm(norms),
              "  sketch, " + std::to_string(sketch.row_index.size()) + " rows kept");
   }
 }
 
 // --- diff ---------------------------------------------------------------------------------------
 
-double relative(std::span<const double> a, std::span<const double> b) {
-  double difference = 0, size = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    if (a[i] == b[i]) {
-      size += std::isinf(b[i]) ? 0 : b[i] * b[i];
-      continue;
-    }
-    difference += (a[i] - b[i]) * (a[i] - b[i]);
-    size += b[i] * b[i];
-  }
-  if (difference == 0) return 0;
-  return size == 0 ? std::numeric_limits<double>::infinity() : std::sqrt(difference / size);
-}
-
 std::string relative_text(std::span<const double> a, std::span<const double> b) {
   std::ostringstream text;
   text << "relative difference " << std::setprecision(3) << relative(a, b);
   return text.str();
-}
-
-bool is_decision(const std::string& name) {
-  const std::optional<TapName> tap = parse_tap(name);
-  return tap && (tap->info.kind == TapKind::topk || tap->info.kind == TapKind::experts);
 }
 
 std::string rows_text(const HostTensor& a, const HostTensor& b) {
@@ -190,14 +173,15 @@ void compare_taps(const Trace& a, const Trace& b, std::vector<Change>& changes) 
   }
 }
 
-std::vector<double> sketch_values(const SketchedTap& sketch) {
+std::vector<double> sketch_values(const golden::SketchedTap& sketch) {
   std::vector<double> values(sketch.rows.begin(), sketch.rows.end());
   values.insert(values.end(), sketch.row_norms.begin(), sketch.row_norms.end());
   values.insert(values.end(), sketch.projections.begin(), sketch.projections.end());
   return values;
 }
 
-void compare_sketches(const Golden& a, const Golden& b, std::vector<Change>& changes) {
+void compare_sketches(const golden::Golden& a, const golden::Golden& b,
+                      std::vector<Change>& changes) {
   for (const auto& [name, right] : b.sketches) {
     const auto it = a.sketches.find(name);
     if (it == a.sketches.end()) {
@@ -240,9 +224,9 @@ void print_changes(const std::string& case_name, const std::vector<Change>& chan
   if (changes.size() > kShown) std::cout << "  ... and " << changes.size() - kShown << " more\n";
 }
 
-bool diff_training(const ManifestEntry& a, const fs::path& in_a, const ManifestEntry& b,
-                   const fs::path& in_b) {
-  const TrainingGolden left = load_training(a, in_a), right = load_training(b, in_b);
+bool diff_training(const golden::ManifestEntry& a, const fs::path& in_a,
+                   const golden::ManifestEntry& b, const fs::path& in_b) {
+  const golden::TrainingGolden left = load_entry(a, in_a), right = load_entry(b, in_b);
   std::vector<Change> changes;
   compare_attributes(left.attributes, right.attributes, changes);
   compare_content(left, right, changes);
@@ -251,21 +235,22 @@ bool diff_training(const ManifestEntry& a, const fs::path& in_a, const ManifestE
 }
 
 bool diff_case(const std::string& case_name, const fs::path& a, const fs::path& b) {
-  const std::vector<ManifestEntry> of_a = read_manifest(a), of_b = read_manifest(b);
-  const ManifestEntry *left_entry = find_entry(of_a, case_name, true),
-                      *right_entry = find_entry(of_b, case_name, true);
+  const std::vector<golden::ManifestEntry> of_a = golden::read_manifest(a),
+                                           of_b = golden::read_manifest(b);
+  const golden::ManifestEntry *left_entry = golden::find_entry(of_a, case_name, true),
+                              *right_entry = golden::find_entry(of_b, case_name, true);
   if (left_entry != nullptr && right_entry != nullptr)
     return diff_training(*left_entry, a, *right_entry, b);
   if (left_entry != nullptr || right_entry != nullptr) {
     std::cout << case_name << ": " << (left_entry != nullptr ? "removed" : "added") << "\n";
     return false;
   }
-  const bool in_a = exists(case_name, a), in_b = exists(case_name, b);
+  const bool in_a = golden::exists(case_name, a), in_b = golden::exists(case_name, b);
   if (!in_a || !in_b) {
     std::cout << case_name << ": " << (in_a ? "removed" : "added") << "\n";
     return false;
   }
-  const Golden left = load(case_name, a), right = load(case_name, b);
+  const golden::Golden left = golden::load(case_name, a), right = golden::load(case_name, b);
   std::vector<Change> changes;
   compare_attributes(left.attributes, right.attributes, changes);
   compare_taps(left.trace, right.trace, changes);
@@ -274,19 +259,17 @@ bool diff_case(const std::string& case_name, const fs::path& a, const fs::path& 
   return changes.empty();
 }
 
-int code_of(ExitCode code) { return static_cast<int>(code); }
-
 }  // namespace
 
-int verify_command(const fs::path& directory) {
-  const std::vector<ManifestEntry> entries = read_manifest(directory);
+ExitCode golden_verify_command(const fs::path& directory) {
+  const std::vector<golden::ManifestEntry> entries = golden::read_manifest(directory);
   if (entries.empty()) {
     std::cout << "nothing to verify: " << (directory / "manifest.json").string()
               << " lists no file\n";
-    return code_of(ExitCode::nothing);
+    return ExitCode::nothing;
   }
   size_t good = 0;
-  for (const ManifestEntry& entry : entries) good += verify_entry(entry, directory) ? 1 : 0;
+  for (const golden::ManifestEntry& entry : entries) good += verify_entry(entry, directory) ? 1 : 0;
   const std::vector<std::string> unlisted = unlisted_files(entries, directory),
                                  absent = absent_cases(entries);
   for (const std::string& name : unlisted)
@@ -295,20 +278,20 @@ int verify_command(const fs::path& directory) {
   const bool whole = good == entries.size() && unlisted.empty() && absent.empty();
   std::cout << (whole ? "PASS" : "FAIL") << " | " << good << " of " << entries.size()
             << " goldens are whole\n";
-  return code_of(whole ? ExitCode::ok : ExitCode::artefact);
+  return whole ? ExitCode::ok : ExitCode::artefact;
 }
 
-int show_command(const std::string& name, const fs::path& directory) {
-  const std::vector<ManifestEntry> entries = read_manifest(directory);
-  if (const ManifestEntry* entry = find_entry(entries, name, true)) {
-    const TrainingGolden golden = load_training(*entry, directory);
+ExitCode golden_show_command(const std::string& name, const fs::path& directory) {
+  const std::vector<golden::ManifestEntry> entries = golden::read_manifest(directory);
+  if (const golden::ManifestEntry* entry = golden::find_entry(entries, name, true)) {
+    const golden::TrainingGolden golden = load_entry(*entry, directory);
     std::cout << "golden " << golden.name << " (train, dialect " << golden.dialect << ", "
               << versions_of(golden.attributes, name) << ")\nprovenance\n";
     show_attributes(golden.attributes);
     show_content(golden);
-    return code_of(ExitCode::ok);
+    return ExitCode::ok;
   }
-  const Golden golden = load(name, directory);
+  const golden::Golden golden = golden::load(name, directory);
   std::cout << "golden " << golden.case_name << " (" << golden.kind << ", dialect "
             << golden.dialect << ", " << versions_of(golden.attributes, name) << ")\nprovenance\n";
   show_attributes(golden.attributes);
@@ -318,21 +301,21 @@ int show_command(const std::string& name, const fs::path& directory) {
   }
   std::cout << "taps\n";
   show_taps(golden);
-  return code_of(ExitCode::ok);
+  return ExitCode::ok;
 }
 
-int diff_command(const fs::path& a, const fs::path& b) {
+ExitCode golden_diff_command(const fs::path& a, const fs::path& b) {
   std::vector<std::string> names;
   for (const fs::path& directory : {a, b}) {
-    for (const ManifestEntry& entry : read_manifest(directory)) {
+    for (const golden::ManifestEntry& entry : golden::read_manifest(directory)) {
       const bool known = std::find(names.begin(), names.end(), entry.case_name) != names.end();
       if (!known) names.push_back(entry.case_name);
     }
   }
-  if (names.empty()) return code_of(ExitCode::nothing);
+  if (names.empty()) return ExitCode::nothing;
   bool same = true;
   for (const std::string& name : names) same = diff_case(name, a, b) && same;
-  return code_of(same ? ExitCode::ok : ExitCode::parity);
+  return same ? ExitCode::ok : ExitCode::parity;
 }
 
-}  // namespace dsv32::golden
+}  // namespace dsv32::harness

@@ -3,10 +3,11 @@
 #include "harness/cli/commands.h"
 #include "harness/cli/progress.h"
 #include "harness/cli/stop.h"
-#include "harness/job/job.h"
+#include "harness/job/compare_traces.h"
+#include "harness/job/run_job.h"
 #include "harness/report/text.h"
+#include "src/bridge/runtime.h"
 #include "src/log/log.h"
-#include "src/reference/reference.h"
 #include "src/training/rank_env.h"
 
 namespace dsv32::harness {
@@ -30,7 +31,7 @@ Job make_job(const Options& options) {
   } else if (!options.candidates.empty()) {
     job.impls = {"reference"};  // what a candidate is judged against
   }
-  job.device = reference::resolve_device(options.device);
+  job.device = resolve_device(options.device);
   job.weights = options.weights;
   if (options.batch) job.batch_file = *options.batch;
   // The seed that a case has anyway is no change: its golden stays in play.
@@ -94,7 +95,9 @@ ExitCode compare_command(const Options& options) {
   Options described = options;
   described.repro = "dsv32-verify compare";
   for (const std::string& path : options.arguments) described.repro += " " + shell_word(path);
-  return deliver(compare_traces(options.arguments[0], options.arguments[1]), described);
+  if (options.batch) described.repro += " --batch " + shell_word(*options.batch);
+  return deliver(compare_traces(options.arguments[0], options.arguments[1], options.batch),
+                 described);
 }
 
 }  // namespace dsv32::harness

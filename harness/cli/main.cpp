@@ -11,6 +11,7 @@
 #include "harness/cli/commands.h"
 #include "harness/cli/options.h"
 #include "harness/report/text.h"
+#include "src/io/print.h"
 #include "src/log/log.h"
 
 namespace {
@@ -24,7 +25,7 @@ void say(const std::string& message) {
   constexpr size_t kLongest = 4000;
   std::istringstream lines(message);
   for (std::string line; std::getline(lines, line);) {
-    dsv32::log_error(harness::clean(line, kLongest));
+    dsv32::log_error(dsv32::io::printable(line, kLongest));
   }
 }
 

@@ -141,6 +141,7 @@ void add_compare(Parser& parser) {
   CLI::App& compare =
       *add_verb(parser, parser.app, Command::compare, "compare", "compare two traces, tap by tap");
   add_words(compare, parser.raw, "traces", "A B")->expected(2);
+  add(compare, "--batch", parser.raw.batch, "FILE", "the batch that both were made with, if own");
   add_reports(compare, parser.raw);
 }
 

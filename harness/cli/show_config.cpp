@@ -1,8 +1,6 @@
-#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <iostream>
-#include <numbers>
 #include <optional>
 #include <string>
 #include <utility>
@@ -24,41 +22,22 @@ std::string json_number(double value) {
   return {text, std::to_chars(text, text + sizeof text, value).ptr};
 }
 
-/// SPEC 1.3: 0.1 * mscale_all_dim * ln(factor) + 1.
-double mscale(const ModelConfig& config) {
-  if (!config.yarn || config.yarn->factor <= 1 || config.yarn->mscale_all_dim == 0) return 1;
-  return 0.1 * config.yarn->mscale_all_dim * std::log(config.yarn->factor) + 1;
-}
-
-double softmax_scale(const ModelConfig& config) {
-  const double m = mscale(config);
-  return m * m / std::sqrt(static_cast<double>(config.qk_head_dim()));
-}
-
-/// SPEC 1.3, c(r): the pair that turns r times within the original context.
-double turning_pair(const ModelConfig& config, double turns) {
-  const auto d = static_cast<double>(config.qk_rope_head_dim);
-  const auto context = static_cast<double>(config.yarn->original_max_position_embeddings);
-  return d * std::log(context / (2 * std::numbers::pi * turns)) / (2 * std::log(config.rope_theta));
-}
-
-std::string correction_range(const ModelConfig& config) {
-  if (!config.yarn) return "null";
-  const auto last = static_cast<double>(config.qk_rope_head_dim - 1);
-  const double low = std::max(std::floor(turning_pair(config, config.yarn->beta_fast)), 0.0);
-  const double high = std::min(std::ceil(turning_pair(config, config.yarn->beta_slow)), last);
-  return "[" + json_number(low) + ", " + json_number(high) + "]";
+std::string correction_range(const std::optional<YarnNumbers>& yarn) {
+  return yarn ? "[" + json_number(yarn->low) + ", " + json_number(yarn->high) + "]" : "null";
 }
 
 Fields derived(const ModelConfig& config) {
   const std::vector<WeightSpec> specs = weight_specs(config);
   int64_t values = 0;
   for (const WeightSpec& spec : specs) values += numel(spec.shape);
+  const std::optional<YarnNumbers> yarn = config.yarn_numbers();
+  const double mscale = yarn ? yarn->mscale : 1;
+  const double scale = mscale * mscale / std::sqrt(static_cast<double>(config.qk_head_dim()));
   return {{"qk_head_dim", std::to_string(config.qk_head_dim())},
           {"rope_pairs", std::to_string(config.qk_rope_head_dim / 2)},
-          {"mscale", json_number(mscale(config))},
-          {"softmax_scale", json_number(softmax_scale(config))},
-          {"yarn_correction_range", correction_range(config)},
+          {"mscale", json_number(mscale)},
+          {"softmax_scale", json_number(scale)},
+          {"yarn_correction_range", correction_range(yarn)},
           {"tensors", std::to_string(specs.size())},
           {"parameters", std::to_string(values)},
           {"bytes_bfloat16", std::to_string(values * item_size(DType::bfloat16))}};

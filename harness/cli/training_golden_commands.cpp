@@ -1,28 +1,22 @@
 #include "harness/cli/training_golden_commands.h"
 
 #include <algorithm>
-#include <cmath>
 #include <iomanip>
 #include <iostream>
 #include <sstream>
 
-#include "src/io/text.h"
+#include "harness/judge/metrics.h"
 
-namespace dsv32::golden {
+namespace dsv32::harness {
 namespace {
 
 template <typename Values>
 std::string change_of(const Values& a, const Values& b) {
   if (a.size() != b.size())
     return "size " + std::to_string(a.size()) + " became " + std::to_string(b.size());
-  double difference = 0, size = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    difference += (double{a[i]} - b[i]) * (double{a[i]} - b[i]);
-    size += double{b[i]} * b[i];
-  }
+  const std::vector<double> left(a.begin(), a.end()), right(b.begin(), b.end());
   std::ostringstream text;
-  text << "relative difference " << std::setprecision(3)
-       << (size == 0 ? HUGE_VAL : std::sqrt(difference / size));
+  text << "relative difference " << std::setprecision(3) << relative(left, right);
   return text.str();
 }
 
@@ -47,7 +41,8 @@ void compare_traces(const std::string& prefix, const Trace& a, const Trace& b,
   }
 }
 
-void compare_bands(const TrainingGolden& a, const TrainingGolden& b, std::vector<Change>& changes) {
+void compare_bands(const golden::TrainingGolden& a, const golden::TrainingGolden& b,
+                   std::vector<Change>& changes) {
   if (a.band.has_value() != b.band.has_value()) {
     changes.push_back({"band", b.band ? "added" : "removed"});
   } else if (a.band) {
@@ -58,7 +53,7 @@ void compare_bands(const TrainingGolden& a, const TrainingGolden& b, std::vector
   }
 }
 
-size_t decision_count(const TrainingGolden& golden) {
+size_t decision_count(const golden::TrainingGolden& golden) {
   size_t count = 0;
   for (const Trace& step : golden.decisions) count += step.names().size();
   return count;
@@ -66,14 +61,15 @@ size_t decision_count(const TrainingGolden& golden) {
 
 }  // namespace
 
-TrainingGolden load_training(const ManifestEntry& entry, const std::filesystem::path& directory) {
+golden::TrainingGolden load_entry(const golden::ManifestEntry& entry,
+                                  const std::filesystem::path& directory) {
   const size_t dot = entry.case_name.find('.');
   const bool named = dot != std::string::npos;
-  return load_training(entry.case_name.substr(0, dot),
-                       named ? entry.case_name.substr(dot + 1) : std::string(), directory);
+  return golden::load_training(entry.case_name.substr(0, dot),
+                               named ? entry.case_name.substr(dot + 1) : std::string(), directory);
 }
 
-std::string summary(const TrainingGolden& golden) {
+std::string summary(const golden::TrainingGolden& golden) {
   std::string text = std::to_string(golden.decisions.size()) + " steps, " +
                      std::to_string(golden.series.size()) + " series, " +
                      std::to_string(golden.parameter_names.size()) + " parameters, " +
@@ -84,7 +80,7 @@ std::string summary(const TrainingGolden& golden) {
   return text;
 }
 
-void show_content(const TrainingGolden& golden) {
+void show_content(const golden::TrainingGolden& golden) {
   constexpr int kWidth = 56;
   const auto line = [&](const std::string& name) -> std::ostream& {
     return std::cout << "  " << std::left << std::setw(kWidth) << name << " "
@@ -105,7 +101,7 @@ void show_content(const TrainingGolden& golden) {
   std::cout << summary(golden) << "\n";
 }
 
-void compare_content(const TrainingGolden& a, const TrainingGolden& b,
+void compare_content(const golden::TrainingGolden& a, const golden::TrainingGolden& b,
                      std::vector<Change>& changes) {
   for (const auto& [name, values] : b.series) {
     const auto it = a.series.find(name);
@@ -130,4 +126,4 @@ void compare_content(const TrainingGolden& a, const TrainingGolden& b,
   compare_traces("tensor ", a.tensors, b.tensors, changes);
 }
 
-}  // namespace dsv32::golden
+}  // namespace dsv32::harness

@@ -1,8 +1,11 @@
+#include "harness/job/compare_traces.h"
+
 #include <algorithm>
 #include <cmath>
 
-#include "harness/job/job.h"
 #include "harness/judge/decisions.h"
+#include "harness/judge/keys.h"
+#include "harness/judge/limits.h"
 #include "harness/judge/rows.h"
 #include "src/io/io.h"
 #include "src/model/errors.h"
@@ -13,8 +16,8 @@ namespace {
 /// Two traces of the same case, tap by tap.
 class Pair {
  public:
-  Pair(const Trace& a, const Trace& b, Case c, std::string subject)
-      : a_(a), b_(b), case_(std::move(c)), batch_(make_batch(case_)), subject_(std::move(subject)) {
+  Pair(const Trace& a, const Trace& b, Case c, Batch batch, std::string subject)
+      : a_(a), b_(b), case_(std::move(c)), batch_(std::move(batch)), subject_(std::move(subject)) {
     const auto coarser = [](DType x, DType y) { return epsilon(x) > epsilon(y) ? x : y; };
     dtype_ = coarser(parse_dtype(a.metadata.at("dtype")), parse_dtype(b.metadata.at("dtype")));
   }
@@ -47,8 +50,7 @@ class Pair {
     const HostTensor* b = b_.find(name);
     if (b == nullptr) return absent(name, "only the first trace has this tap");
     const TapName tap = *parse_tap(name);
-    const bool decision = tap.info.kind == TapKind::topk || tap.info.kind == TapKind::experts;
-    return decision ? sets(tap, *a_.find(name), *b) : values(tap, *a_.find(name), *b);
+    return tap.info.is_decision() ? sets(tap, *a_.find(name), *b) : values(tap, *a_.find(name), *b);
   }
 
   Verdict values(const TapName& tap, const HostTensor& a, const HostTensor& b) const {
@@ -106,7 +108,8 @@ class Pair {
 
 }  // namespace
 
-Report compare_traces(const std::filesystem::path& a, const std::filesystem::path& b) {
+Report compare_traces(const std::filesystem::path& a, const std::filesystem::path& b,
+                      const std::optional<std::filesystem::path>& batch_file) {
   const Trace first = io::read_trace(a), second = io::read_trace(b);
   const Case c = io::case_of_trace(first);
   if (io::case_json(c) != io::case_json(io::case_of_trace(second))) {
@@ -116,9 +119,17 @@ Report compare_traces(const std::filesystem::path& a, const std::filesystem::pat
                                      .got = second.metadata.at("case"),
                                      .hint = "only traces of one case can be compared"});
   }
+  if (batch_file && c.batch.empty()) {
+    throw Error(ExitCode::artefact, {.where = a.string(),
+                                     .what = "case.batch",
+                                     .expected = "the batch " + batch_file->string(),
+                                     .got = "none: it was made with the case's own batch",
+                                     .hint = "leave --batch out"});
+  }
+  const Batch batch = io::batch_of_case(c, batch_file, a.string());
   Report report{.suites = {"compare"}, .cases = {c.name}};
   const std::string subject = a.filename().string() + " and " + b.filename().string();
-  report.verdicts = Pair(first, second, c, subject).verdicts();
+  report.verdicts = Pair(first, second, c, batch, subject).verdicts();
   Finding finding{.case_name = c.name, .subject = subject};
   const auto failed = std::find_if(report.verdicts.begin(), report.verdicts.end(),
                                    [](const Verdict& v) { return v.trust == Trust::fail; });

@@ -4,7 +4,7 @@
 
 #include "harness/judge/judge.h"
 #include "harness/report/groups.h"
-#include "harness/report/text.h"
+#include "src/io/print.h"
 #include "src/model/trace.h"
 
 namespace dsv32::harness {
@@ -18,8 +18,8 @@ std::string headline(const Verdict& failure) {
   std::string text =
       "first divergence " + failure.tap + " (" + std::string(to_string(failure.mode)) + ")";
   if (const Measure* worst = worst_measure(failure)) {
-    text +=
-        ": " + worst->metric + " " + number(worst->measured) + ", limit " + number(worst->limit);
+    text += ": " + worst->metric + " " + io::number(worst->measured) + ", limit " +
+            io::number(worst->limit);
   }
   return text;
 }

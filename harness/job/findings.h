@@ -5,6 +5,7 @@
 
 #include "harness/job/job.h"
 #include "harness/judge/verdict.h"
+#include "harness/report/report.h"
 
 namespace dsv32::harness {
 

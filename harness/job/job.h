@@ -1,13 +1,14 @@
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "harness/report/report.h"
-#include "src/model/implementation.h"
+#include "src/model/case.h"
+#include "src/model/tensor.h"
 
 namespace dsv32::harness {
 
@@ -35,22 +36,5 @@ struct Job {
   std::function<void(const std::string&)> progress = {};
   std::function<bool()> interrupted = {};  // polled between stages
 };
-
-/// Runs a job and returns its report. Errors of one candidate become findings of the report where
-/// DESIGN says so; wrong input throws Error.
-Report run_job(const Job& job);
-
-/// Judges one trace in process: what run_job does with a candidate, for tests and calibration.
-/// `plant` may change the dialect of the judged reference; see suites/cases/mutants.cpp.
-std::vector<Verdict> judge_trace(const Case& c, const Trace& judged, DType dtype, bool is_file,
-                                 bool backward, const Dialect& dialect);
-
-/// A trace in the exchange format, for `dump`.
-Trace make_trace(const Case& c, const std::string& impl, DType dtype, const std::string& mode,
-                 const Dialect& dialect, const std::string& device);
-
-/// `compare A B`: every tap of two traces, relative and worst, first difference. Exit code 0 when
-/// all equal within the limits of their dtype, else 1.
-Report compare_traces(const std::filesystem::path& a, const std::filesystem::path& b);
 
 }  // namespace dsv32::harness

@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <string>
 
-#include "harness/report/text.h"
+#include "src/io/print.h"
 #include "src/model/errors.h"
 
 namespace dsv32::harness {
@@ -40,8 +40,8 @@ void refuse_what_does_not_fit(const Case& c) {
   throw Error(ExitCode::environment,
               {.where = "case " + c.name,
                .what = "memory",
-               .expected = number(needed / kGiB) + " GiB available",
-               .got = number(there / kGiB) + " GiB",
+               .expected = io::number(needed / kGiB) + " GiB available",
+               .got = io::number(there / kGiB) + " GiB",
                .hint = "the attention matrices of this case are held whole in this version"});
 }
 

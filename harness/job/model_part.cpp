@@ -14,23 +14,18 @@ bool contains(const std::vector<std::string>& list, const std::string& word) {
   return std::find(list.begin(), list.end(), word) != list.end();
 }
 
-bool is_decision_name(const std::string& name) {
-  const auto tap = parse_tap(name);
-  return tap && (tap->info.kind == TapKind::topk || tap->info.kind == TapKind::experts);
-}
-
-std::shared_ptr<const WeightSource> open_weights(const Job& job, const Case& c) {
+std::unique_ptr<const WeightSource> open_weights(const Job& job, const Case& c) {
   const std::string seeded = "synthetic:";
   if (job.weights.rfind(seeded, 0) == 0) {
-    return std::make_shared<SyntheticWeights>(std::stoull(job.weights.substr(seeded.size())),
+    return std::make_unique<SyntheticWeights>(std::stoull(job.weights.substr(seeded.size())),
                                               c.bias_offset);
   }
-  if (job.weights == "synthetic") return std::make_shared<SyntheticWeights>(c.seed, c.bias_offset);
+  if (job.weights == "synthetic") return std::make_unique<SyntheticWeights>(c.seed, c.bias_offset);
   return io::open_checkpoint(job.weights, c.config);
 }
 
-CaseRun make_run(const Job& job, Case c, const Objective& objective) {
-  const Batch batch = job.batch_file ? io::read_batch(*job.batch_file, c.config) : make_batch(c);
+CaseRun make_run(const Job& job, Case c, const WeightSource& weights, const Objective& objective) {
+  const Batch batch = io::batch_of_case(c, job.batch_file, "case " + c.name);
   if (job.batch_file) {
     c.B = batch.B;
     c.S = batch.S;
@@ -38,10 +33,9 @@ CaseRun make_run(const Job& job, Case c, const Objective& objective) {
     c.sparse = exercises_selection(c);
   }
   refuse_what_does_not_fit(c);
-  auto weights = open_weights(job, c);
   return {std::move(c),
           batch,
-          std::move(weights),
+          weights,
           contains(job.suites, "backward"),
           {.device = job.device, .progress = job.progress, .interrupted = job.interrupted},
           objective};
@@ -50,7 +44,7 @@ CaseRun make_run(const Job& job, Case c, const Objective& objective) {
 /// The decisions in force in place of the run's own choice, which the staged verdicts judge.
 void put_decisions(const Trace& decisions, Trace& trace) {
   for (const std::string& name : decisions.names()) {
-    if (is_decision_name(name) && trace.has(name)) trace.put(name, *decisions.find(name));
+    if (is_decision(name) && trace.has(name)) trace.put(name, *decisions.find(name));
   }
 }
 
@@ -59,7 +53,8 @@ void put_decisions(const Trace& decisions, Trace& trace) {
 CaseJob::CaseJob(const Job& job, Case c, const Objective& objective, Report& report)
     : job_(job),
       report_(report),
-      run_(make_run(job, std::move(c), objective)),
+      weights_(open_weights(job, c)),
+      run_(make_run(job, std::move(c), *weights_, objective)),
       findings_(job, report, run_.the_case().name) {}
 
 void CaseJob::run_golden_and_own() {
@@ -70,8 +65,7 @@ void CaseJob::run_golden_and_own() {
       golden && same_function(c.config, DType::float64, find_dialect(golden->dialect), {});
   Trace own_decisions;
   if (!common) {
-    own_decisions =
-        run_.run({.dtype = DType::float32, .wanted = is_decision_name}, "reference float32");
+    own_decisions = run_.run({.dtype = DType::float32, .wanted = is_decision}, "reference float32");
   }
   const Trace& decisions = common ? golden->trace : own_decisions;
   // Staged first: its traces are gone before the end-to-end ones, the largest, are made.
@@ -169,8 +163,8 @@ Subject CaseJob::own_subject(const std::string& impl, DType dtype) const {
   if (run_.objective().kl == KlStage::sparse) name += ", kl-sparse";
   Subject subject{
       .name = name, .impl = impl, .dtype = dtype, .against_reference = impl != "reference"};
-  const bool narrow = dtype == DType::bfloat16 || dtype == DType::float16;
-  if (narrow && rounds_every_op(impl)) subject.dialect.rounding = RoundingStyle::transformers;
+  if (is_narrow(dtype) && rounds_every_op(impl))
+    subject.dialect.rounding = RoundingStyle::transformers;
   return subject;
 }
 
@@ -214,17 +208,15 @@ Trace CaseJob::forced_run(const Subject& subject, const Trace& decisions) const 
   return run_.run(options, subject.name, subject.impl);
 }
 
-/// Adds the end-to-end verdicts to the staged ones.
-void CaseJob::judge_own(Subject subject, std::vector<Verdict> verdicts, const Trace& decisions,
+/// End to end; its staged verdicts were given before.
+void CaseJob::judge_own(Subject subject, std::vector<Verdict> staged, const Trace& decisions,
                         const ForcedTraces& shared) {
   const bool made =
       subject.impl == "reference" && shared.reference && shared.reference_dtype == subject.dtype;
   Trace forced = made ? *shared.reference : forced_run(subject, decisions);
   put_decisions(decisions, forced);
   subject.trace = &forced;
-  for (Verdict& verdict : run_.judge_forced(subject, &shared))
-    verdicts.push_back(std::move(verdict));
-  findings_.add(subject.name, verdicts);
+  findings_.add(subject.name, run_.judge_forced(subject, &shared, std::move(staged)));
 }
 
 }  // namespace dsv32::harness

@@ -1,6 +1,9 @@
 #pragma once
 
+#include <memory>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "golden/reader/golden.h"
 #include "harness/cases/candidate.h"
@@ -29,11 +32,12 @@ class CaseJob {
   std::vector<Subject> own_subjects();
   std::vector<Verdict> staged_verdicts(Subject subject) const;
   Trace forced_run(const Subject& subject, const Trace& decisions) const;
-  void judge_own(Subject subject, std::vector<Verdict> verdicts, const Trace& decisions,
+  void judge_own(Subject subject, std::vector<Verdict> staged, const Trace& decisions,
                  const ForcedTraces& shared);
 
   const Job& job_;
   Report& report_;
+  std::unique_ptr<const WeightSource> weights_;
   CaseRun run_;
   Findings findings_;
 };

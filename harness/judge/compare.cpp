@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "harness/judge/limits.h"
 #include "harness/judge/metrics.h"
 #include "harness/judge/structure.h"
 
@@ -39,7 +40,7 @@ void check_outside(const Comparison& c, const RowLayout& layout, Verdict& verdic
       const double got = c.judged->at(row.first + t);
       if (!violates(rule, inside[t] != 0, got)) continue;
       if (violations++ > 0) continue;
-      const double expected = inside[t] ? c.yardstick.oracle->find(c.tap.full)->at(row.first + t)
+      const double expected = inside[t] ? c.yardstick.oracle->at(row.first + t)
                               : rule == Outside::minus_infinity
                                   ? -std::numeric_limits<double>::infinity()
                                   : 0.0;
@@ -52,7 +53,7 @@ void check_outside(const Comparison& c, const RowLayout& layout, Verdict& verdic
 // The element with the largest error of one row.
 Worst worst_of_row(const Comparison& c, const RowLayout& layout, const Row& row) {
   std::vector<double> o, k;
-  layout.gather(*c.yardstick.oracle->find(c.tap.full), row, o);
+  layout.gather(*c.yardstick.oracle, row, o);
   layout.gather(*c.judged, row, k);
   size_t at = 0;
   double largest = -1;
@@ -68,8 +69,7 @@ Worst worst_of_row(const Comparison& c, const RowLayout& layout, const Row& row)
 Worst worst_at(const Comparison& c, const RowLayout& layout, int64_t flat) {
   for (const Row& row : layout.rows()) {
     if (flat < row.first || flat >= row.first + row.length) continue;
-    return {layout.unravel(flat), row.number, c.yardstick.oracle->find(c.tap.full)->at(flat),
-            c.judged->at(flat)};
+    return {layout.unravel(flat), row.number, c.yardstick.oracle->at(flat), c.judged->at(flat)};
   }
   return {};
 }
@@ -155,8 +155,13 @@ Verdict wrong_shape(const Comparison& c, const Shape& expected) {
   return verdict;
 }
 
-Verdict compare_layout(const Comparison& c, const HostTensor& oracle) {
-  const RowLayout layout(c.tap, oracle.shape(), c.batch, c.support, RowView::judged);
+// The tap's rows as they are judged.
+RowLayout layout_of(const Comparison& c) {
+  return {c.tap, c.yardstick.oracle->shape(), c.batch, c.support, RowView::judged};
+}
+
+Verdict compare_layout(const Comparison& c) {
+  const RowLayout layout = layout_of(c);
   if (layout.rows().empty()) return unmeasured(c, Trust::vacuous, "no row is judged");
   Verdict verdict = open_verdict(c);
   const TapError error = measure_rows(c, layout, c.judged);
@@ -173,14 +178,13 @@ Verdict compare_layout(const Comparison& c, const HostTensor& oracle) {
 }
 
 // Without the decisions of the judged side: equal within the forced limits, or at most a flip away.
-Verdict relax(const Comparison& c, const HostTensor& oracle, Verdict verdict) {
+Verdict relax(const Comparison& c, Verdict verdict) {
   if (verdict.trust != Trust::fail) return verdict;
   const bool broken_rule = std::any_of(
       verdict.measures.begin(), verdict.measures.end(),
       [](const Measure& measure) { return measure.metric == "exact" && !measure.within(); });
   if (broken_rule) return verdict;
-  const RowLayout layout(c.tap, oracle.shape(), c.batch, c.support, RowView::judged);
-  verdict.measures = {free_relative_limit(measure_rows(c, layout, c.judged).relative())};
+  verdict.measures = {free_relative_limit(measure_rows(c, layout_of(c), c.judged).relative())};
   verdict.trust = Trust::pass;
   verdict.note = "the decisions before this tap are not in the file: only gross errors would show";
   settle(verdict);
@@ -206,18 +210,12 @@ Verdict unmeasured(const Comparison& c, Trust trust, std::string note) {
   return verdict;
 }
 
-void settle(Verdict& verdict) {
-  for (const Measure& measure : verdict.measures)
-    if (!measure.within()) verdict.trust = Trust::fail;
-}
-
 Verdict compare_values(const Comparison& c) {
-  const HostTensor* oracle =
-      c.yardstick.oracle == nullptr ? nullptr : c.yardstick.oracle->find(c.tap.full);
+  const HostTensor* oracle = c.yardstick.oracle;
   if (oracle == nullptr) return unmeasured(c, Trust::missing, "the oracle has no such tap");
   if (c.judged->shape() != oracle->shape()) return wrong_shape(c, oracle->shape());
-  Verdict verdict = compare_layout(c, *oracle);
-  return c.mode == Mode::free ? relax(c, *oracle, std::move(verdict)) : verdict;
+  Verdict verdict = compare_layout(c);
+  return c.mode == Mode::free ? relax(c, std::move(verdict)) : verdict;
 }
 
 Verdict compare_score_gradient(const Comparison& c, const HostTensor& student,
@@ -250,8 +248,7 @@ Verdict compare_score_gradient(const Comparison& c, const HostTensor& student,
 }
 
 double element_noise(const Comparison& c, int64_t element) {
-  const HostTensor& oracle = *c.yardstick.oracle->find(c.tap.full);
-  const RowLayout layout(c.tap, oracle.shape(), c.batch, c.support, RowView::judged);
+  const RowLayout layout = layout_of(c);
   const TapError error = measure_rows(c, layout, c.judged);
   for (size_t r = 0; r < error.rows.size(); ++r) {
     const Row& row = layout.rows()[r];
@@ -259,37 +256,9 @@ double element_noise(const Comparison& c, int64_t element) {
     if (i < 0 || i >= row.length) continue;
     const uint8_t* counts = layout.keys(row);
     if (counts != nullptr && counts[i] == 0) return 0;
-    return element_noise(error, error.rows[r], oracle.at(element), c.dtype);
+    return element_noise(error, error.rows[r], c.yardstick.oracle->at(element), c.dtype);
   }
   return 0;
-}
-
-bool visible(const Batch& batch, int64_t b, int64_t s, int64_t t) {
-  return t <= s && batch.valid(b, t);
-}
-
-std::vector<uint8_t> visible_keys(const Batch& batch) {
-  const int64_t T = batch.S;
-  std::vector<uint8_t> keys(batch.B * batch.S * T);
-  for (int64_t b = 0; b < batch.B; ++b)
-    for (int64_t s = 0; s < batch.S; ++s)
-      for (int64_t t = 0; t < T; ++t) keys[(b * batch.S + s) * T + t] = visible(batch, b, s, t);
-  return keys;
-}
-
-std::vector<uint8_t> attended_keys(const ModelConfig& config, const Batch& batch,
-                                   const HostTensor* topk) {
-  if (!config.use_sparse_attention || topk == nullptr) return visible_keys(batch);
-  const int64_t T = batch.S;
-  const int64_t slots = topk->shape().back();
-  std::vector<uint8_t> keys(batch.B * batch.S * T);
-  for (int64_t row = 0; row < batch.B * batch.S; ++row)
-    for (int64_t i = 0; i < slots; ++i) {
-      const int64_t t = static_cast<int64_t>(topk->at(row * slots + i));
-      if (t < 0 || t >= T) continue;
-      keys[row * T + t] = visible(batch, row / batch.S, row % batch.S, t);
-    }
-  return keys;
 }
 
 }  // namespace dsv32::harness

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "harness/judge/metrics.h"
+#include "src/model/tensor.h"
 
 namespace dsv32::harness {
 namespace {

@@ -5,6 +5,9 @@
 #include <limits>
 #include <set>
 
+#include "harness/judge/compare.h"
+#include "harness/judge/keys.h"
+#include "harness/judge/limits.h"
 #include "harness/judge/metrics.h"
 
 namespace dsv32::harness {
@@ -138,13 +141,12 @@ void note_flips(const Query& query, const Flips& flips, double noise,
 class ScoreNoise {
  public:
   explicit ScoreNoise(const Comparison& c) : c_(c) {
+    if (scores() == nullptr) return;
     c_.tap = *parse_tap(layer_tap(*c.tap.layer, "ix.scores"));
-    scores_ = c.yardstick.oracle == nullptr ? nullptr : c.yardstick.oracle->find(c_.tap.full);
-    if (scores_ == nullptr) return;
-    const RowLayout layout(c_.tap, scores_->shape(), c.batch, nullptr, RowView::judged);
+    const RowLayout layout(c_.tap, scores()->shape(), c.batch, nullptr, RowView::judged);
     error_ = measure_rows(c_, layout, nullptr);
   }
-  const HostTensor* scores() const { return scores_; }
+  const HostTensor* scores() const { return c_.yardstick.oracle; }
   /// Of the i-th judged row, at its cut.
   double at(int64_t i, double cut) const {
     return element_noise(error_, error_.rows[i], cut, c_.dtype);
@@ -152,7 +154,6 @@ class ScoreNoise {
 
  private:
   Comparison c_;
-  const HostTensor* scores_ = nullptr;
   TapError error_;
 };
 

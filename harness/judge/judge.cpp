@@ -1,19 +1,18 @@
 #include "harness/judge/judge.h"
 
 #include <algorithm>
+#include <iterator>
 #include <set>
 
 #include "harness/judge/decisions.h"
+#include "harness/judge/keys.h"
+#include "harness/judge/limits.h"
 #include "src/model/weights.h"
 
 namespace dsv32::harness {
 namespace {
 
 const std::string kGradient = "grad.";
-
-bool is_decision(const TapName& tap) {
-  return tap.info.kind == TapKind::topk || tap.info.kind == TapKind::experts;
-}
 
 bool all_zero(const HostTensor& tensor) {
   for (int64_t i = 0; i < tensor.numel(); ++i)
@@ -31,27 +30,44 @@ std::string bias_name(int64_t layer) {
   return "model.layers." + std::to_string(layer) + ".mlp.gate.e_score_correction_bias";
 }
 
+// The tap whose yardstick a tap is measured with.
+std::string measured_tap(const TapName& tap) {
+  if (tap.info.kind == TapKind::topk) return layer_tap(*tap.layer, "ix.scores");
+  if (tap.info.kind == TapKind::experts) return layer_tap(*tap.layer, "router.logits");
+  return tap.full;
+}
+
 class Judge {
  public:
   explicit Judge(const Evidence& e)
       : e_(e), config_(e.c->config), fed_(e.fed != nullptr ? *e.fed : *e.judged) {}
 
-  std::vector<Verdict> run() {
+  std::vector<Verdict> staged() {
+    if (e_.staged.oracle == nullptr) return {};
+    for (const std::string& name : forward()) judge_staged(*parse_tap(name));
+    return std::move(verdicts_);
+  }
+
+  std::vector<Verdict> all(std::vector<Verdict> staged) {
     judge_selection();
-    std::vector<std::string> forward = forward_taps(config_);
-    for (std::string& name : kl_taps(config_, e_.objective)) forward.push_back(std::move(name));
-    if (!anything(forward)) return give_up();
-    find_unreplayed(forward);
-    if (e_.staged.oracle != nullptr)
-      for (const std::string& name : forward) judge_staged(*parse_tap(name));
-    for (const std::string& name : forward) judge_forced(*parse_tap(name));
+    std::move(staged.begin(), staged.end(), std::back_inserter(verdicts_));
+    const std::vector<std::string> names = forward();
+    if (!anything(names)) return give_up();
+    find_unreplayed(names);
+    for (const std::string& name : names) judge_forced(*parse_tap(name));
     if (has_gradients(e_.forced.oracle)) judge_gradients();
-    list_others(forward);
+    list_others(names);
     return std::move(verdicts_);
   }
 
  private:
   // --- what is there ----------------------------------------------------------------------------
+
+  std::vector<std::string> forward() const {
+    std::vector<std::string> names = forward_taps(config_);
+    for (std::string& name : kl_taps(config_, e_.objective)) names.push_back(std::move(name));
+    return names;
+  }
 
   const HostTensor* tensor(const std::string& name) const { return e_.judged->find(name); }
 
@@ -78,7 +94,7 @@ class Judge {
     const auto known = derivable_.find(name);
     if (known != derivable_.end()) return known->second;
     const TapName tap = *parse_tap(name);
-    const bool free_decision = is_decision(tap) && decides(tap);
+    const bool free_decision = tap.info.is_decision() && decides(tap);
     return derivable_[name] = !free_decision && inputs_derivable(tap);
   }
 
@@ -99,14 +115,14 @@ class Judge {
     for (const std::string& name : forward) {
       if (!replayed) unreplayed_.insert(name);
       const TapName tap = *parse_tap(name);
-      if (is_decision(tap) && decides(tap) && !fed_.has(name)) replayed = false;
+      if (tap.info.is_decision() && decides(tap) && !fed_.has(name)) replayed = false;
     }
     all_replayed_ = replayed;
   }
 
   // --- comparisons ------------------------------------------------------------------------------
 
-  Comparison comparison(const TapName& tap, Mode mode, const Yardstick& yardstick) {
+  Comparison comparison(const TapName& tap, Mode mode, const Yardsticks& yardsticks) {
     Comparison c;
     c.case_name = e_.c->name;
     c.subject = e_.subject;
@@ -116,18 +132,18 @@ class Judge {
     c.mode = mode;
     c.dtype = e_.dtype;
     c.judged = tensor(tap.full);
-    c.yardstick = yardstick;
+    c.yardstick = yardsticks.of(tap);
     if (tap.info.kind == TapKind::attention || tap.info.kind == TapKind::keys)
-      c.support = support(*tap.layer, yardstick);
+      c.support = support(*tap.layer, yardsticks);
     if (e_.golden != nullptr && mode == Mode::forced) c.golden_config = e_.c->config_name;
     return c;
   }
 
   // Attended keys of a layer, by the decision in force there; kept for the layer at hand.
-  const std::vector<uint8_t>* support(int64_t layer, const Yardstick& yardstick) {
+  const std::vector<uint8_t>* support(int64_t layer, const Yardsticks& yardsticks) {
     const std::string name = layer_tap(layer, "topk");
     const HostTensor* topk = fed_.find(name);
-    if (topk == nullptr && yardstick.oracle != nullptr) topk = yardstick.oracle->find(name);
+    if (topk == nullptr && yardsticks.oracle != nullptr) topk = yardsticks.oracle->find(name);
     if (support_layer_ != layer || support_of_ != topk) {
       support_ = attended_keys(config_, *e_.batch, topk);
       support_layer_ = layer;
@@ -317,7 +333,17 @@ class Judge {
 
 }  // namespace
 
-std::vector<Verdict> judge(const Evidence& evidence) { return Judge(evidence).run(); }
+Yardstick Yardsticks::of(const TapName& tap) const {
+  const std::string name = measured_tap(tap);
+  const auto find = [&](const Trace* run) { return run == nullptr ? nullptr : run->find(name); };
+  return {.oracle = find(oracle), .reference = find(reference), .probe = find(probe)};
+}
+
+std::vector<Verdict> judge_staged(const Evidence& evidence) { return Judge(evidence).staged(); }
+
+std::vector<Verdict> judge(const Evidence& evidence, std::vector<Verdict> staged) {
+  return Judge(evidence).all(std::move(staged));
+}
 
 const Verdict* first_failure(const std::vector<Verdict>& verdicts) {
   const auto failed = [](const Verdict& verdict) { return verdict.trust == Trust::fail; };

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -8,6 +9,16 @@
 #include "src/model/objective.h"
 
 namespace dsv32::harness {
+
+/// The runs that one mode is judged against: the yardsticks of all taps.
+struct Yardsticks {
+  const Trace* oracle = nullptr;  // nullptr: this mode asks no question
+  const Trace* reference = nullptr;
+  const Trace* probe = nullptr;
+
+  /// Of a decision, that of the scores that it follows from.
+  Yardstick of(const TapName& tap) const;
+};
 
 /// Everything about one subject in one case.
 struct Evidence {
@@ -19,22 +30,26 @@ struct Evidence {
   bool is_file = false;  // absent taps are listed, not failed, as long as logits or a loss is there
   std::vector<std::string> unheld = {};  // "attn.probs": inside a fused kernel, so never there
   const Trace* judged = nullptr;
-  const golden::Golden* golden =
-      nullptr;       // set when the judged side is a golden (its sketches are used)
-  Yardstick staged;  // oracle and reference fed with the judged side's own taps
-  Yardstick forced;  // end to end with the judged side's decisions replayed
+  /// Set when the judged side is a golden: its sketches are used.
+  const golden::Golden* golden = nullptr;
+  Yardsticks staged;                         // fed with the judged side's own taps
+  Yardsticks forced;                         // end to end with the judged side's decisions replayed
   std::map<std::string, HostTensor> biases;  // e_score_correction_bias by weight name
   /// The trace that the yardsticks were fed with when it is not `judged` (which then holds a part
   /// of it only).
   const Trace* fed = nullptr;
 };
 
-/// Every verdict about this subject: whether selection is exercised, then all staged verdicts in
-/// execution order, then all forced ones, then gradients in back-propagation order. Taps without
-/// evidence become `missing` or `skipped` with a reason. After a decision that a file does not hold
-/// (so it was not replayed) values are judged in mode `free`. A yardstick without an oracle asks no
-/// question: call once with both, or once with each.
-std::vector<Verdict> judge(const Evidence& evidence);
+/// The staged verdicts of the taps that are there, in execution order. They may be asked for early,
+/// so that the staged runs are gone before the end-to-end ones, the largest, are made.
+std::vector<Verdict> judge_staged(const Evidence& evidence);
+
+/// Every verdict about this subject: whether selection is exercised, then the `staged` ones (what
+/// judge_staged gave), then all forced ones in execution order, then gradients in back-propagation
+/// order. Asked once per subject: what belongs to no mode is said here. Taps without evidence
+/// become `missing` or `skipped` with a reason. After a decision that a file does not hold (so it
+/// was not replayed) values are judged in mode `free`.
+std::vector<Verdict> judge(const Evidence& evidence, std::vector<Verdict> staged = {});
 
 /// The first failing tap in execution order, staged before forced; nullptr if none fails.
 const Verdict* first_failure(const std::vector<Verdict>& verdicts);

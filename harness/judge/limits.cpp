@@ -114,8 +114,6 @@ std::string_view family_name(Family family) {
   return "unknown";
 }
 
-bool is_narrow(DType dtype) { return dtype == DType::bfloat16 || dtype == DType::float16; }
-
 // sqrt(chi-square quantile / degrees) by Wilson and Hilferty.
 double norm_quantile(double degrees, double normal_quantile) {
   const double spread = 2 / (9 * degrees);

@@ -4,20 +4,11 @@
 #include <cmath>
 #include <limits>
 
+#include "harness/judge/limits.h"
+#include "src/model/errors.h"
+
 namespace dsv32::harness {
 namespace {
-
-// Exponent of the smallest normal number.
-int smallest_exponent(DType dtype) {
-  switch (dtype) {
-    case DType::float64:
-      return std::numeric_limits<double>::min_exponent - 1;
-    case DType::float16:
-      return -14;
-    default:  // bfloat16 has the exponents of float32
-      return std::numeric_limits<float>::min_exponent - 1;
-  }
-}
 
 struct Difference {
   double norm = 0;
@@ -40,6 +31,14 @@ double norm_of(const std::vector<double>& values) {
   return std::sqrt(sum);
 }
 
+void expect_shape(const TapName& tap, const HostTensor& tensor, const Shape& shape) {
+  if (tensor.shape() == shape) return;
+  throw Error(ExitCode::internal, {.where = "compare",
+                                   .what = tap.full + " of a yardstick",
+                                   .expected = to_string(shape),
+                                   .got = to_string(tensor.shape())});
+}
+
 // No element of this row can exceed the threshold: saves a second pass over nearly all rows.
 bool below_threshold(const TapError& error, const RowError& row, double threshold) {
   const double rms = row.norm / std::sqrt(static_cast<double>(std::max<int64_t>(row.elements, 1)));
@@ -53,17 +52,30 @@ double keep_larger(double a, double b) {
   return std::max(a, b);
 }
 
-double ulp_at(double value, DType dtype) {
-  const double size = std::fabs(value);
-  if (!std::isfinite(size)) return 0;
-  const int lowest = smallest_exponent(dtype);
-  const int exponent = size > 0 ? std::max(std::ilogb(size), lowest) : lowest;
-  return std::ldexp(epsilon(dtype), exponent);
+double relative(double value, double expected) {
+  return value == expected ? 0 : std::fabs(value - expected) / std::fabs(expected);
+}
+
+double relative(std::span<const double> a, std::span<const double> b) {
+  double difference = 0, size = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (a[i] != b[i]) difference += (a[i] - b[i]) * (a[i] - b[i]);
+    if (a[i] != b[i] || std::isfinite(b[i])) size += b[i] * b[i];
+  }
+  return difference == 0 ? 0 : std::sqrt(difference / size);
+}
+
+double relative(const HostTensor& a, const HostTensor& b) {
+  return relative(a.to_doubles(), b.to_doubles());
 }
 
 double TapError::noise_relative() const {
   const double noise = has_reference ? reference : probe_noise() * probe;
   return norm > 0 ? std::max(noise / norm, floor) : floor;
+}
+
+double TapError::noise_of(const RowError& row) const {
+  return has_reference ? row.reference : probe_noise() * row.probe;
 }
 
 double TapError::denominator(const RowError& row) const {
@@ -90,19 +102,10 @@ void sum_up(TapError& error) {
       error.rows.empty() ? 0 : std::sqrt(norm / static_cast<double>(error.rows.size()));
 }
 
-const HostTensor* yardstick_tap(const Trace* trace, const TapName& tap, const Shape& shape) {
-  const HostTensor* found = trace == nullptr ? nullptr : trace->find(tap.full);
-  if (found == nullptr || found->shape() == shape) return found;
-  throw Error(ExitCode::internal, {.where = "compare",
-                                   .what = tap.full + " of a yardstick",
-                                   .expected = to_string(shape),
-                                   .got = to_string(found->shape())});
-}
-
 TapError measure_rows(const Comparison& c, const RowLayout& layout, const HostTensor* judged) {
-  const HostTensor* oracle = c.yardstick.oracle->find(c.tap.full);
-  const HostTensor* reference = yardstick_tap(c.yardstick.reference, c.tap, oracle->shape());
-  const HostTensor* probe = yardstick_tap(c.yardstick.probe, c.tap, oracle->shape());
+  const auto [oracle, reference, probe] = c.yardstick;
+  for (const HostTensor* other : {reference, probe})
+    if (other != nullptr) expect_shape(c.tap, *other, oracle->shape());
   TapError error;
   error.has_reference = reference != nullptr;
   error.has_probe = probe != nullptr;
@@ -144,12 +147,11 @@ double element_noise(const TapError& error, const RowError& row, double expected
 
 Tail measure_tail(const Comparison& c, const RowLayout& layout, const TapError& error,
                   double threshold) {
-  const HostTensor& oracle = *c.yardstick.oracle->find(c.tap.full);
   Tail tail;
   std::vector<double> o, k;
   for (size_t r = 0; r < error.rows.size(); ++r) {
     if (below_threshold(error, error.rows[r], threshold)) continue;
-    layout.gather(oracle, layout.rows()[r], o);
+    layout.gather(*c.yardstick.oracle, layout.rows()[r], o);
     layout.gather(*c.judged, layout.rows()[r], k);
     for (size_t i = 0; i < o.size(); ++i) {
       if (k[i] == o[i]) continue;

@@ -1,9 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
-#include "harness/judge/compare.h"
+#include "harness/judge/comparison.h"
 #include "harness/judge/rows.h"
 
 /// Error norms of a tap against the oracle: the numbers that verdicts are made of.
@@ -33,9 +34,7 @@ struct TapError {
   double relative() const { return norm > 0 || judged > 0 ? judged / norm : 0; }
   /// The noise side: the reference's error, or the probe's when there is no reference.
   double noise_relative() const;
-  double noise_of(const RowError& row) const {
-    return has_reference ? row.reference : probe_noise() * row.probe;
-  }
+  double noise_of(const RowError& row) const;
   /// What a row's error is divided by.
   double denominator(const RowError& row) const;
   /// What one rounding of the inputs, and one of the output, may do to a row.
@@ -45,13 +44,15 @@ struct TapError {
 
 /// Larger of two numbers; NaN wins over all.
 double keep_larger(double a, double b);
-/// Distance between a number of this type near `value` and the next: of the normal numbers.
-double ulp_at(double value, DType dtype);
+/// |value - expected| / |expected|; 0 for equal numbers.
+double relative(double value, double expected);
+/// ||a - b|| / ||b|| in double; infinite when b is zero and a is not. Equal elements, infinite ones
+/// among them, are no distance.
+double relative(std::span<const double> a, std::span<const double> b);
+double relative(const HostTensor& a, const HostTensor& b);
 
-/// A tap of a yardstick trace; nullptr when the trace or the tap is absent. Throws Error (internal)
-/// on another shape.
-const HostTensor* yardstick_tap(const Trace* trace, const TapName& tap, const Shape& shape);
 /// Norms over a layout. `judged` may be null (then only the yardstick's errors are filled in).
+/// Throws Error (internal) when the tensors of the yardstick have different shapes.
 TapError measure_rows(const Comparison& c, const RowLayout& layout, const HostTensor* judged);
 /// Fills the whole-tensor numbers from the rows.
 void sum_up(TapError& error);

@@ -3,7 +3,9 @@
 #include <limits>
 #include <set>
 
+#include "harness/judge/compare.h"
 #include "harness/judge/decisions.h"
+#include "harness/judge/limits.h"
 #include "harness/judge/metrics.h"
 
 /// Expert choice of SPEC 1.8: the best groups first, then the best experts inside them.
@@ -118,17 +120,16 @@ double choice_distance(const ModelConfig& config, const Token& token,
 // Router logits with the noise of each row.
 class LogitNoise {
  public:
-  LogitNoise(const Comparison& c) : c_(c) {
+  explicit LogitNoise(const Comparison& c) : c_(c) {
+    if (!known()) return;
     c_.tap = *parse_tap(layer_tap(*c.tap.layer, "router.logits"));
-    logits_ = c.yardstick.oracle == nullptr ? nullptr : c.yardstick.oracle->find(c_.tap.full);
-    if (logits_ == nullptr) return;
-    layout_.emplace(c_.tap, logits_->shape(), c.batch, nullptr, RowView::judged);
+    layout_.emplace(c_.tap, c.yardstick.oracle->shape(), c.batch, nullptr, RowView::judged);
     error_ = measure_rows(c_, *layout_, nullptr);
   }
-  bool known() const { return logits_ != nullptr; }
+  bool known() const { return c_.yardstick.oracle != nullptr; }
   Token token(int64_t i, const HostTensor& bias) const {
     std::vector<double> logits;
-    layout_->gather(*logits_, layout_->rows()[i], logits);
+    layout_->gather(*c_.yardstick.oracle, layout_->rows()[i], logits);
     double noise = 0;
     for (const double logit : logits)
       noise = std::max(noise, element_noise(error_, error_.rows[i], logit, c_.dtype));
@@ -137,7 +138,6 @@ class LogitNoise {
 
  private:
   Comparison c_;
-  const HostTensor* logits_ = nullptr;
   std::optional<RowLayout> layout_;
   TapError error_;
 };

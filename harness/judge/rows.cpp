@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "harness/judge/compare.h"
+#include "harness/judge/keys.h"
 
 namespace dsv32::harness {
 namespace {

@@ -7,6 +7,8 @@
 #include <functional>
 #include <map>
 
+#include "harness/judge/limits.h"
+
 namespace dsv32::harness {
 namespace {
 
@@ -29,11 +31,10 @@ struct Sums {
 };
 
 Sums sum_products(const Comparison& c, const RowLayout& layout) {
-  const HostTensor& oracle = *c.yardstick.oracle->find(c.tap.full);
   Sums sums;
   std::vector<double> o, k;
   for (const Row& row : layout.rows()) {
-    layout.gather(oracle, row, o);
+    layout.gather(*c.yardstick.oracle, row, o);
     layout.gather(*c.judged, row, k);
     sums.elements += layout.judged_elements(row);
     for (size_t i = 0; i < o.size(); ++i) {

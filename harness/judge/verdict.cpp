@@ -1,6 +1,8 @@
 #include "harness/judge/verdict.h"
 
+#include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 
 namespace dsv32::harness {
@@ -51,6 +53,28 @@ std::string_view to_string(Fault fault) {
       return "configuration";
   }
   return "unknown";
+}
+
+void settle(Verdict& verdict) {
+  for (const Measure& measure : verdict.measures)
+    if (!measure.within()) verdict.trust = Trust::fail;
+}
+
+Verdict exact_check(const std::string& subject, const std::string& name, double wrong,
+                    const std::string& basis, int64_t checked, const std::string& note) {
+  Verdict verdict;
+  verdict.subject = subject;
+  verdict.tap = name;
+  verdict.mode = Mode::exact;
+  verdict.checked = checked;
+  verdict.note = note;
+  verdict.measures.push_back({"exact", wrong, 0, basis});
+  settle(verdict);
+  return verdict;
+}
+
+void append(std::vector<Verdict>& to, std::vector<Verdict> from) {
+  std::move(from.begin(), from.end(), std::back_inserter(to));
 }
 
 std::string check_path(const Verdict& verdict) {

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "src/model/errors.h"
@@ -57,6 +58,13 @@ struct Verdict {
   /// The largest margin of its measures; 0 without measures.
   double margin() const;
 };
+
+/// Fails the verdict when one of its measures is not within its limit.
+void settle(Verdict& verdict);
+/// A check whose answer is determined: how many things are wrong, of how many, and which first.
+Verdict exact_check(const std::string& subject, const std::string& name, double wrong,
+                    const std::string& basis, int64_t checked, const std::string& note = "");
+void append(std::vector<Verdict>& to, std::vector<Verdict> from);
 
 /// What -k looks at: "case/subject/tap", "case/suite/subject/tap" in a training suite.
 std::string check_path(const Verdict& verdict);

@@ -96,32 +96,6 @@ void gather_cases(std::vector<Group>& groups) {
 
 }  // namespace
 
-void Counts::add(Trust trust) {
-  switch (trust) {
-    case Trust::pass:
-      ++pass;
-      return;
-    case Trust::fail:
-      ++fail;
-      return;
-    case Trust::vacuous:
-      ++vacuous;
-      return;
-    case Trust::missing:
-      ++missing;
-      return;
-    case Trust::skipped:
-      ++skipped;
-      return;
-  }
-}
-
-Counts count(const std::vector<Verdict>& verdicts) {
-  Counts counts;
-  for (const Verdict& v : verdicts) counts.add(v.trust);
-  return counts;
-}
-
 bool Group::failed() const {
   const auto blames = [](const Finding* f) { return f->fault != Fault::none; };
   return counts.fail > 0 || std::any_of(findings.begin(), findings.end(), blames);
@@ -179,7 +153,7 @@ std::vector<const Verdict*> failures(const Group& group) {
 }
 
 std::string measure_text(const Measure& measure) {
-  return clean(measure.metric, 60) + " " + number(measure.measured) + " (limit " +
+  return printable(measure.metric, 60) + " " + number(measure.measured) + " (limit " +
          number(measure.limit) + ")";
 }
 
@@ -213,15 +187,15 @@ std::string coverage_text(const Group& group) {
 
 std::string subject_text(const Group& group) {
   const bool complete = group.subject.empty() || group.subject.find(" vs ") != std::string::npos;
-  const std::string suite = group.suite.empty() ? "" : clean(group.suite, 40) + ": ";
-  return suite + clean(group.subject, 80) + (complete ? "" : " vs oracle");
+  const std::string suite = group.suite.empty() ? "" : printable(group.suite, 40) + ": ";
+  return suite + printable(group.subject, 80) + (complete ? "" : " vs oracle");
 }
 
 std::string figures_text(const Report& report, const Group& group) {
   std::string text;
   for (const Figure& f : report.figures) {
     if (f.case_name != group.case_name || f.suite != group.suite) continue;
-    text += (text.empty() ? "" : ", ") + clean(f.name, 60) + " " + number(f.value);
+    text += (text.empty() ? "" : ", ") + printable(f.name, 60) + " " + number(f.value);
   }
   return text;
 }
@@ -255,7 +229,7 @@ std::string counts_text(const Counts& counts) {
 }
 
 std::string repro_command(const Report& report, const Verdict& verdict) {
-  std::string command = clean(report.command);
+  std::string command = printable(report.command);
   if (command.empty() || command.find(" -k ") != std::string::npos) return command;
   const bool chosen = command.find(" --suite ") != std::string::npos ||
                       command.find(" --candidate ") != std::string::npos;
@@ -280,10 +254,10 @@ std::string note_text(const NoteGroup& notes) {
   constexpr size_t kNames = 4;
   std::string names;
   for (size_t i = 0; i < std::min(notes.taps.size(), kNames); ++i) {
-    names += (i == 0 ? "" : ", ") + clean(notes.taps[i], 80);
+    names += (i == 0 ? "" : ", ") + printable(notes.taps[i], 80);
   }
   if (notes.taps.size() > kNames) names += ", ...";
-  const std::string note = notes.note.empty() ? "no reason given" : clean(notes.note, 200);
+  const std::string note = notes.note.empty() ? "no reason given" : printable(notes.note, 200);
   return std::to_string(notes.taps.size()) + ": " + note + " (" + names + ")";
 }
 

@@ -9,12 +9,6 @@
 /// show.
 namespace dsv32::harness {
 
-struct Counts {
-  size_t pass = 0, fail = 0, vacuous = 0, missing = 0, skipped = 0;
-  size_t executed() const { return pass + fail; }
-  void add(Trust trust);
-};
-
 /// Every verdict about one subject in one case and suite, in the order of the report.
 struct Group {
   std::string case_name, suite, subject;
@@ -34,7 +28,6 @@ struct Group {
 };
 
 std::vector<Group> group_verdicts(const Report& report);
-Counts count(const std::vector<Verdict>& verdicts);
 
 /// The measure with the largest margin; nullptr without measures.
 const Measure* worst_measure(const Verdict& verdict);

@@ -14,7 +14,7 @@ std::string message_of(const Verdict& v) {
   for (const Measure& m : v.measures) {
     if (!m.within()) text += (text.empty() ? "" : ", ") + measure_text(m);
   }
-  if (!v.note.empty()) text += (text.empty() ? "" : "; ") + clean(v.note);
+  if (!v.note.empty()) text += (text.empty() ? "" : "; ") + printable(v.note);
   return text.empty() ? std::string(to_string(v.trust)) : text;
 }
 

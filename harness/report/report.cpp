@@ -3,10 +3,35 @@
 #include <algorithm>
 #include <system_error>
 
-#include "harness/report/groups.h"
 #include "src/io/io.h"
 
 namespace dsv32::harness {
+
+void Counts::add(Trust trust) {
+  switch (trust) {
+    case Trust::pass:
+      ++pass;
+      return;
+    case Trust::fail:
+      ++fail;
+      return;
+    case Trust::vacuous:
+      ++vacuous;
+      return;
+    case Trust::missing:
+      ++missing;
+      return;
+    case Trust::skipped:
+      ++skipped;
+      return;
+  }
+}
+
+Counts count(const std::vector<Verdict>& verdicts) {
+  Counts counts;
+  for (const Verdict& v : verdicts) counts.add(v.trust);
+  return counts;
+}
 
 ExitCode Report::exit_code() const {
   const Counts counts = count(verdicts);

@@ -34,6 +34,14 @@ struct Report {
   ExitCode exit_code() const;
 };
 
+/// How many checks ended how.
+struct Counts {
+  size_t pass = 0, fail = 0, vacuous = 0, missing = 0, skipped = 0;
+  size_t executed() const { return pass + fail; }
+  void add(Trust trust);
+};
+Counts count(const std::vector<Verdict>& verdicts);
+
 std::string to_json(const Report& report);
 Report parse_report(const std::string& json, const std::string& where);
 /// Grouped by stage, worst tap first, one line of verdict, the repro command. `color`: ANSI.

@@ -35,7 +35,7 @@ class Screen {
  private:
   void measure_columns() {
     for (const Group& g : groups_) {
-      case_width_ = std::max(case_width_, columns(clean(g.case_name, 40)));
+      case_width_ = std::max(case_width_, columns(printable(g.case_name, 40)));
       subject_width_ = std::max(subject_width_, columns(subject_text(g)));
     }
     subject_width_ = std::min(subject_width_, kSubjectWidth);
@@ -105,13 +105,13 @@ class Screen {
 
   std::string worst_part(const Verdict* worst, bool name_subject) const {
     if (worst == nullptr) return "";
-    const std::string subject = name_subject ? clean(worst->subject, 40) + " " : "";
-    return "  worst " + subject + clean(worst->tap, 80) + " " + severity_text(*worst);
+    const std::string subject = name_subject ? printable(worst->subject, 40) + " " : "";
+    return "  worst " + subject + printable(worst->tap, 80) + " " + severity_text(*worst);
   }
 
   void add_line(const std::string& case_name, const std::string& subject, const std::string& state,
                 const std::string& rest) {
-    out_ << padded(clean(case_name, 40), case_width_) << "  " << padded(subject, subject_width_)
+    out_ << padded(printable(case_name, 40), case_width_) << "  " << padded(subject, subject_width_)
          << "  " << painted(state) << std::string(7 - std::min<size_t>(7, state.size()), ' ')
          << "  " << rest << "\n";
   }
@@ -121,14 +121,14 @@ class Screen {
   }
 
   void add_failure(const Group& g) {
-    for (const Finding* f : g.findings) add_detail("finding", clean(f->headline));
+    for (const Finding* f : g.findings) add_detail("finding", printable(f->headline));
     const Verdict* v = g.first_failure;
     if (v != nullptr) {
-      add_detail("first", clean(v->tap, 100) + " (" + std::string(to_string(v->mode)) +
+      add_detail("first", printable(v->tap, 100) + " (" + std::string(to_string(v->mode)) +
                               "): " + measures_text(*v));
       if (v->worst) add_detail("worst", worst_text(*v->worst));
-      add_detail("structure", clean(v->structure));
-      add_detail("note", clean(v->note));
+      add_detail("structure", printable(v->structure));
+      add_detail("note", printable(v->note));
     }
     for (const Finding* f : g.findings) add_causes(*f);
     add_further(g);
@@ -137,7 +137,7 @@ class Screen {
 
   void add_causes(const Finding& f) {
     for (size_t i = 0; i < std::min(f.causes.size(), kNotes); ++i) {
-      add_detail("cause", clean(f.causes[i]));
+      add_detail("cause", printable(f.causes[i]));
     }
     if (f.fault != Fault::none) add_detail("at fault", std::string(to_string(f.fault)));
   }
@@ -146,8 +146,8 @@ class Screen {
     const std::vector<const Verdict*> all = failures(g);
     for (size_t i = 1; i < std::min(all.size(), kAlso + 1); ++i) {
       const Measure* m = worst_measure(*all[i]);
-      add_detail("also", clean(all[i]->tap, 100) + " (" + std::string(to_string(all[i]->mode)) +
-                             ")" + (m ? ": " + measure_text(*m) : ": " + clean(all[i]->note)));
+      add_detail("also", printable(all[i]->tap, 100) + " (" + std::string(to_string(all[i]->mode)) +
+                             ")" + (m ? ": " + measure_text(*m) : ": " + printable(all[i]->note)));
     }
     if (all.size() > kAlso + 1) {
       add_detail("also", std::to_string(all.size() - kAlso - 1) + " more, see report.json or -v");
@@ -177,35 +177,35 @@ class Screen {
     for (const Verdict* v : worst_first(g.verdicts)) {
       std::string text;
       for (const Measure& m : v->measures) text += "  " + measure_text(m);
-      if (!v->note.empty()) text += "  " + clean(v->note);
+      if (!v->note.empty()) text += "  " + printable(v->note);
       out_ << "    " << padded(std::string(to_string(v->mode)), 6) << "  "
-           << padded(clean(v->tap, 120), 40) << "  " << painted(std::string(to_string(v->trust)))
-           << text << "\n";
+           << padded(printable(v->tap, 120), 40) << "  "
+           << painted(std::string(to_string(v->trust))) << text << "\n";
     }
   }
 
   void add_list(const char* label, const std::vector<std::string>& lines) {
     const size_t shown = verbose_ ? lines.size() : std::min(lines.size(), kNotes);
-    for (size_t i = 0; i < shown; ++i) out_ << label << ": " << clean(lines[i]) << "\n";
+    for (size_t i = 0; i < shown; ++i) out_ << label << ": " << printable(lines[i]) << "\n";
     if (shown < lines.size())
       out_ << label << ": " << lines.size() - shown << " more, see report.json\n";
   }
 
   void add_skipped() {
     for (const auto& [reason, checks] : skipped_)
-      out_ << "skipped: " << counted(checks, "check") << ": " << clean(reason) << "\n";
+      out_ << "skipped: " << counted(checks, "check") << ": " << printable(reason) << "\n";
   }
 
   void add_environment() {
     for (const auto& [name, value] : report_.environment)
-      out_ << clean(name) << ": " << clean(value) << "\n";
+      out_ << printable(name) << ": " << printable(value) << "\n";
   }
 
   void add_last_line() {
     out_ << painted(verdict_word(report_)) << " | " << counts_text(count(report_.verdicts));
     const auto total = report_.timing.find("total");
     if (total != report_.timing.end()) out_ << " | " << number(total->second) << " s";
-    if (!report_.command.empty()) out_ << " | " << clean(report_.command);
+    if (!report_.command.empty()) out_ << " | " << printable(report_.command);
     out_ << "\n";
   }
 

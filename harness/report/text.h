@@ -4,27 +4,25 @@
 #include <string>
 #include <string_view>
 
+#include "src/io/print.h"
+
 /// Text helpers of the report writers. Names and notes come from files of strangers: nothing of
-/// them reaches a terminal, a web page or an XML parser before `clean`.
+/// them reaches a terminal, a web page or an XML parser before io::printable.
 namespace dsv32::harness {
 
-/// Valid UTF-8 on one line without control, direction or zero-width characters; each of them
-/// becomes '?'. Line breaks and tabs become a space. At most `max_bytes`, cut at a character with
-/// "..." at the end.
-std::string clean(std::string_view text, size_t max_bytes = 400);
+using io::number;
+using io::printable;
 
-/// clean + every character with a meaning in Markdown or HTML written as itself.
+/// printable + every character with a meaning in Markdown or HTML written as itself.
 std::string markdown_text(std::string_view text, size_t max_bytes = 160);
-/// clean, as inline code: backticks become apostrophes, '|' and '<' cannot break a table or open a
-/// tag.
+/// printable, as inline code: backticks become apostrophes, '|' and '<' cannot break a table or
+/// open a tag.
 std::string markdown_code(std::string_view text, size_t max_bytes = 160);
-/// clean + XML entities; fit for attribute values and element text.
+/// printable + XML entities; fit for attribute values and element text.
 std::string xml_text(std::string_view text, size_t max_bytes = 400);
-/// clean, quoted for a POSIX shell where it needs it.
+/// printable, quoted for a POSIX shell where it needs it.
 std::string shell_word(std::string_view text);
 
-/// Three significant digits; "nan", "inf" and "-inf" by name.
-std::string number(double value);
 /// Left-aligned in `width` columns; counts characters, not bytes.
 std::string padded(const std::string& text, size_t width);
 size_t columns(std::string_view text);

@@ -2,6 +2,13 @@
 
 namespace dsv32::harness {
 
+TrainingResult& TrainingResult::operator+=(TrainingResult other) {
+  append(verdicts, std::move(other.verdicts));
+  figures.insert(figures.end(), other.figures.begin(), other.figures.end());
+  tokens += other.tokens;
+  return *this;
+}
+
 std::string judged_side(const std::string& impl) { return impl + " float32"; }
 
 std::string figure_of(const std::string& name, const std::string& impl) {

@@ -7,6 +7,7 @@
 #include "harness/judge/adamw.h"
 #include "harness/judge/compare.h"
 #include "harness/judge/limits.h"
+#include "harness/judge/metrics.h"
 #include "harness/training/lora_checks.h"
 #include "harness/training/recipe_text.h"
 #include "harness/training/replay.h"
@@ -35,10 +36,6 @@ bool is_tiny(const Case& c) { return c.config_name == "tiny"; }
 template <typename T>
 std::span<const T> values_of(const Tensor& tensor) {
   return {tensor.data_ptr<T>(), static_cast<size_t>(tensor.numel())};
-}
-
-double relative(double value, double expected) {
-  return value == expected ? 0 : std::fabs(value - expected) / std::fabs(expected);
 }
 
 /// "loss", "kl", "grad_norm.lm", "grad_norm.kl" of one step.
@@ -71,7 +68,7 @@ class Judge {
         clean_run_(job.perturbation_seed != 0) {
     set_training_threads(job.the_case, job.settings);
     for (const std::string& name : golden_.tensors.names()) {
-      if (!training::is_decision(name)) continue;
+      if (!is_decision(name)) continue;
       last_decisions_.put(name, *golden_.tensors.find(name));
       const HostTensor* merged = golden_.tensors.find("merged." + name);
       merged_decisions_.put(name, merged != nullptr ? *merged : *golden_.tensors.find(name));
@@ -212,9 +209,9 @@ class Judge {
   void judge_golden_gradient(const std::string& subject, const std::string& tap,
                              const LoraOracle& oracle) {
     const Tensor exact = oracle.steps.front().exact.gradients.at(tap.substr(5));
-    const Tensor own = to_torch(*golden_.tensors.find(tap)).to(torch::kFloat64);
-    const double distance = (torch::norm(own - exact) / torch::norm(exact)).item<double>();
-    put(training_check(subject, tap, golden_relative_limit(job_.the_case.config_name, distance),
+    const Tensor own = to_torch(*golden_.tensors.find(tap));
+    const double gap = training::distance(own, exact) / training::norm_of(exact);
+    put(training_check(subject, tap, golden_relative_limit(job_.the_case.config_name, gap),
                        exact.numel()));
   }
 
@@ -340,20 +337,20 @@ class Judge {
 
   Verdict gradient_verdict(const std::string& name, const TensorTable& own, const OracleStep& step,
                            const TensorTable& clean) const {
-    const std::string tap = "grad." + name;
-    Trace judged, exact, noisy;
-    if (own.has(name)) judged.put(tap, to_host(own.at(name), DType::float32));
-    exact.put(tap, to_host(step.exact.gradients.at(name), DType::float64));
-    noisy.put(tap, to_host(clean.at(name), DType::float32));
-    const Comparison comparison{.case_name = job_.the_case.name,
-                                .subject = subject_,
-                                .config = &job_.the_case.config,
-                                .batch = &batch_,
-                                .tap = *parse_tap(tap),
-                                .mode = Mode::forced,
-                                .judged = judged.find(tap),
-                                .yardstick = {.oracle = &exact, .reference = &noisy}};
-    if (comparison.judged != nullptr) return compare_values(comparison);
+    const HostTensor exact = to_host(step.exact.gradients.at(name), DType::float64);
+    const HostTensor noisy = to_host(clean.at(name), DType::float32);
+    Comparison comparison{.case_name = job_.the_case.name,
+                          .subject = subject_,
+                          .config = &job_.the_case.config,
+                          .batch = &batch_,
+                          .tap = *parse_tap("grad." + name),
+                          .mode = Mode::forced,
+                          .yardstick = {.oracle = &exact, .reference = &noisy}};
+    if (own.has(name)) {
+      const HostTensor judged = to_host(own.at(name), DType::float32);
+      comparison.judged = &judged;
+      return compare_values(comparison);
+    }
     Verdict verdict = unmeasured(comparison, Trust::fail, "no gradient");
     verdict.measures.push_back({"exact", 1, 0, "SPEC 2: its loss drives it"});
     return verdict;
@@ -417,12 +414,6 @@ class Judge {
   TrainingResult result_;
 };
 
-void append(TrainingResult& to, TrainingResult from) {
-  std::move(from.verdicts.begin(), from.verdicts.end(), std::back_inserter(to.verdicts));
-  std::move(from.figures.begin(), from.figures.end(), std::back_inserter(to.figures));
-  to.tokens += from.tokens;
-}
-
 }  // namespace
 
 TrainingResult judge_dual_lora(const TrainingJob& job) {
@@ -434,7 +425,7 @@ TrainingResult judge_dual_lora(const TrainingJob& job) {
                          .note = ", routed experts"};
   const bool clean_run = job.perturbation_seed != 0;
   if (!clean_run && golden::training_exists(experts.golden, job.the_case.name))
-    append(result, Judge(job, experts).run());
+    result += Judge(job, experts).run();
   return result;
 }
 

@@ -11,10 +11,6 @@ namespace {
 /// The weight of the KL in the joint loss (issue of the suite: LM + 0.1 KL).
 constexpr double kJointWeight = 0.1;
 
-void append(std::vector<Verdict>& to, std::vector<Verdict> from) {
-  to.insert(to.end(), std::make_move_iterator(from.begin()), std::make_move_iterator(from.end()));
-}
-
 std::optional<golden::TrainingGolden> golden_of(const TrainingJob& job, const KlTask& task) {
   const std::string suite = "indexer_kl_" + task.name;
   if (!golden::training_exists(suite, job.the_case.name)) return std::nullopt;

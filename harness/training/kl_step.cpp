@@ -5,6 +5,7 @@
 
 #include "harness/judge/judge.h"
 #include "harness/judge/limits.h"
+#include "harness/judge/metrics.h"
 #include "src/training/one_ulp.h"
 
 namespace dsv32::harness {
@@ -12,7 +13,7 @@ namespace {
 
 const std::string kGradient = "grad.";
 
-/// Keeps the weights that it moves.
+/// The start weights of a job: synthetic, moved by one ulp for a clean run other than the first.
 class StartWeights : public WeightSource {
  public:
   StartWeights(const Case& c, uint64_t perturbation_seed)
@@ -28,28 +29,25 @@ class StartWeights : public WeightSource {
 /// Another source with the tensors of one kind made larger by a 64th.
 class Nudged : public WeightSource {
  public:
-  Nudged(std::shared_ptr<const WeightSource> base, std::string ending)
-      : base_(std::move(base)), ending_(std::move(ending)) {}
+  Nudged(const WeightSource& base, std::string ending) : base_(base), ending_(std::move(ending)) {}
   HostTensor load(const WeightSpec& spec) const override {
-    const HostTensor value = base_->load(spec);
+    const HostTensor value = base_.load(spec);
     if (!spec.name.ends_with(ending_)) return value;
     std::vector<double> values = value.to_doubles();
     for (size_t i = 0; i < values.size(); i += 2) values[i] *= 1 + kNudge;
     return HostTensor::from_doubles(value.dtype(), value.shape(), values);
   }
-  std::string identity() const override { return base_->identity() + "+" + ending_; }
+  std::string identity() const override { return base_.identity() + "+" + ending_; }
 
  private:
   static constexpr double kNudge = 1.0 / 64;
-  std::shared_ptr<const WeightSource> base_;
+  const WeightSource& base_;
   std::string ending_;
 };
 
-CaseRun case_run(const TrainingJob& job, const Objective& objective,
-                 std::shared_ptr<const WeightSource> weights) {
+CaseRun case_run(const TrainingJob& job, const Objective& objective, const WeightSource& weights) {
   const bool backward = true;
-  return {job.the_case, make_batch(job.the_case), std::move(weights), backward, job.settings,
-          objective};
+  return {job.the_case, make_batch(job.the_case), weights, backward, job.settings, objective};
 }
 
 bool of_the_objective(const std::string& tap) {
@@ -64,10 +62,6 @@ std::vector<Verdict> kept(std::vector<Verdict> verdicts) {
     return v.trust == Trust::skipped || (quiet && !of_the_objective(v.tap));
   });
   return verdicts;
-}
-
-void append(std::vector<Verdict>& to, std::vector<Verdict> from) {
-  to.insert(to.end(), std::make_move_iterator(from.begin()), std::make_move_iterator(from.end()));
 }
 
 /// The golden's taps and the decisions they were made under, as one trace.
@@ -88,17 +82,6 @@ std::vector<Verdict> judge_golden_step(const CaseRun& run, const KlTask& task,
   return kept(run.judge_forced(subject));
 }
 
-Verdict exact(const std::string& subject, const std::string& check, double wrong, int64_t checked,
-              const std::string& basis) {
-  Verdict verdict;
-  verdict.subject = subject;
-  verdict.tap = check;
-  verdict.checked = checked;
-  verdict.measures.push_back({"exact", wrong, 0, basis});
-  verdict.trust = verdict.measures[0].within() ? Trust::pass : Trust::fail;
-  return verdict;
-}
-
 /// Elements other than zero of the gradients whose names end like this, over all layers.
 int64_t nonzero_gradients(const Trace& trace, const std::string& ending) {
   int64_t count = 0;
@@ -111,14 +94,9 @@ int64_t nonzero_gradients(const Trace& trace, const std::string& ending) {
 }
 
 /// Relative L2 distance of two gradients; 1 where one is missing.
-double distance(const HostTensor* a, const HostTensor* b) {
+double gradient_distance(const HostTensor* a, const HostTensor* b) {
   if (a == nullptr || b == nullptr || a->shape() != b->shape()) return a == b ? 0 : 1;
-  double gap = 0, norm = 0;
-  for (int64_t i = 0; i < a->numel(); ++i) {
-    gap += (a->at(i) - b->at(i)) * (a->at(i) - b->at(i));
-    norm += b->at(i) * b->at(i);
-  }
-  return gap == 0 ? 0 : std::sqrt(gap / norm);
+  return relative(*a, *b);
 }
 
 }  // namespace
@@ -127,13 +105,10 @@ std::string kl_subject(const std::string& side, const KlTask& task) {
   return side + ", " + task.name;
 }
 
-std::shared_ptr<const WeightSource> start_weights(const TrainingJob& job) {
-  return std::make_shared<StartWeights>(job.the_case, job.perturbation_seed);
-}
-
 std::vector<Verdict> judge_kl_step(const TrainingJob& job, const std::string& impl,
                                    const KlTask& task, const golden::TrainingGolden* golden) {
-  const CaseRun run = case_run(job, task.objective, start_weights(job));
+  const StartWeights weights(job.the_case, job.perturbation_seed);
+  const CaseRun run = case_run(job, task.objective, weights);
   const Trace trace =
       run.run({.dialect = job.dialect, .backward = true}, "first step, " + task.name, impl);
   std::vector<Verdict> verdicts = kept(run.judge_subject(
@@ -153,7 +128,7 @@ std::vector<Verdict> judge_kl_detachment(const TrainingJob& job, const std::stri
   const Input inputs[] = {{"detached hidden state", "input_layernorm.weight"},
                           {"detached query latent", "self_attn.q_a_layernorm.weight"},
                           {"detached target", "self_attn.kv_b_proj.weight"}};
-  const auto weights = start_weights(job);
+  const StartWeights weights(job.the_case, job.perturbation_seed);
   RunOptions options{.dialect = job.dialect, .backward = true};
   const Trace trace = case_run(job, task.objective, weights).run(options, "detachment", impl);
   options.feeding = Feeding::forced;
@@ -161,13 +136,13 @@ std::vector<Verdict> judge_kl_detachment(const TrainingJob& job, const std::stri
   options.backward = false;
   std::vector<Verdict> verdicts;
   for (const Input& input : inputs) {
-    const CaseRun moved =
-        case_run(job, task.objective, std::make_shared<Nudged>(weights, input.behind));
+    const Nudged nudged(weights, input.behind);
+    const CaseRun moved = case_run(job, task.objective, nudged);
     const double before = trace.find("loss.kl")->at(0);
     const double after = moved.run(options, "detachment", impl).find("loss.kl")->at(0);
-    Verdict verdict = exact(kl_subject(judged_side(impl), task), input.name,
-                            static_cast<double>(nonzero_gradients(trace, input.behind)), 1,
-                            "SPEC 2: x, q_latent and the target are detached for the KL");
+    Verdict verdict = exact_check(kl_subject(judged_side(impl), task), input.name,
+                                  static_cast<double>(nonzero_gradients(trace, input.behind)),
+                                  "SPEC 2: x, q_latent and the target are detached for the KL", 1);
     const double moves = std::fabs(after - before) / before;
     verdict.note = std::string(input.behind) + " moves the KL by " + std::to_string(100 * moves) +
                    " % and has no gradient";
@@ -185,7 +160,7 @@ std::vector<Verdict> judge_kl_paths(const TrainingJob& job, const std::string& i
   Objective lm = joint.objective, kl = joint.objective;
   lm.kl = KlStage::none;
   kl.lm = false;
-  const auto weights = start_weights(job);
+  const StartWeights weights(job.the_case, job.perturbation_seed);
   const RunOptions options{.dialect = job.dialect, .backward = true};
   const auto gradients = [&](const Objective& objective) {
     return case_run(job, objective, weights).run(options, "gradient paths", impl);
@@ -199,7 +174,7 @@ std::vector<Verdict> judge_kl_paths(const TrainingJob& job, const std::string& i
   for (const std::string& name : gradient_taps(job.the_case.config, joint.objective)) {
     const Trace& own = is_indexer(name) ? alone_kl : alone_lm;
     const HostTensor *joined = both.find(name), *expected = own.find(name);
-    const double gap = distance(joined, expected);
+    const double gap = gradient_distance(joined, expected);
     identical += gap == 0 ? 1 : 0;
     ++verdict.checked;
     if (gap <= worst) continue;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -24,9 +25,6 @@ std::vector<KlTask> kl_tasks(const Case& c);
 void judge_kl_task(const TrainingJob& job, const KlTask& task, TrainingResult& result);
 /// "reference float32, warmup".
 std::string kl_subject(const std::string& side, const KlTask& task);
-
-/// The start weights of a job: synthetic, moved by one ulp for a clean run other than the first.
-std::shared_ptr<const WeightSource> start_weights(const TrainingJob& job);
 
 /// Taps and gradients of an implementation's first step, and of the golden where it keeps them,
 /// against oracle and reference.

@@ -5,15 +5,13 @@
 #include <numeric>
 
 #include "harness/judge/limits.h"
+#include "harness/judge/metrics.h"
 #include "harness/training/replay.h"
 #include "harness/training/side.h"
 #include "harness/training/step_judge.h"
 
 namespace dsv32::harness {
 namespace {
-
-/// FORMATS 2: training cycles through so many batches.
-constexpr int64_t kBatches = 4;
 
 training::Recipe recipe_of(const KlTask& task) {
   training::Group group{.name = task.objective.lm ? "all" : "indexer"};
@@ -48,10 +46,6 @@ Recall recall_of_side(const TrainingJob& job, const TrainingSide& side) {
     mean.mass += one.mass / kBatches;
   }
   return mean;
-}
-
-double relative(double value, double expected) {
-  return value == expected ? 0 : std::fabs(value - expected) / std::fabs(expected);
 }
 
 /// One side's whole training.

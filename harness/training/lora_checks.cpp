@@ -5,6 +5,7 @@
 
 #include "harness/judge/compare.h"
 #include "harness/judge/limits.h"
+#include "harness/judge/metrics.h"
 #include "harness/training/replay.h"
 #include "src/bridge/bridge.h"
 
@@ -28,14 +29,8 @@ struct Wrong {
 
 Verdict exact_check(const std::string& subject, const std::string& name, const Wrong& wrong,
                     const std::string& basis) {
-  Verdict verdict;
-  verdict.subject = subject;
-  verdict.tap = name;
-  verdict.mode = Mode::exact;
-  verdict.checked = wrong.checked;
-  verdict.note = wrong.first;
-  verdict.measures.push_back({"exact", static_cast<double>(wrong.count), 0, basis});
-  settle(verdict);
+  Verdict verdict = exact_check(subject, name, static_cast<double>(wrong.count), basis,
+                                wrong.checked, wrong.first);
   if (wrong.checked == 0) verdict.trust = Trust::vacuous;
   return verdict;
 }
@@ -102,11 +97,6 @@ HostTensor last_positions(const HostTensor& logits) {
   const int64_t length = logits.shape().at(1);
   const int64_t first = length - std::min(length, kLoraLogitPositions);
   return to_host(to_torch(logits).slice(1, first), logits.dtype());
-}
-
-double relative(const HostTensor& a, const HostTensor& b) {
-  const training::Tensor wide = to_torch(b).to(torch::kFloat64);
-  return (torch::norm(to_torch(a).to(torch::kFloat64) - wide) / torch::norm(wide)).item<double>();
 }
 
 /// B A of one weight in double, by its definition. [rows, in]

@@ -49,8 +49,8 @@ LoraSide::LoraSide(const TrainingJob& job, const LoraPlan& plan, const SideOptio
                                                start, master_of(options.dtype), options.bug);
   model_ = make_model(options_.impl, config_, *adapters_);
   const training::Recipe recipe = lora_recipe(plan, options.bug);
-  optimizer_ =
-      training::make_adamw(recipe.groups, adapters_->table(), options.bug, own_adamw(options));
+  optimizer_ = training::make_adamw(recipe.groups, adapters_->table(), options.bug,
+                                    own_adamw(options.impl, options.dtype, options.bug));
   trainer_ = std::make_unique<training::Trainer>(
       job.the_case, recipe, *model_, *adapters_, *optimizer_,
       training::TrainerOptions{

@@ -23,8 +23,6 @@ namespace {
 using training::StepRecord;
 using training::TensorTable;
 
-constexpr int64_t kBatches = 4;  // FORMATS 2
-
 bool trained(const std::string& name) { return !is_indexer(name) && !is_buffer(name); }
 
 bool is_tiny(const Case& c) { return c.config_name == "tiny"; }
@@ -234,11 +232,10 @@ class Judge {
   /// Every decision of this step by its rule, under the weights of this moment.
   void judge_flip(const std::string& impl, const TrainingSide& side, int64_t step) {
     const std::string subject = subject_of(impl);
-    const std::shared_ptr<const WeightSource> weights(std::shared_ptr<void>(), &side.weights());
-    const CaseRun run(job_.the_case, batch_of(step), weights, false, job_.settings);
+    const CaseRun run(job_.the_case, batch_of(step), side.weights(), false, job_.settings);
     const Trace trace = run.run({.dtype = DType::float32, .dialect = job_.dialect}, subject, impl);
     for (Verdict& verdict : run.judge_forced({.name = subject, .impl = impl, .trace = &trace})) {
-      if (!training::is_decision(verdict.tap)) continue;
+      if (!is_decision(verdict.tap)) continue;
       verdict.note = "free run, step " + std::to_string(step) +
                      (verdict.note.empty() ? "" : "; " + verdict.note);
       put(std::move(verdict));
@@ -275,12 +272,6 @@ class Judge {
   std::vector<double> oracle_loss_;
   TrainingResult result_;
 };
-
-void append(TrainingResult& to, TrainingResult from) {
-  std::move(from.verdicts.begin(), from.verdicts.end(), std::back_inserter(to.verdicts));
-  std::move(from.figures.begin(), from.figures.end(), std::back_inserter(to.figures));
-  to.tokens += from.tokens;
-}
 
 }  // namespace
 
@@ -327,10 +318,10 @@ TrainingResult judge_accumulation(const TrainingJob& job) {
 TrainingResult judge_loss_descent(const TrainingJob& job) {
   const Descent full = full_descent(job.the_case);
   TrainingResult result = judge_descent(job, full, full_plan(job.the_case, full));
-  append(result, judge_accumulation(job));
+  result += judge_accumulation(job);
   if (!golden::training_exists("loss_descent_memorised", job.the_case.name)) return result;
   const Descent memorised = memorised_descent(job.the_case);
-  append(result, judge_descent(job, memorised, full_plan(job.the_case, memorised)));
+  result += judge_descent(job, memorised, full_plan(job.the_case, memorised));
   return result;
 }
 

@@ -5,11 +5,10 @@
 
 #include "harness/judge/compare.h"
 #include "harness/judge/limits.h"
+#include "harness/judge/metrics.h"
 
 namespace dsv32::harness {
 namespace {
-
-constexpr int64_t kNotCounted = -100;
 
 /// Columns at the end of each row that are masked: as many as the prompt has at the start.
 int64_t tail_of(const Batch& batch) { return batch.S / 4; }
@@ -17,7 +16,7 @@ int64_t tail_of(const Batch& batch) { return batch.S / 4; }
 void mask_tail(Batch& batch) {
   for (int64_t b = 0; b < batch.B; ++b)
     for (int64_t s = batch.S - tail_of(batch); s < batch.S; ++s)
-      batch.labels[b * batch.S + s] = kNotCounted;
+      batch.labels[b * batch.S + s] = kIgnoredLabel;
 }
 
 /// Other tokens in the masked columns; labels stay.
@@ -46,26 +45,11 @@ double expected_loss(const Batch& batch, const HostTensor& logits) {
   for (int64_t b = 0; b < batch.B; ++b)
     for (int64_t s = 0; s + 1 < batch.S; ++s) {
       const int64_t label = batch.labels[b * batch.S + s + 1];
-      if (label == kNotCounted) continue;
+      if (label == kIgnoredLabel) continue;
       sum += cross_entropy(logits, b * batch.S + s, label);
       ++count;
     }
   return count == 0 ? 0 : sum / static_cast<double>(count);
-}
-
-double relative(double value, double expected) {
-  return value == expected ? 0 : std::fabs(value - expected) / std::fabs(expected);
-}
-
-double relative_distance(const HostTensor& a, const HostTensor& b) {
-  double difference = 0, size = 0;
-  for (int64_t i = 0; i < a.numel(); ++i) {
-    const double d = a.at(i) - b.at(i);
-    difference += d * d;
-    size += b.at(i) * b.at(i);
-  }
-  if (difference == 0) return 0;
-  return std::sqrt(difference / size);
 }
 
 class Masking {
@@ -110,7 +94,7 @@ class Masking {
     const Trace run = run_on(batch, false, nullptr);
     const double expected = expected_loss(batch, *run.find("logits"));
     const int64_t counted = std::count_if(batch.labels.begin(), batch.labels.end(),
-                                          [](int64_t label) { return label != kNotCounted; });
+                                          [](int64_t label) { return label != kIgnoredLabel; });
     put("loss is the mean over counted tokens",
         masked_tokens_limit(relative(run.find("loss.lm")->at(0), expected)), counted, "");
   }
@@ -144,7 +128,7 @@ class Masking {
     std::string where;
     for (const std::string& name : before.names()) {
       if (name.rfind("grad.", 0) != 0) continue;
-      const double gap = relative_distance(*after.find(name), *before.find(name));
+      const double gap = relative(*after.find(name), *before.find(name));
       if (gap <= largest) continue;
       largest = gap;
       where = name;

@@ -5,11 +5,11 @@
 
 namespace dsv32::harness {
 
-training::AdamWKernels own_adamw(const SideOptions& side) {
-  const bool has_own = side.impl != "reference" && side.dtype != DType::float64;
-  if (!has_own || side.bug != training::Bug::none) return {};
+training::AdamWKernels own_adamw(const std::string& impl, DType dtype, training::Bug bug) {
+  const bool has_own = impl != "reference" && dtype != DType::float64;
+  if (!has_own || bug != training::Bug::none) return {};
   const auto kernels =
-      runs_in_executor(side.impl) ? optimized::Kernels::simt : optimized::Kernels::library;
+      runs_in_executor(impl) ? optimized::Kernels::simt : optimized::Kernels::library;
   return {.grad_norm =
               [kernels](const std::vector<torch::Tensor>& gradients) {
                 return optimized::grad_norm(kernels, gradients);

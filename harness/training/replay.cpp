@@ -4,30 +4,20 @@
 
 #include "harness/judge/compare.h"
 #include "harness/judge/limits.h"
+#include "harness/judge/metrics.h"
 #include "src/model/sketch.h"
 
 namespace dsv32::harness {
 namespace {
-
-double relative(double value, double expected) {
-  return value == expected ? 0 : std::fabs(value - expected) / std::fabs(expected);
-}
-
-double norm_of(const training::Tensor& value) {
-  return torch::linalg_vector_norm(value.to(torch::kFloat64)).item<double>();
-}
-
-double distance(const training::Tensor& a, const training::Tensor& b) {
-  return norm_of(a.to(torch::kFloat64) - b.to(torch::kFloat64));
-}
 
 /// How far the oracle moved a parameter, which is the unit of its error. Rounding the value itself
 /// in every step is no error: where next to nothing moves (weight decay alone) it is the unit. The
 /// factor 1 - lr * decay is rounded alike in every step, so that these errors add up.
 double unit_of(const ReplayedRun& oracle, const std::string& name) {
   const double steps = static_cast<double>(oracle.loss.size());
-  const double rounding = epsilon(DType::float32) / 2 * steps * norm_of(oracle.end.at(name));
-  return std::max(distance(oracle.end.at(name), oracle.start.at(name)),
+  const double rounding =
+      epsilon(DType::float32) / 2 * steps * training::norm_of(oracle.end.at(name));
+  return std::max(training::distance(oracle.end.at(name), oracle.start.at(name)),
                   rounding / replayed_parameter_limit(0).limit);
 }
 
@@ -116,7 +106,7 @@ std::vector<Verdict> judge_parameters(const std::string& subject, const Replayed
   for (const std::string& name : oracle.end.names()) {
     if (!moves(name)) continue;
     const training::Tensor& end = oracle.end.at(name);
-    verdicts.push_back(parameter_check(subject, name, distance(judged.end.at(name), end),
+    verdicts.push_back(parameter_check(subject, name, training::distance(judged.end.at(name), end),
                                        unit_of(oracle, name), end.numel()));
   }
   return verdicts;

@@ -18,7 +18,6 @@ namespace {
 using training::Bug;
 
 constexpr int64_t kSteps = 20;
-constexpr int64_t kBatches = 4;  // training cycles through so many (FORMATS 2)
 
 bool frozen(const std::string& name) { return is_indexer(name); }
 bool moves(const std::string& name) { return !is_indexer(name) && !is_buffer(name); }
@@ -28,15 +27,6 @@ training::Recipe recipe_for(Bug bug) {
   training::Group group{.name = "all", .adamw = {.lr = 1e-4}, .clip = 1.0, .takes = moves};
   if (bug == Bug::indexer_tensor_trainable) group.takes = {};
   return {.name = "sft_frozen_indexer", .groups = {group}, .steps = kSteps};
-}
-
-/// A check whose answer is determined: how many things are wrong, and which first.
-Verdict exact_check(const std::string& subject, const std::string& name, double wrong,
-                    const std::string& basis, int64_t checked, const std::string& note = "") {
-  Verdict verdict = training_check(subject, name, {"exact", wrong, 0, basis}, checked);
-  verdict.mode = Mode::exact;
-  verdict.note = note;
-  return verdict;
 }
 
 int64_t different_bits(const training::Tensor& a, const training::Tensor& b) {

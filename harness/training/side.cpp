@@ -3,14 +3,14 @@
 #include "harness/cases/implementations.h"
 #include "harness/cases/threads.h"
 #include "harness/training/own_adamw.h"
+#include "src/bridge/runtime.h"
 #include "src/model/errors.h"
-#include "src/reference/reference.h"
 #include "src/training/one_ulp.h"
 
 namespace dsv32::harness {
 
 void set_training_threads(const Case& c, const RunSettings& settings) {
-  reference::set_threads(settings.threads > 0 ? settings.threads : threads_for(c));
+  set_threads(settings.threads > 0 ? settings.threads : threads_for(c));
 }
 
 std::function<void(const std::string&)> side_progress(const Case& c, const std::string& side,
@@ -34,8 +34,8 @@ TrainingSide::TrainingSide(const TrainingJob& job, const training::Recipe& recip
   const bool wide = options.dtype == DType::float64;
   trainables_ = std::make_unique<training::FullWeights>(
       job.the_case.config, *start_, wide ? torch::kFloat64 : torch::kFloat32, options.dtype);
-  optimizer_ =
-      training::make_adamw(recipe.groups, trainables_->table(), options.bug, own_adamw(options));
+  optimizer_ = training::make_adamw(recipe.groups, trainables_->table(), options.bug,
+                                    own_adamw(options.impl, options.dtype, options.bug));
   options_.impl.clear();
   use(options.impl);
 }

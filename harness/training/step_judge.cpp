@@ -28,13 +28,6 @@ std::span<const double> moments_of(const training::OptimizerState& state, const 
   return state.has(key) ? values_of<double>(state.at(key)) : std::span<const double>();
 }
 
-/// A trace of one gradient, or an empty one.
-Trace gradient_trace(const TensorTable& gradients, const std::string& name, DType dtype) {
-  Trace trace;
-  if (gradients.has(name)) trace.put("grad." + name, to_host(gradients.at(name), dtype));
-  return trace;
-}
-
 double clip_factor(const training::Group& group, double norm) {
   constexpr double kTorchEps = 1e-6;
   return group.clip ? std::min(1.0, *group.clip / (norm + kTorchEps)) : 1.0;
@@ -46,13 +39,8 @@ double root_mean_square(const std::vector<double>& values) {
   return std::sqrt(sum / static_cast<double>(std::max<size_t>(values.size(), 1)));
 }
 
-double relative(double value, double expected) {
-  return value == expected ? 0 : std::fabs(value - expected) / std::fabs(expected);
-}
-
-}  // namespace
-
-double norm_of(const TensorTable& gradients) {
+/// Global norm of the gradients, each tensor's in its own precision, as torch computes it.
+double global_norm(const TensorTable& gradients) {
   double sum = 0;
   for (const std::string& name : gradients.names()) {
     const Tensor& value = gradients.at(name);
@@ -61,6 +49,8 @@ double norm_of(const TensorTable& gradients) {
   }
   return std::sqrt(sum);
 }
+
+}  // namespace
 
 StepJudge::StepJudge(const TrainingJob& job, const training::Recipe& recipe,
                      const std::string& note)
@@ -105,7 +95,7 @@ void StepJudge::step(int64_t index, const Trace* decisions, bool judged) {
   loss_.oracle.push_back(oracle.loss);
   loss_.twin.push_back(twin.loss);
   grad_norm_.oracle.push_back(oracle.grad_norm.front());
-  grad_norm_.twin.push_back(norm_of(twin.gradients));
+  grad_norm_.twin.push_back(global_norm(twin.gradients));
   curve_.loss.push_back(oracle.loss);
   curve_.grad_norm.push_back(oracle.grad_norm.front());
 }
@@ -159,19 +149,19 @@ void StepJudge::judge_gradients(Pupil& pupil, int64_t index, const TensorTable& 
 Verdict StepJudge::gradient_verdict(const Pupil& pupil, const std::string& name,
                                     const TensorTable& judged, const TensorTable& oracle,
                                     const TensorTable& twin) const {
-  const std::string tap = "grad." + name;
-  const Trace own = gradient_trace(judged, name, DType::float32);
-  const Trace exact = gradient_trace(oracle, name, DType::float64);
-  const Trace noise = gradient_trace(twin, name, DType::float32);
+  const HostTensor exact = to_host(oracle.at(name), DType::float64);
   Comparison comparison{.case_name = job_.the_case.name,
                         .subject = pupil.subject,
                         .config = &job_.the_case.config,
                         .batch = &batch_,
-                        .tap = *parse_tap(tap),
+                        .tap = *parse_tap("grad." + name),
                         .mode = Mode::forced,
-                        .judged = own.find(tap),
-                        .yardstick = {.oracle = &exact, .reference = &noise}};
-  if (comparison.judged == nullptr) return unmeasured(comparison, Trust::missing, "no gradient");
+                        .yardstick = {.oracle = &exact}};
+  if (!judged.has(name)) return unmeasured(comparison, Trust::missing, "no gradient");
+  const HostTensor own = to_host(judged.at(name), DType::float32);
+  const HostTensor noise = twin.has(name) ? to_host(twin.at(name), DType::float32) : HostTensor();
+  comparison.judged = &own;
+  if (noise.defined()) comparison.yardstick.reference = &noise;
   return compare_values(comparison);
 }
 

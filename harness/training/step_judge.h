@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <string>
@@ -90,8 +91,5 @@ class StepJudge {
   std::vector<int64_t> steps_;  // judged ones
   Scalar loss_, grad_norm_;
 };
-
-/// Global norm of the gradients, each tensor's in its own precision, as torch computes it.
-double norm_of(const training::TensorTable& gradients);
 
 }  // namespace dsv32::harness

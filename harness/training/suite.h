@@ -1,7 +1,9 @@
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "harness/cases/case_run.h"
@@ -28,6 +30,8 @@ struct TrainingResult {
   std::vector<Verdict> verdicts;
   std::vector<std::pair<std::string, double>> figures;
   double tokens = 0;  // trained on by the judged sides, for tokens per second
+
+  TrainingResult& operator+=(TrainingResult other);
 };
 
 /// "reference float32": an implementation's side in the verdicts.

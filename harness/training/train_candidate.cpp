@@ -7,6 +7,7 @@
 #include "harness/judge/compare.h"
 #include "harness/judge/curve.h"
 #include "harness/judge/limits.h"
+#include "harness/judge/metrics.h"
 #include "harness/training/side.h"
 #include "src/bridge/bridge.h"
 #include "src/model/errors.h"
@@ -25,10 +26,6 @@ std::vector<std::string> golden_suites(const std::string& case_name) {
       if (golden.case_name == case_name && golden::training_exists(golden.suite, case_name))
         names.push_back(golden.suite);
   return names;
-}
-
-double relative(double value, double expected) {
-  return value == expected ? 0 : std::fabs(value - expected) / std::fabs(expected);
 }
 
 /// Norm of the difference, estimated from the projections of both sides.

@@ -25,10 +25,6 @@ bool stays_float32(const TapName& tap) {
          name == "router.weights" || name.starts_with("kl.") || tap.info.kind == TapKind::scalar;
 }
 
-bool is_16bit(DType dtype) { return dtype == DType::bfloat16 || dtype == DType::float16; }
-
-bool is_decision(TapKind kind) { return kind == TapKind::topk || kind == TapKind::experts; }
-
 /// The axis of query positions, and of key positions (-1: none).
 struct Axes {
   int64_t query, key;
@@ -62,8 +58,8 @@ Tensor TapFlow::round(const TapName& tap, const Tensor& own) const {
 }
 
 DType TapFlow::stored_type(const TapName& tap) const {
-  if (is_decision(tap.info.kind)) return DType::int32;
-  return is_16bit(options_.dtype) && stays_float32(tap) ? DType::float32 : options_.dtype;
+  if (tap.info.is_decision()) return DType::int32;
+  return is_narrow(options_.dtype) && stays_float32(tap) ? DType::float32 : options_.dtype;
 }
 
 Tensor TapFlow::fed(const TapName& tap) const {
@@ -74,7 +70,7 @@ Tensor TapFlow::fed(const TapName& tap) const {
   const Axes axes = axes_of(tap.info.kind);
   value = value.narrow(axes.query, chunk_.begin, chunk_.end - chunk_.begin);
   if (axes.key >= 0) value = value.narrow(axes.key, 0, chunk_.end);
-  if (is_decision(tap.info.kind)) return value.to(device_, torch::kInt64);
+  if (tap.info.is_decision()) return value.to(device_, torch::kInt64);
   return value.to(device_, stays_float32(tap) ? style_.exact : style_.ordinary);
 }
 

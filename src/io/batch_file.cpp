@@ -73,4 +73,22 @@ Batch read_batch(const fs::path& path, const ModelConfig& config) {
   return batch;
 }
 
+Batch batch_of_case(const Case& c, const std::optional<fs::path>& file, const std::string& where) {
+  const std::string named = "the batch of sha256 " + c.batch;
+  if (!file && !c.batch.empty())
+    refuse({.where = where,
+            .what = "case.batch",
+            .expected = named,
+            .got = "no batch file",
+            .hint = "name the file with --batch FILE"});
+  if (!file) return make_batch(c);
+  Batch batch = read_batch(*file, c.config);
+  if (!c.batch.empty() && batch.digest != c.batch)
+    refuse({.where = file->string(),
+            .what = "batch",
+            .expected = named + ", which " + where + " was made with",
+            .got = "sha256 " + batch.digest});
+  return batch;
+}
+
 }  // namespace dsv32::io

@@ -5,7 +5,6 @@
 #include <numeric>
 #include <set>
 
-#include "src/io/checkpoint.h"
 #include "src/io/config.h"
 #include "src/io/fields.h"
 #include "src/io/io.h"

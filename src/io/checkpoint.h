@@ -15,6 +15,5 @@ std::vector<SafetensorsFile> open_checkpoint_files(const std::filesystem::path& 
 
 inline constexpr const char* kSingleFile = "model.safetensors";
 inline constexpr const char* kIndexFile = "model.safetensors.index.json";
-inline constexpr const char* kCaseFile = "dsv32_case.json";
 
 }  // namespace dsv32::io

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include "src/io/json.h"
 #include "src/io/text.h"

@@ -1,10 +1,13 @@
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <map>
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "src/model/batch.h"
@@ -141,6 +144,9 @@ CandidateNotes candidate_notes(const Trace& trace, const std::string& where);
 /// Reads the file of `--batch`: input_ids and, if wanted, attention_mask and labels. The digest is
 /// the sha256 of the file.
 Batch read_batch(const fs::path& path, const ModelConfig& config);
+/// The batch of this case: that of `file` where one is given, else the synthetic one. Throws Error
+/// (artefact) when the case names a batch and it is not this file; `where` is what names the case.
+Batch batch_of_case(const Case& c, const std::optional<fs::path>& file, const std::string& where);
 
 // --- checkpoints --------------------------------------------------------------------------------
 

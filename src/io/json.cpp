@@ -63,7 +63,7 @@ std::string ecmascript(double value) {
   return digits.substr(0, 1) + (count > 1 ? "." + digits.substr(1) : "") + exponent;
 }
 
-std::string number(double value) {
+std::string canonical_number(double value) {
   if (value == 0) return "0";
   return std::string(value < 0 ? "-" : "") + ecmascript(std::abs(value));
 }
@@ -102,7 +102,7 @@ std::string canonical_json(const Json& value) {
     return joined(value, '{', '}',
                   [](auto it) { return Json(it.key()).dump() + ":" + canonical_json(*it); });
   if (value.is_array()) return joined(value, '[', ']', [](auto it) { return canonical_json(*it); });
-  if (value.is_number_float()) return number(value.get<double>());
+  if (value.is_number_float()) return canonical_number(value.get<double>());
   return value.dump();
 }
 

@@ -1,5 +1,6 @@
 #include <cstdio>
 
+#include "src/io/cases.h"
 #include "src/io/checkpoint.h"
 #include "src/io/config.h"
 #include "src/io/file.h"

@@ -1,24 +1,13 @@
 #include "src/io/text.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace dsv32::io {
 
-void refuse(Complaint complaint) { throw Error(ExitCode::artefact, std::move(complaint)); }
-
-std::string printable(std::string_view text, size_t limit) {
-  constexpr char kDigits[] = "0123456789abcdef";
-  if (text.empty()) return "an empty text";
-  std::string out;
-  for (char c : text.substr(0, limit)) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (byte >= 0x20 && byte < 0x7f) {
-      out += c;
-    } else {
-      out += {'\\', 'x', kDigits[byte >> 4], kDigits[byte & 15]};
-    }
-  }
-  return text.size() > limit ? out + "..." : out;
+void refuse(Complaint complaint) {
+  if (complaint.got.empty()) complaint.got = "an empty text";
+  throw Error(ExitCode::artefact, std::move(complaint));
 }
 
 std::string listed(const std::vector<std::string>& names, size_t limit) {

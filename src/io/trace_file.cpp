@@ -82,18 +82,14 @@ void check_metadata(const Metadata& metadata, const std::string& where) {
             .got = kind_of(producer)});
 }
 
-bool is_decision(const TapName& tap) {
-  return tap.info.kind == TapKind::topk || tap.info.kind == TapKind::experts;
-}
-
 void check_dtype(const TapName& tap, const TensorEntry& entry, const std::string& where) {
   const bool integer =
       entry.readable && (entry.dtype == DType::int32 || entry.dtype == DType::int64);
   const bool floating = entry.readable && is_floating(entry.dtype);
-  if (is_decision(tap) ? integer : floating) return;
+  if (tap.info.is_decision() ? integer : floating) return;
   refuse({.where = where,
           .what = "tensor " + tap.full + ": dtype",
-          .expected = is_decision(tap) ? "I32 (or I64)" : "F64, F32, BF16 or F16",
+          .expected = tap.info.is_decision() ? "I32 (or I64)" : "F64, F32, BF16 or F16",
           .got = std::string(entry.stored)});
 }
 
@@ -192,7 +188,7 @@ std::vector<std::string> in_order(const SafetensorsFile& file, const ModelConfig
 
 HostTensor read_tap(const SafetensorsFile& file, const TapName& tap, const std::string& where) {
   HostTensor value = file.read(tap.full);
-  if (is_decision(tap)) return narrowed(value, tap.full, where);
+  if (tap.info.is_decision()) return narrowed(value, tap.full, where);
   const bool rotated = tap.info.name == "q_rope" || tap.info.name == "k_rope";
   return rotated && file.metadata().at("rope_layout") == "deinterleaved" ? interleaved(value)
                                                                          : value;

@@ -10,8 +10,6 @@ namespace dsv32 {
 
 namespace {
 
-constexpr int64_t kIgnored = -100;  // label of an uncounted token, as in torch's cross entropy
-
 std::string place(const Batch& batch, size_t i) {
   const auto index = static_cast<int64_t>(i);
   return "[" + std::to_string(index / batch.S) + "," + std::to_string(index % batch.S) + "]";
@@ -90,7 +88,7 @@ void set_labels(Batch& batch) {
     for (int64_t s = 0; s < batch.S; ++s) {
       const bool after_padding = s > 0 && !batch.valid(b, s - 1);
       if (!batch.valid(b, s) || after_padding || s < batch.S / 4) {
-        batch.labels[b * batch.S + s] = kIgnored;
+        batch.labels[b * batch.S + s] = kIgnoredLabel;
       }
     }
   }
@@ -116,7 +114,7 @@ void validate(const Batch& batch, const ModelConfig& config, const std::string& 
     const int64_t label = batch.labels[i];
     if (!in_vocabulary(id)) refuse_value(batch, where, "input_ids", i, ids, id);
     if (mask != 0 && mask != 1) refuse_value(batch, where, "attention_mask", i, "0 or 1", mask);
-    if (label != kIgnored && !in_vocabulary(label)) {
+    if (label != kIgnoredLabel && !in_vocabulary(label)) {
       refuse_value(batch, where, "labels", i, ids + " or -100", label);
     }
   }

@@ -9,6 +9,11 @@
 
 namespace dsv32 {
 
+/// The label of a token that is not counted, as in torch's cross entropy.
+inline constexpr int64_t kIgnoredLabel = -100;
+/// Training cycles through so many batches of a case. FORMATS 2.
+inline constexpr int64_t kBatches = 4;
+
 /// One batch of tokens. All [B,S] int64, row-major. FORMATS section 2.
 struct Batch {
   int64_t B = 0;
@@ -16,7 +21,7 @@ struct Batch {
   std::vector<int64_t> input_ids;
   std::vector<int64_t> attention_mask;  // 0 or 1; all 1 when none was given
   std::vector<int64_t> position_ids;    // max(cumsum(mask) - 1, 0)
-  std::vector<int64_t> labels;          // -100: not counted
+  std::vector<int64_t> labels;          // kIgnoredLabel: not counted
   std::vector<int64_t> chunks;          // as in Case
   bool mask_given = true;
   std::string digest;  // sha256 of a user's file; empty for synthetic batches
@@ -29,8 +34,8 @@ Batch make_batch(const Case& c, int64_t index = 0);
 
 /// Fills position_ids from the mask.
 void set_positions(Batch& batch);
-/// Fills labels from the ids: -100 on padding, on the first token after padding and in the first
-/// S/4 columns (FORMATS section 2).
+/// Fills labels from the ids: kIgnoredLabel on padding, on the first token after padding and in the
+/// first S/4 columns (FORMATS section 2).
 void set_labels(Batch& batch);
 /// Throws Error (artefact) unless ids are inside the vocabulary, the mask is 0/1 and sizes agree.
 void validate(const Batch& batch, const ModelConfig& config, const std::string& where);

@@ -1,7 +1,9 @@
 #include "src/model/config.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numbers>
 
 #include "src/model/errors.h"
 
@@ -28,6 +30,13 @@ std::string number(double value) {
     text = buffer;
   }
   return text;
+}
+
+/// c(r): the pair that turns r times within the original context. SPEC 1.3.
+double turning_pair(const ModelConfig& config, double turns) {
+  const auto length = static_cast<double>(config.yarn->original_max_position_embeddings);
+  return static_cast<double>(config.qk_rope_head_dim) *
+         std::log(length / (2 * std::numbers::pi * turns)) / (2 * std::log(config.rope_theta));
 }
 
 // Every check in one place to read; the first failing one throws.
@@ -124,6 +133,22 @@ void check_rope(const ModelConfig& c, const Checker& check) {
 }
 
 }  // namespace
+
+double yarn_mscale(double factor, double mscale) {
+  return factor <= 1 || mscale == 0 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
+}
+
+std::optional<YarnNumbers> ModelConfig::yarn_numbers() const {
+  if (!yarn) return std::nullopt;
+  constexpr double kShortest = 0.001;  // where both ends are one pair
+  const auto last = static_cast<double>(qk_rope_head_dim - 1);
+  const double low = std::max(std::floor(turning_pair(*this, yarn->beta_fast)), 0.0);
+  const double high = std::min(std::ceil(turning_pair(*this, yarn->beta_slow)), last);
+  return YarnNumbers{.low = low,
+                     .high = high,
+                     .width = high == low ? kShortest : high - low,
+                     .mscale = yarn_mscale(yarn->factor, yarn->mscale_all_dim)};
+}
 
 void ModelConfig::validate() const {
   const Checker check(*this);

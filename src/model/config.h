@@ -17,6 +17,18 @@ struct YarnConfig {
   double mscale_all_dim = 0;  // 0: absent
 };
 
+/// 0.1 mscale ln(factor) + 1; 1 without interpolation. SPEC 1.3.
+double yarn_mscale(double factor, double mscale);
+
+/// What follows from a config with YaRN. SPEC 1.3.
+struct YarnNumbers {
+  /// Pairs up to `low` keep their frequency, those from `high` on are divided by the factor.
+  double low = 0, high = 0;
+  /// Of the pairs in between: what a step of one pair is divided by.
+  double width = 1;
+  double mscale = 1;  // yarn_mscale(factor, mscale_all_dim)
+};
+
 /// A DeepSeek-V3.2 config; field names as in Hugging Face's config.json.
 struct ModelConfig {
   std::string name;  // "tiny", "small", ... or the path it came from; not part of the numbers
@@ -54,6 +66,8 @@ struct ModelConfig {
 
   int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
   bool is_dense_mlp(int64_t layer) const { return layer < first_k_dense_replace; }
+  /// nullopt without YaRN.
+  std::optional<YarnNumbers> yarn_numbers() const;
 
   /// Throws Error (artefact) at the first impossible value or contradiction, naming the field.
   void validate() const;

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cmath>
@@ -169,13 +170,24 @@ void check_type(DType dtype, bool matches, size_t size) {
                                    .got = "a type of " + std::to_string(size) + " bytes"});
 }
 
+/// Exponent of the smallest normal number.
+int smallest_exponent(DType dtype) {
+  constexpr int kFloat16Exponent = -14;
+  switch (dtype) {
+    case DType::float64:
+      return std::numeric_limits<double>::min_exponent - 1;
+    case DType::float16:
+      return kFloat16Exponent;
+    default:  // bfloat16 has the exponents of float32
+      return std::numeric_limits<float>::min_exponent - 1;
+  }
+}
+
 template <typename T>
 bool matches(DType dtype) {
   if constexpr (std::is_same_v<T, double>) return dtype == DType::float64;
   if constexpr (std::is_same_v<T, float>) return dtype == DType::float32;
-  if constexpr (std::is_same_v<T, uint16_t>) {
-    return dtype == DType::bfloat16 || dtype == DType::float16;
-  }
+  if constexpr (std::is_same_v<T, uint16_t>) return is_narrow(dtype);
   if constexpr (std::is_same_v<T, int64_t>) return dtype == DType::int64;
   if constexpr (std::is_same_v<T, int32_t>) return dtype == DType::int32;
   if constexpr (std::is_same_v<T, uint8_t>) return dtype == DType::uint8;
@@ -187,8 +199,17 @@ bool matches(DType dtype) {
 int64_t item_size(DType dtype) { return info_of(dtype).size; }
 std::string_view to_string(DType dtype) { return info_of(dtype).name; }
 bool is_floating(DType dtype) { return info_of(dtype).floating; }
+bool is_narrow(DType dtype) { return dtype == DType::bfloat16 || dtype == DType::float16; }
 double rounding_floor(DType dtype) { return info_of(dtype).rounding_floor; }
 double epsilon(DType dtype) { return info_of(dtype).epsilon; }
+
+double ulp_at(double value, DType dtype) {
+  const double size = std::fabs(value);
+  if (!std::isfinite(size)) return 0;
+  const int lowest = smallest_exponent(dtype);
+  const int exponent = size > 0 ? std::max(std::ilogb(size), lowest) : lowest;
+  return std::ldexp(epsilon(dtype), exponent);
+}
 
 DType parse_dtype(std::string_view text) {
   std::string known;

@@ -19,11 +19,15 @@ std::string_view to_string(DType dtype);
 /// The inverse of to_string; throws Error (usage) that names the known ones.
 DType parse_dtype(std::string_view text);
 bool is_floating(DType dtype);
+/// bfloat16 or float16.
+bool is_narrow(DType dtype);
 /// Relative L2 error of one round-to-nearest in this type: 1.66e-3 bf16, 2.1e-4 f16, 3e-8
 /// f32, 5.5e-17 f64.
 double rounding_floor(DType dtype);
 /// Distance between 1 and the next larger number: 2^-7 bf16, 2^-10 f16, 2^-23 f32, 2^-52 f64.
 double epsilon(DType dtype);
+/// Distance between a number of this type near `value` and the next: of the normal numbers.
+double ulp_at(double value, DType dtype);
 
 using Shape = std::vector<int64_t>;
 /// Product of the dimensions; throws Error (artefact) on overflow or a negative dimension.

@@ -5,6 +5,11 @@
 
 namespace dsv32 {
 
+bool is_decision(const std::string& full) {
+  const auto tap = parse_tap(full);
+  return tap && tap->info.is_decision();
+}
+
 void Trace::put(const std::string& name, HostTensor value) {
   if (!has(name)) names_.push_back(name);
   values_[name] = std::move(value);

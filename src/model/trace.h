@@ -34,6 +34,9 @@ struct TapInfo {
   bool per_layer;
   /// Taps that the stage reads ("hidden" is that of the layer before).
   std::vector<std::string_view> inputs;
+
+  /// A set that the model chooses, which another run can replay.
+  bool is_decision() const { return kind == TapKind::topk || kind == TapKind::experts; }
 };
 
 /// Every tap in paper order (SPEC section 5), then the KL and training ones. `loss.kl` is there
@@ -50,6 +53,8 @@ struct TapName {
 };
 /// Parses a full name; nullopt for one outside the vocabulary.
 std::optional<TapName> parse_tap(const std::string& full);
+/// The tap of this name is a decision.
+bool is_decision(const std::string& full);
 std::string layer_tap(int64_t layer, std::string_view name);
 /// The name without its layer: "layers.3.attn.ctx" -> "attn.ctx",
 /// "grad.model.layers.3.mlp.gate.weight" -> "grad.mlp.gate.weight"; other names as they are. The

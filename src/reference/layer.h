@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstdint>
+
 #include "src/bridge/tap_flow.h"
 #include "src/reference/ops.h"
 

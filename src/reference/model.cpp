@@ -329,21 +329,4 @@ std::unique_ptr<Implementation> make_reference(const ModelConfig& config,
   return std::make_unique<Reference>(config, weights);
 }
 
-std::string torch_version() { return TORCH_VERSION; }
-
-std::string resolve_device(const std::string& asked) {
-  const bool present = torch::cuda::is_available();
-  if (asked == "auto") return present ? "cuda" : "cpu";
-  if (asked.rfind("cuda", 0) == 0 && !present) {
-    throw Error(ExitCode::environment, {.where = "--device",
-                                        .what = "device",
-                                        .expected = "a CUDA device",
-                                        .got = "none",
-                                        .hint = "use --device cpu"});
-  }
-  return asked;
-}
-
-void set_threads(int threads) { torch::set_num_threads(threads); }
-
 }  // namespace dsv32::reference

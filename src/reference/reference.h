@@ -11,11 +11,4 @@ namespace dsv32::reference {
 std::unique_ptr<Implementation> make_reference(const ModelConfig& config,
                                                const WeightSource& weights);
 
-/// Versions of torch and of the device, for reports.
-std::string torch_version();
-/// "cuda" when a device is there and asked for by `auto`, else "cpu"; throws Error (environment)
-/// for cuda without a device.
-std::string resolve_device(const std::string& asked);
-void set_threads(int threads);
-
 }  // namespace dsv32::reference

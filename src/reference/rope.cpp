@@ -1,23 +1,10 @@
 #include <cmath>
-#include <numbers>
 
 #include "src/model/errors.h"
 #include "src/reference/ops.h"
 
 namespace dsv32::reference {
 namespace {
-
-double yarn_mscale(double factor, double mscale) {
-  return factor <= 1 || mscale == 0 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
-}
-
-/// Pair index at which a wave turns `rotations` times within the original context.
-double correction_index(const ModelConfig& config, double rotations) {
-  const double d = static_cast<double>(config.qk_rope_head_dim);
-  const double length = static_cast<double>(config.yarn->original_max_position_embeddings);
-  return d * std::log(length / (rotations * 2 * std::numbers::pi)) /
-         (2 * std::log(config.rope_theta));
-}
 
 /// The factor of the frequencies and of the amplitude; the softmax scale always takes the explicit
 /// one.
@@ -36,11 +23,9 @@ Tensor frequencies(const Context& ctx) {
   const Tensor plain = 1.0 / torch::pow(config.rope_theta, exponent);
   if (!config.yarn || ctx.dialect.rope.yarn_ignored) return plain;
 
-  const double low = std::max(std::floor(correction_index(config, config.yarn->beta_fast)), 0.0);
-  double high = std::min(std::ceil(correction_index(config, config.yarn->beta_slow)),
-                         static_cast<double>(d - 1));
-  if (high == low) high += 0.001;
-  const Tensor ramp = ((torch::arange(d / 2, ctx.real()) - low) / (high - low)).clamp(0, 1);
+  const YarnNumbers yarn = *config.yarn_numbers();
+  const Tensor pair = torch::arange(d / 2, ctx.real());
+  const Tensor ramp = ((pair - yarn.low) / yarn.width).clamp(0, 1);
   return plain / interpolation_factor(ctx) * ramp + plain * (1 - ramp);
 }
 

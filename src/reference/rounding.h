@@ -19,7 +19,7 @@ struct Rounding {
   torch::ScalarType compute_type() const {
     return dtype == DType::float64 ? torch::kFloat64 : torch::kFloat32;
   }
-  bool is_16bit() const { return dtype == DType::bfloat16 || dtype == DType::float16; }
+  bool is_16bit() const { return is_narrow(dtype); }
   bool like_transformers() const { return is_16bit() && style == RoundingStyle::transformers; }
 
   /// A tap: rounded once in the 16-bit modes (SPEC 1, bf16 mode).

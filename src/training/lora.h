@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <string>
 #include <vector>
@@ -22,6 +23,7 @@ class LoraAdapters : public Trainables {
 
   using Trainables::table;
   TensorTable& table() override { return table_; }
+  const TensorTable& table() const override { return table_; }
   /// Gives no gradient for a module of whose weights the run has none.
   TensorTable gradients(const Trace& run) const override;
   HostTensor load(const WeightSpec& spec) const override;

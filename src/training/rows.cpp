@@ -60,11 +60,6 @@ std::pair<int64_t, int64_t> share_of_rows(int64_t rows, int64_t index, int64_t c
   return {rows * index / count, rows * (index + 1) / count};
 }
 
-bool is_decision(const std::string& name) {
-  const auto tap = parse_tap(name);
-  return tap && (tap->info.kind == TapKind::topk || tap->info.kind == TapKind::experts);
-}
-
 Trace slice_decisions(const Trace& decisions, int64_t first, int64_t last) {
   Trace rows;
   for (const std::string& name : decisions.names())

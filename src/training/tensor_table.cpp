@@ -5,6 +5,14 @@
 
 namespace dsv32::training {
 
+double norm_of(const Tensor& value) {
+  return torch::linalg_vector_norm(value.to(torch::kFloat64)).item<double>();
+}
+
+double distance(const Tensor& a, const Tensor& b) {
+  return norm_of(a.to(torch::kFloat64) - b.to(torch::kFloat64));
+}
+
 void TensorTable::put(const std::string& name, Tensor value) {
   if (!has(name)) names_.push_back(name);
   values_[name] = std::move(value);

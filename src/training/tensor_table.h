@@ -10,6 +10,11 @@ namespace dsv32::training {
 
 using torch::Tensor;
 
+/// L2 norm, in double.
+double norm_of(const Tensor& value);
+/// L2 norm of a - b, in double.
+double distance(const Tensor& a, const Tensor& b);
+
 /// Named tensors in a fixed order: parameters, gradients, optimizer moments.
 class TensorTable {
  public:

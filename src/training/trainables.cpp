@@ -27,8 +27,7 @@ TensorTable FullWeights::gradients(const Trace& run) const {
 HostTensor FullWeights::load(const WeightSpec& spec) const {
   const auto master = memory_.find(spec.name);
   if (master == memory_.end()) return start_.load(spec);
-  const bool narrow = model_ == DType::bfloat16 || model_ == DType::float16;
-  return narrow ? to_host(to_torch(master->second), model_) : master->second;
+  return is_narrow(model_) ? to_host(to_torch(master->second), model_) : master->second;
 }
 
 std::string FullWeights::identity() const { return start_.identity(); }

@@ -1,5 +1,8 @@
 #pragma once
 
+#include <map>
+#include <string>
+
 #include "src/model/trace.h"
 #include "src/model/weights.h"
 #include "src/training/tensor_table.h"
@@ -13,7 +16,7 @@ class Trainables : public WeightSource {
   /// The tensors that an optimizer may move, by name; every one is a master copy (float32, or
   /// float64 for the oracle). They are changed in place (TensorTable::assign), never replaced.
   virtual TensorTable& table() = 0;
-  const TensorTable& table() const { return const_cast<Trainables*>(this)->table(); }
+  virtual const TensorTable& table() const = 0;
   /// Gradient of every tensor of the table that has one, from the taps grad.<weight> of a run.
   virtual TensorTable gradients(const Trace& run) const = 0;
 };
@@ -27,6 +30,7 @@ class FullWeights : public Trainables {
   FullWeights(const ModelConfig& config, const WeightSource& start, torch::ScalarType master,
               DType model = DType::float32);
   TensorTable& table() override { return table_; }
+  const TensorTable& table() const override { return table_; }
   /// The gradients may share memory with the run's taps.
   TensorTable gradients(const Trace& run) const override;
   /// The tensor shares memory with the master: a run must end before the next optimizer step.

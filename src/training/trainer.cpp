@@ -3,8 +3,6 @@
 namespace dsv32::training {
 namespace {
 
-constexpr int64_t kBatches = 4;  // FORMATS 2
-
 double scalar_or_zero(const Trace& run, const char* tap) {
   const HostTensor* value = run.find(tap);
   return value == nullptr ? 0 : value->at(0);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -93,6 +94,5 @@ std::pair<int64_t, int64_t> share_of_rows(int64_t rows, int64_t index, int64_t c
 Trace slice_decisions(const Trace& decisions, int64_t first, int64_t last);
 /// Joins decisions of consecutive rows, in their order.
 Trace join_decisions(const std::vector<Trace>& parts);
-bool is_decision(const std::string& tap);
 
 }  // namespace dsv32::training

@@ -117,7 +117,7 @@ std::string family_of(const Verdict& verdict, DType dtype) {
       kind == TapKind::gradient                                                        ? "gradient"
       : kind == TapKind::attention || kind == TapKind::scores || kind == TapKind::keys ? "keys"
       : kind == TapKind::scalar                                                        ? "scalar"
-      : kind == TapKind::topk || kind == TapKind::experts                              ? "decision"
+      : tap->info.is_decision()                                                        ? "decision"
                                                                                        : "token";
   return std::string(to_string(verdict.mode)) + " " + family +
          (item_size(dtype) == 2 ? " 16-bit " : " ");

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <set>
+#include <tuple>
 
 #include "src/io/io.h"
 #include "src/model/trace.h"
@@ -57,6 +58,14 @@ TEST(Forward, EveryTapWasJudgedForEverySubject) {
   for (const char* subject : {"golden", "reference float32", "reference bfloat16",
                               "optimized float32", "optimized bfloat16"})
     expect_every_tap_judged(subject);
+}
+
+TEST(Forward, EveryCheckIsCountedOnce) {
+  std::set<std::tuple<std::string, std::string, Mode>> counted;
+  for (const Verdict& v : report().verdicts) {
+    EXPECT_TRUE(counted.emplace(v.subject, v.tap, v.mode).second)
+        << v.subject << " " << v.tap << " (" << to_string(v.mode) << ")";
+  }
 }
 
 TEST(Forward, ReferenceIsJudgedStagedAndForced) {

@@ -145,11 +145,12 @@ void move_largest(const MutantCase& c, Trace& trace, const std::string& tap) {
     for (int64_t i = kRow * width; i < (kRow + 1) * width; ++i) {
       if (std::fabs(values[i]) > std::fabs(values[largest])) largest = i;
     }
-    harness::Comparison comparison{.config = &run.the_case().config,
-                                   .batch = &run.batch(),
-                                   .tap = *parse_tap(tap),
-                                   .judged = trace.find(tap),
-                                   .yardstick = {.oracle = &oracle, .reference = &reference}};
+    harness::Comparison comparison{
+        .config = &run.the_case().config,
+        .batch = &run.batch(),
+        .tap = *parse_tap(tap),
+        .judged = trace.find(tap),
+        .yardstick = {.oracle = oracle.find(tap), .reference = reference.find(tap)}};
     values[largest] += static_cast<float>(128 * harness::element_noise(comparison, largest));
   });
 }

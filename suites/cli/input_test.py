@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -30,6 +31,8 @@ from program import (
     variant,
 )
 from safetensors.numpy import load_file, save_file
+
+PADDED = 5  # tokens of an own batch
 
 setUpModule = make_good
 tearDownModule = clean_up
@@ -288,6 +291,30 @@ class Batches(CliTest):
     def test_wrong_type_and_no_ids(self) -> None:
         self.refused_batch(self.batch(input_ids=self.ids().astype(np.float32)), "input_ids")
         self.refused_batch(self.batch(tokens=self.ids()), "input_ids")
+
+    def of_own_batch(self, name: str, batch: Path, padded_by: float) -> Path:
+        """The good trace as if made with this batch; its padding is `padded_by` times as large."""
+        listed = json.loads((ROOT / "configs" / "cases.json").read_text())["cases"]
+        tiny = next(case for case in listed if case["name"] == "tiny")
+        keys = "config overrides seed B S pad bias_offset chunks".split()
+        case = {key: tiny[key] for key in keys}
+        case["batch"] = hashlib.sha256(batch.read_bytes()).hexdigest()
+        tensors = load_file(good)
+        tensors["logits"][0, :PADDED] *= np.float32(padded_by)
+        return variant(name, tensors, case=json.dumps(case))
+
+    def test_compare_reads_the_batch_that_the_case_names(self) -> None:
+        mask = np.ones((2, 32), np.int64)
+        mask[0, :PADDED] = 0  # the synthetic batch of the case has its padding in row 1
+        path = self.batch(input_ids=np.ones((2, 32), np.int64), attention_mask=mask)
+        a, b = self.of_own_batch("own-a", path, 1), self.of_own_batch("own-b", path, 2)
+        self.refused(run("compare", a, b), ARTEFACT, "--batch FILE", a.name)
+        self.ended(run("compare", a, b, "--batch", path), OK)
+        self.refused(run("compare", good, good, "--batch", path), ARTEFACT, "batch")
+        self.refused(run("--candidate", a), ARTEFACT, "--batch FILE")
+        path = self.batch(input_ids=np.ones((2, 32), np.int64))
+        self.refused(run("compare", a, b, "--batch", path), ARTEFACT, "sha256", path.name)
+        self.refused(run("--candidate", a, "--batch", path), ARTEFACT, "sha256", path.name)
 
 
 class Configs(CliTest):

@@ -18,6 +18,7 @@
 #include <string>
 
 #include "golden/reader/tamper.h"
+#include "harness/cli/golden_commands.h"
 #include "src/io/io.h"
 #include "src/model/errors.h"
 
@@ -228,19 +229,19 @@ struct Printed {
 template <typename Command>
 Printed run(Command&& command) {
   testing::internal::CaptureStdout();
-  const int code = command();
-  return {code, testing::internal::GetCapturedStdout()};
+  const ExitCode code = command();
+  return {static_cast<int>(code), testing::internal::GetCapturedStdout()};
 }
 
 TEST_F(SelfGolden, VerifyReportsBadUnlistedAndAbsentFiles) {
   overwrite(directory_ / "stray.h5", "x");
-  const Printed stray = run([&] { return verify_command(directory_); });
+  const Printed stray = run([&] { return harness::golden_verify_command(directory_); });
   EXPECT_EQ(stray.code, 4);
   EXPECT_TRUE(holds(stray.text, "ok   ")) << stray.text;
   EXPECT_TRUE(holds(stray.text, "UNLISTED  stray.h5")) << stray.text;
   EXPECT_TRUE(holds(stray.text, "ABSENT    small has no golden")) << stray.text;
   overwrite(file(), std::string(original_.size(), 'x'));
-  const Printed bad = run([&] { return verify_command(directory_); });
+  const Printed bad = run([&] { return harness::golden_verify_command(directory_); });
   EXPECT_EQ(bad.code, 4);
   EXPECT_TRUE(holds(bad.text, "BAD ")) << bad.text;
 }
@@ -248,11 +249,11 @@ TEST_F(SelfGolden, VerifyReportsBadUnlistedAndAbsentFiles) {
 TEST_F(SelfGolden, VerifyOfAnEmptyManifestIsNotGreen) {
   overwrite(directory_ / "manifest.json",
             R"({"files":[],"format":"dsv32-verify.golden-manifest","version":1})");
-  EXPECT_EQ(run([&] { return verify_command(directory_); }).code, 5);
+  EXPECT_EQ(run([&] { return harness::golden_verify_command(directory_); }).code, 5);
 }
 
 TEST_F(SelfGolden, ShowTellsProvenanceAndTaps) {
-  const Printed shown = run([&] { return show_command(kCase, directory_); });
+  const Printed shown = run([&] { return harness::golden_show_command(kCase, directory_); });
   EXPECT_EQ(shown.code, 0);
   for (const char* part :
        {"transformers", "config_sha256", "input_ids", "layers.0.ix.scores", "[2,7,64]"}) {
@@ -261,10 +262,11 @@ TEST_F(SelfGolden, ShowTellsProvenanceAndTaps) {
 }
 
 TEST_F(SelfGolden, DiffFindsNothingBetweenEqualDirectories) {
-  const Printed same = run([&] { return diff_command(directory_, directory_); });
+  const Printed same = run([&] { return harness::golden_diff_command(directory_, directory_); });
   EXPECT_EQ(same.code, 0);
   EXPECT_TRUE(holds(same.text, "tiny-short7: identical")) << same.text;
-  const Printed other = run([&] { return diff_command(default_directory(), directory_); });
+  const Printed other =
+      run([&] { return harness::golden_diff_command(default_directory(), directory_); });
   EXPECT_EQ(other.code, 1);
   EXPECT_TRUE(holds(other.text, "small: removed")) << other.text;
 }
@@ -272,7 +274,7 @@ TEST_F(SelfGolden, DiffFindsNothingBetweenEqualDirectories) {
 // --- the committed goldens ----------------------------------------------------------------------
 
 TEST(SelfGoldenData, EveryCommittedGoldenIsWhole) {
-  const Printed all = run([] { return verify_command(default_directory()); });
+  const Printed all = run([] { return harness::golden_verify_command(default_directory()); });
   EXPECT_EQ(all.code, 0) << all.text;
 }
 

@@ -13,6 +13,7 @@
 
 #include "golden/reader/golden.h"
 #include "golden/reader/tamper.h"
+#include "harness/cli/golden_commands.h"
 #include "src/io/io.h"
 #include "src/model/errors.h"
 #include "src/model/sketch.h"
@@ -209,15 +210,16 @@ TEST_F(SelfTrainingGolden, IsNoGoldenOfACase) {
   EXPECT_THROW(load("loss_descent.tiny-wide", directory_), Error);
 }
 
-std::string printed(int (*command)(const std::string&, const fs::path&), const std::string& name,
-                    const fs::path& directory) {
+std::string printed(ExitCode (*command)(const std::string&, const fs::path&),
+                    const std::string& name, const fs::path& directory) {
   testing::internal::CaptureStdout();
-  EXPECT_EQ(command(name, directory), 0);
+  EXPECT_EQ(command(name, directory), ExitCode::ok);
   return testing::internal::GetCapturedStdout();
 }
 
 TEST_F(SelfTrainingGolden, ShowTellsProvenanceSeriesAndParameters) {
-  const std::string text = printed(show_command, "loss_descent.tiny-wide", directory_);
+  const std::string text =
+      printed(harness::golden_show_command, "loss_descent.tiny-wide", directory_);
   for (const char* part :
        {"transformers 5.23.0", "recipe", "grad_norm", "lm_head.weight", "band of 64 runs"})
     EXPECT_NE(text.find(part), std::string::npos) << part << " in " << text;
@@ -225,7 +227,7 @@ TEST_F(SelfTrainingGolden, ShowTellsProvenanceSeriesAndParameters) {
 
 TEST_F(SelfTrainingGolden, DiffFindsAChangedLoss) {
   testing::internal::CaptureStdout();
-  EXPECT_EQ(diff_command(directory_, directory_), 0);
+  EXPECT_EQ(harness::golden_diff_command(directory_, directory_), ExitCode::ok);
   const std::string text = testing::internal::GetCapturedStdout();
   EXPECT_NE(text.find("loss_descent.tiny-wide: identical"), std::string::npos) << text;
 }

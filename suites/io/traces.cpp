@@ -91,7 +91,7 @@ TEST(SelfTraces, EveryTapOfACaseIsAccepted) {
   for (const auto& names : {forward_taps(c.config), gradient_taps(c.config)}) {
     for (const std::string& name : names) {
       const TapName tap = *parse_tap(name);
-      const bool decision = tap.info.kind == TapKind::topk || tap.info.kind == TapKind::experts;
+      const bool decision = tap.info.is_decision();
       tensors.push_back({name, HostTensor(decision ? DType::int32 : DType::float32,
                                           *tap_shape(tap, c.config, c.B, c.S))});
     }

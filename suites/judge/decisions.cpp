@@ -52,8 +52,7 @@ Verdict judge_row(const TopkRow& row, Mode mode = Mode::staged) {
       if (!last && taken < k) picks[s * k + taken++] = t;
     }
   for (size_t i = 0; i < row.picks.size(); ++i) picks[(S - 1) * k + i] = row.picks[i];
-  Trace oracle;
-  oracle.put("layers.0.ix.scores", HostTensor::from_doubles(DType::float64, {1, S, S}, scores));
+  const HostTensor oracle = HostTensor::from_doubles(DType::float64, {1, S, S}, scores);
   const HostTensor judged = HostTensor::from_doubles(DType::int32, {1, S, k}, picks);
   const HostTensor stored = HostTensor::from_doubles(DType::float32, {1, S, S}, own);
   Comparison c;
@@ -248,9 +247,7 @@ Verdict judge_router(const RouterRow& row, Mode mode = Mode::staged) {
   Batch batch;
   batch.B = batch.S = 1;
   batch.attention_mask = {1};
-  Trace oracle;
-  oracle.put("layers.0.router.logits",
-             HostTensor::from_doubles(DType::float64, {1, 1, 8}, row.logits));
+  const HostTensor oracle = HostTensor::from_doubles(DType::float64, {1, 1, 8}, row.logits);
   const HostTensor judged =
       HostTensor::from_doubles(DType::int32, {1, 1, std::ssize(row.experts)}, row.experts);
   const HostTensor bias = HostTensor::from_doubles(DType::float32, {8}, row.bias);

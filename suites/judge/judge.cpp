@@ -16,6 +16,7 @@ using harness::Evidence;
 using harness::Fault;
 using harness::first_failure;
 using harness::judge;
+using harness::judge_staged;
 using harness::Mode;
 using harness::Trust;
 using harness::Verdict;
@@ -34,9 +35,13 @@ int64_t count(const std::vector<Verdict>& verdicts, Trust trust) {
                        [&](const Verdict& v) { return v.trust == trust; });
 }
 
+std::vector<Verdict> judge_all(const Evidence& evidence) {
+  return judge(evidence, judge_staged(evidence));
+}
+
 // The first failing tap of a world with one corrupted tap.
 std::string first_of(World& world) {
-  const std::vector<Verdict> verdicts = judge(world.evidence());
+  const std::vector<Verdict> verdicts = judge_all(world.evidence());
   const Verdict* first = first_failure(verdicts);
   return first == nullptr ? "" : first->tap;
 }
@@ -54,7 +59,7 @@ TEST(SelfJudge, CleanTracesPassEveryCheck) {
   for (const DType dtype : {DType::float32, DType::bfloat16})
     for (uint64_t seed = 101; seed < 101 + kWorlds; ++seed) {
       const World world(seed, dtype);
-      const std::vector<Verdict> verdicts = judge(world.evidence());
+      const std::vector<Verdict> verdicts = judge_all(world.evidence());
       const Verdict* first = first_failure(verdicts);
       EXPECT_EQ(first, nullptr) << seed << ": " << show(*first);
       EXPECT_EQ(count(verdicts, Trust::pass), std::ssize(verdicts));
@@ -63,7 +68,7 @@ TEST(SelfJudge, CleanTracesPassEveryCheck) {
 
 TEST(SelfJudge, EveryTapHasAStagedAndAForcedVerdictInOrder) {
   const World world(1);
-  const std::vector<Verdict> verdicts = judge(world.evidence());
+  const std::vector<Verdict> verdicts = judge_all(world.evidence());
   std::vector<std::string> expected = {"selection exercised"}, got;
   for (int pass = 0; pass < 2; ++pass)
     for (const std::string& tap : forward_taps(world.c.config)) expected.push_back(tap);
@@ -139,7 +144,7 @@ TEST(SelfJudge, StagedFailuresComeBeforeForcedOnes) {
   world.corrupt("layers.1.hidden", later);
   Evidence evidence = world.evidence();
   evidence.staged.oracle = &staged_oracle;
-  const std::vector<Verdict> verdicts = judge(evidence);
+  const std::vector<Verdict> verdicts = judge_all(evidence);
   EXPECT_TRUE(fails(*find(verdicts, "layers.0.attn.out", Mode::forced)));
   EXPECT_TRUE(passes(*find(verdicts, "layers.0.attn.out", Mode::staged)));
   EXPECT_EQ(first_failure(verdicts)->tap, "layers.1.hidden");
@@ -167,7 +172,7 @@ TEST(SelfJudge, ATraceFullOfNanFailsFromTheFirstTapOn) {
     if (world.judged.find(tap)->dtype() == DType::int32) continue;
     world.corrupt(tap, std::vector<double>(world.judged.find(tap)->numel(), kNaN));
   }
-  const std::vector<Verdict> verdicts = judge(world.evidence());
+  const std::vector<Verdict> verdicts = judge_all(world.evidence());
   EXPECT_EQ(first_failure(verdicts)->tap, "embed");
   for (const Verdict& verdict : verdicts) {
     const bool set = verdict.tap.ends_with("topk") || verdict.tap.ends_with("router.experts");
@@ -181,9 +186,9 @@ TEST(SelfJudge, AnAbsentTapIsMissingForOurOwnAndSkippedForAFile) {
   world.judged.erase("layers.0.ix.weights");
   world.judged.erase("grad.lm_head.weight");
   Evidence evidence = world.evidence();
-  EXPECT_EQ(count(judge(evidence), Trust::missing), 2);
+  EXPECT_EQ(count(judge_all(evidence), Trust::missing), 2);
   evidence.is_file = true;
-  const std::vector<Verdict> verdicts = judge(evidence);
+  const std::vector<Verdict> verdicts = judge_all(evidence);
   EXPECT_EQ(count(verdicts, Trust::missing), 0);
   EXPECT_EQ(count(verdicts, Trust::skipped), 2);
   for (const Verdict& verdict : verdicts)
@@ -194,7 +199,7 @@ TEST(SelfJudge, AnAbsentTapIsMissingForOurOwnAndSkippedForAFile) {
 TEST(SelfJudge, ATapAbsentFromTheOracleIsMissing) {
   World world(5);
   world.oracle.erase("layers.0.attn.ctx");
-  EXPECT_EQ(count(judge(world.evidence()), Trust::missing), 2);
+  EXPECT_EQ(count(judge_all(world.evidence()), Trust::missing), 2);
 }
 
 TEST(SelfJudge, AnEmptyTraceIsVacuous) {
@@ -202,7 +207,7 @@ TEST(SelfJudge, AnEmptyTraceIsVacuous) {
   world.judged = Trace();
   Evidence evidence = world.evidence();
   evidence.is_file = true;
-  const std::vector<Verdict> verdicts = judge(evidence);
+  const std::vector<Verdict> verdicts = judge_all(evidence);
   EXPECT_EQ(verdicts.back().trust, Trust::vacuous);
   EXPECT_EQ(verdicts.back().tap, "taps");
 }
@@ -212,9 +217,9 @@ TEST(SelfJudge, AFileWithoutLogitsAndLossIsNotGreen) {
   world.judged.erase("logits");
   Evidence evidence = world.evidence();
   evidence.is_file = true;
-  EXPECT_EQ(count(judge(evidence), Trust::missing), 0);
+  EXPECT_EQ(count(judge_all(evidence), Trust::missing), 0);
   world.judged.erase("loss.lm");
-  EXPECT_EQ(count(judge(evidence), Trust::missing), 1);
+  EXPECT_EQ(count(judge_all(evidence), Trust::missing), 1);
 }
 
 TEST(SelfJudge, OnlyLogitsAreJudgedFree) {
@@ -224,14 +229,14 @@ TEST(SelfJudge, OnlyLogitsAreJudgedFree) {
   world.judged = only;
   Evidence evidence = world.evidence();
   evidence.is_file = true;
-  std::vector<Verdict> verdicts = judge(evidence);
+  std::vector<Verdict> verdicts = judge_all(evidence);
   ASSERT_NE(find(verdicts, "logits", Mode::free), nullptr);
   EXPECT_TRUE(passes(*find(verdicts, "logits", Mode::free)));
   EXPECT_EQ(find(verdicts, "logits", Mode::staged)->trust, Trust::skipped);
   std::vector<double> values = world.values("logits");
   for (double& x : values) x *= 1.5;
   world.corrupt("logits", values);
-  verdicts = judge(evidence);
+  verdicts = judge_all(evidence);
   EXPECT_EQ(first_failure(verdicts)->tap, "logits");
 }
 
@@ -240,7 +245,7 @@ TEST(SelfJudge, ValuesBeforeAMissingDecisionAreStillForced) {
   world.judged.erase("layers.1.router.experts");
   Evidence evidence = world.evidence();
   evidence.is_file = true;
-  const std::vector<Verdict> verdicts = judge(evidence);
+  const std::vector<Verdict> verdicts = judge_all(evidence);
   EXPECT_NE(find(verdicts, "layers.1.router.logits", Mode::forced), nullptr);
   EXPECT_NE(find(verdicts, "layers.1.moe.routed", Mode::free), nullptr);
   EXPECT_NE(find(verdicts, "grad.lm_head.weight", Mode::free), nullptr);
@@ -266,14 +271,14 @@ TEST(SelfJudge, AnAllZeroGradientIsVacuousButForAnExpert) {
     world.oracle.put(tap, HostTensor(DType::float64, world.truth(tap).shape()));
     world.judged.put(tap, HostTensor(DType::float32, world.truth(tap).shape()));
   }
-  std::vector<Verdict> verdicts = judge(world.evidence());
+  std::vector<Verdict> verdicts = judge_all(world.evidence());
   EXPECT_EQ(find(verdicts, "grad.lm_head.weight", Mode::forced)->trust, Trust::vacuous);
   EXPECT_TRUE(
       passes(*find(verdicts, "grad.model.layers.1.mlp.experts.2.up_proj.weight", Mode::forced)));
   std::vector<double> values = world.values("grad.lm_head.weight");
   values[0] = 1e-30;
   world.corrupt("grad.lm_head.weight", values);
-  verdicts = judge(world.evidence());
+  verdicts = judge_all(world.evidence());
   EXPECT_TRUE(fails(*find(verdicts, "grad.lm_head.weight", Mode::forced)));
 }
 
@@ -282,13 +287,13 @@ TEST(SelfJudge, ASparseCaseWithoutSelectionIsVacuous) {
   c.S = 9;  // one row in nine sees more than 8 keys
   c.pad = 0;
   const World world(12, DType::float32, c);
-  std::vector<Verdict> verdicts = judge(world.evidence());
+  std::vector<Verdict> verdicts = judge_all(world.evidence());
   EXPECT_EQ(verdicts.front().trust, Trust::vacuous);
   EXPECT_FALSE(verdicts.front().note.empty());
   Evidence evidence = world.evidence();
   c.sparse = false;
   evidence.c = &c;
-  EXPECT_EQ(count(judge(evidence), Trust::vacuous), 0);
+  EXPECT_EQ(count(judge_all(evidence), Trust::vacuous), 0);
 }
 
 TEST(SelfJudge, DenseModeSkipsSelection) {
@@ -296,7 +301,7 @@ TEST(SelfJudge, DenseModeSkipsSelection) {
   c.config.use_sparse_attention = false;
   c.sparse = false;
   const World world(13, DType::float32, c);
-  const std::vector<Verdict> verdicts = judge(world.evidence());
+  const std::vector<Verdict> verdicts = judge_all(world.evidence());
   EXPECT_EQ(find(verdicts, "layers.0.topk", Mode::forced)->trust, Trust::skipped);
   EXPECT_EQ(first_failure(verdicts), nullptr) << show(*first_failure(verdicts));
 }
@@ -307,7 +312,7 @@ TEST(SelfJudge, AGoldenSketchIsJudgedWithItsDecisions) {
   golden.kind = "sketch";
   for (const std::string& tap : world.judged.names()) {
     const TapKind kind = parse_tap(tap)->info.kind;
-    const bool whole = kind == TapKind::topk || kind == TapKind::experts || kind == TapKind::scalar;
+    const bool whole = is_decision(tap) || kind == TapKind::scalar;
     if (whole) golden.trace.put(tap, *world.judged.find(tap));
     if (!whole) golden.sketches[tap] = make_sketch(world, tap, *world.judged.find(tap));
   }
@@ -315,29 +320,43 @@ TEST(SelfJudge, AGoldenSketchIsJudgedWithItsDecisions) {
   evidence.staged = {};
   evidence.judged = &golden.trace;
   evidence.golden = &golden;
-  std::vector<Verdict> verdicts = judge(evidence);
+  std::vector<Verdict> verdicts = judge_all(evidence);
   EXPECT_EQ(first_failure(verdicts), nullptr) << show(*first_failure(verdicts));
   EXPECT_EQ(count(verdicts, Trust::pass), std::ssize(verdicts));
   for (float& x : golden.sketches["layers.1.ffn_norm"].projections) x *= 1.001F;
-  EXPECT_EQ(first_failure(judge(evidence))->tap, "layers.1.ffn_norm");
+  EXPECT_EQ(first_failure(judge_all(evidence))->tap, "layers.1.ffn_norm");
 }
 
 TEST(SelfJudge, AYardstickWithoutAnOracleAsksNoQuestion) {
   const World world(15);
   Evidence evidence = world.evidence();
   evidence.forced = {};
-  for (const Verdict& verdict : judge(evidence))
+  for (const Verdict& verdict : judge_all(evidence))
     EXPECT_NE(verdict.mode, Mode::forced) << verdict.tap;
   evidence = world.evidence();
   evidence.staged = {};
-  for (const Verdict& verdict : judge(evidence))
+  for (const Verdict& verdict : judge_all(evidence))
     EXPECT_NE(verdict.mode, Mode::staged) << verdict.tap;
+}
+
+TEST(SelfJudge, StagedVerdictsAreAboutTheTapsThatAreThere) {
+  World world(17);
+  world.judged.erase("layers.0.ix.weights");
+  world.judged.put("train.loss", HostTensor(DType::float32, {3}));
+  const Evidence evidence = world.evidence();
+  for (const Verdict& verdict : judge_staged(evidence))
+    EXPECT_EQ(verdict.mode, Mode::staged) << verdict.tap;
+  std::vector<std::string> names;
+  for (const Verdict& verdict : judge_all(evidence))
+    names.push_back(verdict.tap + " " + std::string(to_string(verdict.mode)));
+  std::sort(names.begin(), names.end());
+  EXPECT_EQ(std::adjacent_find(names.begin(), names.end()), names.end()) << "said twice";
 }
 
 TEST(SelfJudge, OtherTapsAreListed) {
   World world(16);
   world.judged.put("train.loss", HostTensor(DType::float32, {3}));
-  const std::vector<Verdict> verdicts = judge(world.evidence());
+  const std::vector<Verdict> verdicts = judge_all(world.evidence());
   EXPECT_EQ(verdicts.back().tap, "train.loss");
   EXPECT_EQ(verdicts.back().trust, Trust::skipped);
 }

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <sstream>
 
-#include "harness/job/job.h"
+#include "harness/job/run_job.h"
 #include "harness/training/suite.h"
 #include "src/io/io.h"
 #include "suites/kit/suite.h"

@@ -7,6 +7,7 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "harness/judge/keys.h"
 #include "src/model/sketch.h"
 #include "src/model/weights.h"
 
@@ -227,7 +228,7 @@ harness::Comparison World::comparison(const std::string& tap, harness::Mode mode
   comparison.mode = mode;
   comparison.dtype = dtype;
   comparison.judged = judged.find(tap);
-  comparison.yardstick = yardstick();
+  comparison.yardstick = yardsticks().of(comparison.tap);
   if (comparison.tap.info.kind == TapKind::attention)
     comparison.support = &support[*comparison.tap.layer];
   return comparison;
@@ -240,8 +241,8 @@ harness::Evidence World::evidence() const {
   evidence.batch = &batch;
   evidence.dtype = dtype;
   evidence.judged = &judged;
-  evidence.staged = yardstick();
-  evidence.forced = yardstick();
+  evidence.staged = yardsticks();
+  evidence.forced = yardsticks();
   evidence.biases = biases;
   return evidence;
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
 #include <map>
 #include <string>
 #include <vector>
@@ -41,7 +42,7 @@ struct World {
                                  harness::Mode mode = harness::Mode::forced) const;
   /// Evidence with both yardsticks on the same traces.
   harness::Evidence evidence() const;
-  harness::Yardstick yardstick() const { return {&oracle, &reference, &probe}; }
+  harness::Yardsticks yardsticks() const { return {&oracle, &reference, &probe}; }
   /// Replaces values of a judged tap.
   void corrupt(const std::string& tap, const std::vector<double>& values);
   std::vector<double> values(const std::string& tap) const {

@@ -205,6 +205,14 @@ TEST(SelfTensor, RoundingFloorIsTheRelativeErrorOfOneRounding) {
   EXPECT_EQ(epsilon(DType::float64), std::numeric_limits<double>::epsilon());
 }
 
+TEST(SelfTensor, UlpIsTheDistanceToTheNextNumber) {
+  EXPECT_EQ(ulp_at(1.0, DType::float32), 0x1p-23);
+  EXPECT_EQ(ulp_at(-1.99, DType::float32), 0x1p-23);
+  EXPECT_EQ(ulp_at(2.0, DType::bfloat16), 0x1p-6);
+  EXPECT_EQ(ulp_at(0.75, DType::float64), 0x1p-53);
+  EXPECT_EQ(ulp_at(1e-30, DType::float16), 0x1p-24);
+}
+
 TEST(SelfTensor, UnknownTypeNamesTheKnownOnes) {
   try {
     parse_dtype("float8");

@@ -7,6 +7,7 @@
 
 #include "harness/training/own_adamw.h"
 #include "src/bridge/bridge.h"
+#include "src/bridge/runtime.h"
 #include "src/io/io.h"
 #include "src/model/errors.h"
 #include "src/reference/reference.h"
@@ -117,8 +118,8 @@ double ulps_apart(const TensorTable& a, const TensorTable& b) {
 
 class OwnAdamW : public testing::TestWithParam<const char*> {
  protected:
-  harness::SideOptions side(DType dtype = DType::float32, Bug bug = Bug::none) const {
-    return {.impl = GetParam(), .dtype = dtype, .bug = bug};
+  AdamWKernels kernels(DType dtype = DType::float32, Bug bug = Bug::none) const {
+    return harness::own_adamw(GetParam(), dtype, bug);
   }
 };
 
@@ -132,7 +133,7 @@ TEST_P(OwnAdamW, StepsAsTorchDoes) {
   };
   TensorTable torchs = start(), own = start();
   const auto plain = make_adamw(groups, torchs);
-  const auto fused = make_adamw(groups, own, Bug::none, harness::own_adamw(side()));
+  const auto fused = make_adamw(groups, own, Bug::none, kernels());
   for (int step = 0; step < 3; ++step) {
     const TensorTable g = table({{"a", torch::randn({33, 70})}, {"b", 40 * torch::randn({5})}});
     const double norm = plain->step(torchs, g)[0], own_norm = fused->step(own, g)[0];
@@ -144,11 +145,11 @@ TEST_P(OwnAdamW, StepsAsTorchDoes) {
 }
 
 TEST_P(OwnAdamW, IsNotForFloat64MastersNorForPlantedBugs) {
-  EXPECT_TRUE(harness::own_adamw(side()).update);
-  EXPECT_FALSE(harness::own_adamw(side(DType::float64)).update);
-  EXPECT_FALSE(harness::own_adamw(side(DType::float32, Bug::lr_1_05)).update);
+  EXPECT_TRUE(kernels().update);
+  EXPECT_FALSE(kernels(DType::float64).update);
+  EXPECT_FALSE(kernels(DType::float32, Bug::lr_1_05).update);
   TensorTable p = table({{"w", torch::ones({1})}});
-  EXPECT_THROW(make_adamw({group({})}, p, Bug::l2_decay, harness::own_adamw(side())), Error);
+  EXPECT_THROW(make_adamw({group({})}, p, Bug::l2_decay, kernels()), Error);
 }
 
 INSTANTIATE_TEST_SUITE_P(Kernels, OwnAdamW, testing::Values("optimized", "optimized-simt"));
@@ -274,7 +275,7 @@ class Side {
         optimizer_(make_adamw({group({}, 1.0)}, weights_.table())),
         trainer_(case_, {.groups = {}, .steps = 4, .micro_batches = micro_batches}, *model_,
                  weights_, *optimizer_, options) {
-    reference::set_threads(1);
+    set_threads(1);
   }
   Trainer& trainer() { return trainer_; }
   FullWeights& weights() { return weights_; }

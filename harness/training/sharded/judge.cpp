@@ -5,6 +5,7 @@
 #include "harness/judge/adamw.h"
 #include "harness/judge/compare.h"
 #include "harness/judge/limits.h"
+#include "harness/judge/metrics.h"
 #include "harness/training/replay.h"
 #include "harness/training/sharded/run.h"
 #include "harness/training/side.h"
@@ -15,29 +16,17 @@
 namespace dsv32::harness {
 namespace {
 
+using training::distance;
 using training::Group;
+using training::norm_of;
 using training::StepRecord;
 using training::Tensor;
 using training::TensorTable;
-
-double squared_norm(const Tensor& values) {
-  const double norm =
-      torch::linalg_vector_norm(values, 2, {}, false, torch::kFloat64).item<double>();
-  return norm * norm;
-}
-
-double distance(const Tensor& a, const Tensor& b) {
-  return std::sqrt(squared_norm(a.to(torch::kFloat64) - b.to(torch::kFloat64)));
-}
 
 double mean(const std::vector<double>& values) {
   double sum = 0;
   for (const double value : values) sum += value;
   return sum / static_cast<double>(values.size());
-}
-
-double relative(double value, double expected) {
-  return value == expected ? 0 : std::fabs(value - expected) / std::fabs(expected);
 }
 
 std::vector<double> doubles(const Tensor& tensor) {
@@ -172,9 +161,8 @@ class WorldJudge {
 
   Verdict by_rows(const TapName& tap, const TensorTable& own, const TensorTable& oracle,
                   const TensorTable& reference, const std::string& name) const {
-    Trace exact, clean;
-    exact.put(tap.full, to_host(oracle.at(name), DType::float64));
-    clean.put(tap.full, to_host(reference.at(name), DType::float32));
+    const HostTensor exact = to_host(oracle.at(name), DType::float64);
+    const HostTensor clean = to_host(reference.at(name), DType::float32);
     const HostTensor judged = to_host(own.at(name), DType::float32);
     return compare_values({.case_name = job_.the_case.name,
                            .subject = subject_,
@@ -188,7 +176,7 @@ class WorldJudge {
 
   /// For tensors that are no weights of the model: LoRA's.
   Verdict by_tensor(const Tensor& own, const Tensor& oracle, const Tensor& reference) const {
-    const double size = std::sqrt(squared_norm(oracle));
+    const double size = norm_of(oracle);
     if (size == 0)
       return training_check(subject_, "", {"exact", distance(own, oracle), 0, "zero"}, own.numel());
     const double noise =
@@ -206,7 +194,7 @@ class WorldJudge {
   double judge_norm(int64_t step, size_t group) {
     double squares = 0;
     for (const std::string& name : names_of(step, group))
-      squares += squared_norm(run_.gradients[step].at(name));
+      squares += std::pow(norm_of(run_.gradients[step].at(name)), 2);
     const double norm = std::sqrt(squares);
     double worst = 0;
     for (const auto& rank : run_.norms[step])

@@ -111,16 +111,15 @@ void plant_fault(const ShardedPlan& plan, int64_t step) {
 }
 
 int64_t counted_tokens(const Batch& batch, int64_t first, int64_t last) {
-  constexpr int64_t kIgnored = -100;
   int64_t count = 0;
   for (int64_t row = first; row < last; ++row)
-    for (int64_t s = 1; s < batch.S; ++s) count += batch.labels[row * batch.S + s] != kIgnored;
+    for (int64_t s = 1; s < batch.S; ++s) count += batch.labels[row * batch.S + s] != kIgnoredLabel;
   return count;
 }
 
 /// Bug::token_mean: this rank's mean loss counts by its tokens, not as one of `size` means.
 void weigh_by_tokens(const World& world, const Case& c, int64_t step, TensorTable& gradients) {
-  const Batch batch = make_batch(c, step % 4);  // FORMATS 2
+  const Batch batch = make_batch(c, step % kBatches);
   const auto [first, last] = training::share_of_rows(c.B, world.rank(), world.size());
   const double share = static_cast<double>(counted_tokens(batch, first, last)) /
                        static_cast<double>(counted_tokens(batch, 0, c.B));

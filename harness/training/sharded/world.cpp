@@ -7,9 +7,9 @@
 
 #include "harness/launch/launch.h"
 #include "harness/training/sharded/run.h"
+#include "src/bridge/runtime.h"
 #include "src/log/log.h"
 #include "src/model/errors.h"
-#include "src/reference/reference.h"
 
 namespace dsv32::harness {
 namespace {
@@ -83,7 +83,7 @@ ExitCode sharded_rank_command(const std::vector<std::string>& words) {
                                         .got = "none",
                                         .hint = "start it with dsv32-verify launch"});
   }
-  reference::set_threads(1);
+  set_threads(1);
   training::World world(
       *env, {.device = plan.device, .timeout = rank_timeout(), .alike = sharded_digests(plan)});
   try {

@@ -5,6 +5,7 @@
 /// hold their sums in the registers that mma.m16n8k16 uses.
 
 #include <cmath>
+#include <cstdint>
 
 #include "src/optimized/simt/simt.h"
 

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "src/model/batch.h"
 #include "src/optimized/simt/backend.h"
 #include "src/optimized/simt/bf16.h"
 
@@ -21,9 +22,6 @@ enum class CrossEntropyMutant {
   missing_barrier,   // the loss is added before all parts are there
   rounded_lse,       // the gradient reads lse as one float32
 };
-
-/// The label of a token that is not counted.
-constexpr int64_t kIgnoredLabel = -100;
 
 /// Takes up one chunk of logits.
 struct CrossEntropyChunkParams {

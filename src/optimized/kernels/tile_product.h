@@ -4,6 +4,7 @@
 /// multiply-add for float32, float32 sums in both. A row of the result is a function of its own row
 /// and of the other operand: it has the same bits whatever rows share the tile.
 
+#include <cstdint>
 #include <type_traits>
 
 #include "src/optimized/simt/simt.h"

@@ -8,8 +8,8 @@
 #include "src/bridge/tap_flow.h"
 #include "src/model/config.h"
 #include "src/model/objective.h"
-#include "src/optimized/model/model.h"
 #include "src/optimized/model/op_call.h"
+#include "src/optimized/model/options.h"
 
 namespace dsv32::optimized {
 

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <cstdint>
 #include <optional>
+#include <string>
 
 #include "src/optimized/model/context.h"
 #include "src/optimized/model/weights.h"

@@ -3,8 +3,9 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 
 #include <string>
+#include <utility>
 
-#include "src/optimized/model/model.h"
+#include "src/optimized/model/options.h"
 
 namespace dsv32::optimized {
 

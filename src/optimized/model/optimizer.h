@@ -2,7 +2,9 @@
 
 #include <ATen/ATen.h>
 
-#include "src/optimized/model/model.h"
+#include <cstdint>
+
+#include "src/optimized/model/options.h"
 
 /// The optimizer's ops, called through the dispatcher as the model calls its own.
 namespace dsv32::optimized {

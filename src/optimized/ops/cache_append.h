@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <cstdint>
+
 #include "src/optimized/kernels/cache_append.h"
 #include "src/optimized/ops/arguments.h"
 

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <cstdint>
+
 #include "src/optimized/kernels/select_topk.h"
 #include "src/optimized/ops/arguments.h"
 

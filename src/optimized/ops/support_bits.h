@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <cstdint>
+
 #include "src/optimized/kernels/support_bits.h"
 #include "src/optimized/ops/arguments.h"
 #include "src/optimized/ops/indices.h"

@@ -1,4 +1,4 @@
-#include "harness/job/job.h"
+#include "harness/job/run_job.h"
 
 #include <chrono>
 
@@ -9,8 +9,8 @@
 #include "harness/job/plan.h"
 #include "harness/job/training_part.h"
 #include "harness/training/train_candidate.h"
+#include "src/bridge/runtime.h"
 #include "src/io/io.h"
-#include "src/reference/reference.h"
 
 namespace dsv32::harness {
 namespace {
@@ -40,19 +40,12 @@ void run_case(const Job& job, const PlannedCase& planned, Report& report) {
   report.timing[c.name] = seconds_since(start);
 }
 
-std::string metadata_case(const Case& c) {
-  for (const Case& listed : io::cases()) {
-    if (listed.name == c.name && io::case_json(listed) == io::case_json(c)) return c.name;
-  }
-  return io::case_json(c);
-}
-
 }  // namespace
 
 Report run_job(const Job& job) {
   const auto start = Clock::now();
   Report report{.command = job.command, .suites = job.suites};
-  report.environment["torch"] = reference::torch_version();
+  report.environment["torch"] = torch_version();
   report.environment["device"] = job.device;
   for (const auto& [op, when] : unpromised_bits(job.impls))
     report.environment["other bits on another run: " + op] = when;
@@ -60,16 +53,6 @@ Report run_job(const Job& job) {
   for (const PlannedCase& planned : plan(job, candidates)) run_case(job, planned, report);
   report.timing["total"] = seconds_since(start);
   return report;
-}
-
-std::vector<Verdict> judge_trace(const Case& c, const Trace& judged, DType dtype, bool is_file,
-                                 bool backward, const Dialect& dialect) {
-  const CaseRun run(c, backward);
-  return run.judge_subject({.name = "candidate",
-                            .dtype = dtype,
-                            .dialect = dialect,
-                            .trace = &judged,
-                            .is_file = is_file});
 }
 
 Trace make_trace(const Case& c, const std::string& impl, DType dtype, const std::string& mode,
@@ -86,12 +69,12 @@ Trace make_trace(const Case& c, const std::string& impl, DType dtype, const std:
   trace.metadata.merge(std::map<std::string, std::string>{
       {"format", "dsv32-verify.trace"},
       {"version", "1"},
-      {"case", metadata_case(c)},
+      {"case", io::case_metadata(c)},
       {"mode", mode},
       {"dtype", std::string(to_string(dtype))},
       {"rope_layout", "interleaved"},
       {"producer", "{\"dialect\":\"" + dialect.name + "\",\"implementation\":\"" + impl +
-                       "\",\"torch\":\"" + reference::torch_version() + "\"}"},
+                       "\",\"torch\":\"" + torch_version() + "\"}"},
       {"weights", run.weights().identity()},
       {"forced", "false"},
       {"attn_implementation", impl},

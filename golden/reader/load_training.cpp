@@ -1,10 +1,9 @@
-#include "golden/reader/training_golden.h"
-
 #include <cmath>
 
 #include "golden/reader/hdf5_file.h"
 #include "golden/reader/layout.h"
 #include "golden/reader/pinned.h"
+#include "golden/reader/training_golden.h"
 #include "golden/reader/training_layout.h"
 #include "src/io/io.h"
 #include "src/io/text.h"

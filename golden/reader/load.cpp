@@ -1,5 +1,4 @@
 #include "golden/reader/golden.h"
-
 #include "golden/reader/hdf5_file.h"
 #include "golden/reader/layout.h"
 #include "golden/reader/pinned.h"
@@ -87,7 +86,7 @@ class Loader {
     const TapKind kind = tap.info.kind;
     if (kind == TapKind::topk && is_sketch()) {
       golden_.trace.put(tap.full, read_bitset(path, shape));
-    } else if (kind == TapKind::topk || kind == TapKind::experts) {
+    } else if (tap.info.is_decision()) {
       golden_.trace.put(tap.full, file_.read(path, DType::int32, shape));
     } else if (kind == TapKind::scalar || !is_sketch()) {
       golden_.trace.put(tap.full, file_.read(path, DType::float32, shape));

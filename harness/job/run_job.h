@@ -1,0 +1,22 @@
+#pragma once
+
+#include <string>
+
+#include "harness/job/job.h"
+#include "harness/report/report.h"
+#include "src/model/case.h"
+#include "src/model/dialect.h"
+#include "src/model/trace.h"
+
+/// The face of harness/job.
+namespace dsv32::harness {
+
+/// Runs a job and returns its report. Errors of one candidate become findings of the report where
+/// DESIGN says so; wrong input throws Error.
+Report run_job(const Job& job);
+
+/// A trace in the exchange format, for `dump`.
+Trace make_trace(const Case& c, const std::string& impl, DType dtype, const std::string& mode,
+                 const Dialect& dialect, const std::string& device);
+
+}  // namespace dsv32::harness

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "harness/judge/verdict.h"
+#include "src/model/batch.h"
+#include "src/model/config.h"
+#include "src/model/tensor.h"
+#include "src/model/trace.h"
+
+/// One judged tap with all that its verdict needs.
+namespace dsv32::harness {
+
+using dsv32::to_string;  // of shapes and dtypes, next to those of verdict.h
+
+/// Relative perturbation of a probe: far above float32 rounding, far below anything nonlinear.
+inline constexpr double kProbePerturbation = 1.0 / 4096;
+
+/// The tensors that a judged tap is measured against, all of one shape.
+struct Yardstick {
+  const HostTensor* oracle = nullptr;  // float64; nullptr: there is no such tap
+  /// Of the judged side's dtype; nullptr: the cap alone decides.
+  const HostTensor* reference = nullptr;
+  /// Of a float32 run whose inputs and weights were perturbed by relative kProbePerturbation;
+  /// nullptr: no cap. One probe serves every dtype: for a dtype of epsilon e the sensitivity of a
+  /// row is ||P-O|| * (e / 2) / kProbePerturbation.
+  const HostTensor* probe = nullptr;
+};
+
+struct Comparison {
+  std::string case_name;
+  std::string subject;
+  const ModelConfig* config = nullptr;
+  const Batch* batch = nullptr;
+  TapName tap;
+  Mode mode = Mode::staged;
+  DType dtype = DType::float32;        // the judged side's dtype
+  const HostTensor* judged = nullptr;  // nullptr for a sketch
+  /// Of the tap; of a decision, of the scores that it follows from (ix.scores, router.logits).
+  Yardstick yardstick;
+  /// Attention and keys taps: attended keys [B,S,T] as 0/1 from the decisions in force (nullptr:
+  /// all visible keys).
+  const std::vector<uint8_t>* support = nullptr;
+  /// Name of the config when the judged side is a golden: its relative distance is judged as well.
+  std::string golden_config = {};
+};
+
+}  // namespace dsv32::harness

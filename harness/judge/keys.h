@@ -1,0 +1,22 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "src/model/batch.h"
+#include "src/model/config.h"
+#include "src/model/tensor.h"
+
+/// Which keys a query sees and attends to.
+namespace dsv32::harness {
+
+/// Key t is visible to query s of batch row b.
+bool visible(const Batch& batch, int64_t b, int64_t s, int64_t t);
+/// Visible keys [B,S,T] as 0/1.
+std::vector<uint8_t> visible_keys(const Batch& batch);
+/// Attended keys [B,S,T] that follow from a topk tap (sparse) or from visibility (dense mode, and
+/// without a tap).
+std::vector<uint8_t> attended_keys(const ModelConfig& config, const Batch& batch,
+                                   const HostTensor* topk);
+
+}  // namespace dsv32::harness

@@ -1,0 +1,16 @@
+#pragma once
+
+#include <string>
+
+/// What torch runs on, without a header of torch.
+namespace dsv32 {
+
+/// The version that this program was built with.
+std::string torch_version();
+/// "cuda" when a device is there and asked for by `auto`, else "cpu". Throws Error (environment)
+/// for cuda without a device.
+std::string resolve_device(const std::string& asked);
+/// Of every op from now on.
+void set_threads(int threads);
+
+}  // namespace dsv32
