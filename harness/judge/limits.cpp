@@ -5,7 +5,7 @@
 #include <cstdio>
 #include <vector>
 
-#include "harness/judge/curve.h"
+#include "harness/judge/statistics.h"
 
 namespace dsv32::harness {
 namespace {
@@ -115,13 +115,6 @@ std::string_view family_name(Family family) {
 }
 
 bool is_narrow(DType dtype) { return dtype == DType::bfloat16 || dtype == DType::float16; }
-
-// sqrt(chi-square quantile / degrees) by Wilson and Hilferty.
-double norm_quantile(double degrees, double normal_quantile) {
-  const double spread = 2 / (9 * degrees);
-  const double cube_root = 1 - spread + normal_quantile * std::sqrt(spread);
-  return std::sqrt(cube_root * cube_root * cube_root);
-}
 
 std::string line(const Entry& entry) {
   const Limits& l = entry.limits;
