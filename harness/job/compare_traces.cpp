@@ -3,6 +3,7 @@
 
 #include "harness/job/job.h"
 #include "harness/judge/decisions.h"
+#include "harness/judge/limits.h"
 #include "harness/judge/rows.h"
 #include "src/io/io.h"
 #include "src/model/errors.h"
@@ -72,7 +73,7 @@ class Pair {
       verdict.checked += static_cast<int64_t>(x.size());
     }
     const double relative = error == 0 ? 0 : std::sqrt(error / norm);
-    verdict.measures.push_back(pairwise_limit(dtype_, relative));
+    verdict.measures.push_back(by_limit("pair.relative", {.dtype = dtype_}, relative));
     verdict.trust = verdict.measures.back().within() ? Trust::pass : Trust::fail;
     return verdict;
   }

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "golden/reader/golden.h"
-#include "harness/judge/limits.h"
 #include "harness/judge/verdict.h"
 #include "src/model/batch.h"
 #include "src/model/trace.h"

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "harness/judge/limits.h"
 #include "harness/judge/metrics.h"
 
 namespace dsv32::harness {
@@ -17,7 +18,7 @@ double component(const Band& band, int64_t k, int64_t step) {
 }
 
 double floor_at(const Band& band, int64_t step) {
-  return 2 * ulp_at(band.mean.at(step), DType::float32);
+  return limit_of("band.floor") * ulp_at(band.mean.at(step), DType::float32);
 }
 
 /// Mean square of the floor: what it amounts to along a direction of unit length.

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "harness/judge/limits.h"
+
 namespace dsv32::harness {
 namespace {
 
@@ -46,6 +48,12 @@ bool below_threshold(const TapError& error, const RowError& row, double threshol
   return row.largest <= threshold * error.noise_relative() * rms;
 }
 
+// Noise of a correct float32 run in units of its probe, where no reference shows it.
+double probe_noise() {
+  static const double noise = limit_of("probe.noise");
+  return noise;
+}
+
 }  // namespace
 
 double keep_larger(double a, double b) {
@@ -59,6 +67,10 @@ double ulp_at(double value, DType dtype) {
   const int lowest = smallest_exponent(dtype);
   const int exponent = size > 0 ? std::max(std::ilogb(size), lowest) : lowest;
   return std::ldexp(epsilon(dtype), exponent);
+}
+
+double TapError::noise_of(const RowError& row) const {
+  return has_reference ? row.reference : probe_noise() * row.probe;
 }
 
 double TapError::noise_relative() const {

@@ -33,9 +33,7 @@ struct TapError {
   double relative() const { return norm > 0 || judged > 0 ? judged / norm : 0; }
   /// The noise side: the reference's error, or the probe's when there is no reference.
   double noise_relative() const;
-  double noise_of(const RowError& row) const {
-    return has_reference ? row.reference : probe_noise() * row.probe;
-  }
+  double noise_of(const RowError& row) const;
   /// What a row's error is divided by.
   double denominator(const RowError& row) const;
   /// What one rounding of the inputs, and one of the output, may do to a row.
