@@ -123,8 +123,7 @@ constexpr Limit kLimits[] = {
     {"descent.loss", kTiny, kAny, "relative", 1e-4,
      "50 steps of real transformers: 5.9e-6; clean runs: 8.3e-6"},
     {"descent.loss", kLarger, kAny, "relative", 5e-4,
-     "small-train, 20 steps, loss 9.7 to 0.05: real transformers MEASURED_G, reference "
-     "MEASURED_R"},
+     "small-train, 20 steps, loss 9.7 to 0.08: real transformers 4.4e-5, reference 4.6e-5"},
     {"descent.grad_norm", kTiny, kAny, "relative", 1e-4,
      "50 steps of real transformers: 2.5e-6"},
     {"descent.grad_norm", kLarger, kAny, "relative", 1e-2,
