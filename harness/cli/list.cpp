@@ -3,7 +3,7 @@
 
 #include "harness/cli/commands.h"
 #include "harness/cli/names.h"
-#include "harness/judge/limits.h"
+#include "harness/report/limits.h"
 #include "harness/report/text.h"
 #include "harness/training/suite.h"
 #include "src/io/io.h"
@@ -100,7 +100,7 @@ std::string list_group(const std::string& group) {
   if (group == "cases") return list_cases();
   if (group == "taps") return list_taps();
   if (group == "dialects") return list_dialects();
-  if (group == "limits") return limits_table();
+  if (group == "limits") return limits_text();
   return list_configs();
 }
 
@@ -125,6 +125,16 @@ const std::vector<SuiteInfo>& suites() {
 }
 
 ExitCode list_command(const Options& options) {
+  if (options.json) {
+    if (options.arguments != std::vector<std::string>{"limits"})
+      throw Error(ExitCode::usage,
+                  {.where = "list",
+                   .what = "--json",
+                   .expected = "the group limits",
+                   .got = options.arguments.empty() ? "no group" : options.arguments.front()});
+    std::cout << limits_json();
+    return ExitCode::ok;
+  }
   if (!options.arguments.empty()) {
     std::cout << list_group(options.arguments.front());
     return ExitCode::ok;

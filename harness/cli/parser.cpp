@@ -201,6 +201,7 @@ void add_list(Parser& parser) {
   CLI::App& list = *add_verb(parser, parser.app, Command::list, "list",
                              "list suites, cases, taps, dialects, limits, configs");
   add_words(list, parser.raw, "group", "[GROUP]")->required(false)->expected(0, 1);
+  add_flag(list, "--json", parser.raw.options.json, "print the group limits as JSON", kOutput);
 }
 
 }  // namespace

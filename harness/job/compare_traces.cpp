@@ -74,7 +74,7 @@ class Pair {
       verdict.checked += static_cast<int64_t>(x.size());
     }
     const double relative = error == 0 ? 0 : std::sqrt(error / norm);
-    verdict.measures.push_back(pairwise_limit(dtype_, relative));
+    verdict.measures.push_back(by_limit("pair.relative", {.dtype = dtype_}, relative));
     verdict.trust = verdict.measures.back().within() ? Trust::pass : Trust::fail;
     return verdict;
   }

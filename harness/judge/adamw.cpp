@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "src/model/tensor.h"
+
 namespace dsv32::harness {
 namespace {
 

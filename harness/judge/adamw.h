@@ -3,8 +3,6 @@
 #include <cstdint>
 #include <span>
 
-#include "harness/judge/limits.h"
-
 /// One optimizer step against the formula of AdamW in double. No torch.
 namespace dsv32::harness {
 

@@ -114,7 +114,7 @@ double tensor_ratio(const TapError& error) {
 
 void add_ratios(const Comparison& c, const TapError& error, const RowRatios& rows,
                 Verdict& verdict) {
-  const Limits& limits = limits_for(c.tap, c.mode, c.dtype);
+  const TapLimits& limits = limits_for(c.tap, c.mode, c.dtype);
   if (error.has_reference) {
     verdict.measures.push_back({"row ratio", rows.ratio, limits.row_ratio, limits.basis});
     verdict.measures.push_back(
@@ -124,7 +124,7 @@ void add_ratios(const Comparison& c, const TapError& error, const RowRatios& row
 }
 
 void add_tail(const Comparison& c, const TapError& error, const Tail& tail, Verdict& verdict) {
-  const Limits& limits = limits_for(c.tap, c.mode, c.dtype);
+  const TapLimits& limits = limits_for(c.tap, c.mode, c.dtype);
   const double allowed =
       std::max(limits.tail_count, limits.tail_fraction * static_cast<double>(error.elements));
   verdict.measures.push_back({"tail", static_cast<double>(tail.beyond), allowed, limits.basis});
@@ -140,7 +140,8 @@ void add_values(const Comparison& c, const RowLayout& layout, const TapError& er
                                    [](const Measure& measure) { return !measure.within(); });
   add_tail(c, error, tail, verdict);
   if (!c.golden_config.empty())
-    verdict.measures.push_back(golden_relative_limit(c.golden_config, error.relative()));
+    verdict.measures.push_back(
+        by_limit("golden.relative", {.config = c.golden_config}, error.relative()));
   if (verdict.worst) return;  // of an exact rule
   verdict.worst = !by_rows && tail.element >= 0
                       ? worst_at(c, layout, tail.element)
@@ -184,7 +185,8 @@ Verdict relax(const Comparison& c, Verdict verdict) {
       verdict.measures.begin(), verdict.measures.end(),
       [](const Measure& measure) { return measure.metric == "exact" && !measure.within(); });
   if (broken_rule) return verdict;
-  verdict.measures = {free_relative_limit(measure_rows(c, layout_of(c), c.judged).relative())};
+  verdict.measures = {
+      by_limit("free.relative", measure_rows(c, layout_of(c), c.judged).relative())};
   verdict.trust = Trust::pass;
   verdict.note = "the decisions before this tap are not in the file: only gross errors would show";
   settle(verdict);
@@ -242,7 +244,7 @@ Verdict compare_score_gradient(const Comparison& c, const HostTensor& student,
                             row.number, expected, gradient[i]};
     }
   }
-  verdict.measures.push_back(score_gradient_limit(worst));
+  verdict.measures.push_back(by_limit("kl.score_gradient", worst));
   settle(verdict);
   return verdict;
 }

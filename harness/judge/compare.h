@@ -5,6 +5,9 @@
 
 #include "golden/reader/golden.h"
 #include "harness/judge/comparison.h"
+#include "harness/judge/verdict.h"
+#include "src/model/batch.h"
+#include "src/model/trace.h"
 
 /// The face of the comparison: values in, Verdicts out. No torch, no files.
 namespace dsv32::harness {

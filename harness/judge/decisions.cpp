@@ -192,9 +192,7 @@ Verdict settle_topk(const Comparison& c, const Findings& found, bool has_own, bo
   if (has_own)
     verdict.measures.push_back({"own scores", static_cast<double>(found.not_top), 0,
                                 "the set must be a top-k of the same stored scores"});
-  if (has_oracle)
-    verdict.measures.push_back({"band", found.band, decision_band(c.mode),
-                                "allowed score error: flips farther from the cut are impossible"});
+  if (has_oracle) verdict.measures.push_back(by_limit("decision.band", found.band));
   verdict.worst = found.worst_invalid ? found.worst_invalid : found.worst_band;
   verdict.note = summary(found, has_oracle);
   settle(verdict);

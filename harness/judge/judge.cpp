@@ -290,8 +290,7 @@ class Judge {
     verdict.checked = rows;
     const double share =
         rows == 0 ? 1 : static_cast<double>(unselective) / static_cast<double>(rows);
-    verdict.measures.push_back({"rows within index_topk", share, unselective_share(),
-                                "SPEC 3: at least half of the query rows see more keys"});
+    verdict.measures.push_back(by_limit("selection.exercised", share));
     if (verdict.measures[0].within()) return verdicts_.push_back(std::move(verdict));
     verdict.trust = Trust::vacuous;
     verdict.note = "too few query rows see more than index_topk keys";

@@ -1,138 +1,99 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
+#include <optional>
+#include <span>
+#include <string_view>
 
 #include "harness/judge/verdict.h"
 #include "src/model/tensor.h"
 #include "src/model/trace.h"
 
+/// The table of limits: every tolerance of the judge, where it applies and how it was found.
+/// `dsv32-verify list limits` prints it. The ops' limits stand beside it, in op_limits.h.
 namespace dsv32::harness {
 
-/// Every tolerance of the project. No literal stands anywhere else.
-struct Limits {
-  double row_ratio;     // max over rows of e_K / denominator, for rows of kLongRow elements or more
-  double tensor_ratio;  // of whole tensors of kLargeTensor elements or more
-  double
-      cap;  // times the oracle's own sensitivity to one rounding of its inputs, plus one rounding
-  double tail;  // element error in units of element noise that only `tail_fraction` may exceed
-  double tail_fraction;
-  double tail_count;  // so many may exceed `tail` however small the tensor is
-  double max_tail;    // none may exceed this
-  std::string basis;  // how these were found
+/// Configs that a row holds for. `larger` is every config but tiny.
+enum class Configs { all, tiny, small, larger };
+/// Dtypes of the judged side that a row holds for: wide are float64 and float32, narrow bfloat16
+/// and float16.
+enum class DTypes { all, wide, narrow };
+std::string_view to_string(Configs configs);
+std::string_view to_string(DTypes dtypes);
+
+/// Makes a row's number the limit of a measured value.
+enum class Unit {
+  plain,        // the number is the limit
+  roundings,    // times the rounding floor of the dtype
+  false_alarm,  // it is the probability of a false alarm, from which Hotelling's limit follows
+};
+std::string_view to_string(Unit unit);
+
+struct Number {
+  double value;
+  Unit unit = Unit::plain;
+  constexpr Number(double number, Unit of = Unit::plain) : value(number), unit(of) {}
 };
 
-/// Limits of one tap in one mode for a subject of this dtype.
-const Limits& limits_for(const TapName& tap, Mode mode, DType dtype);
+/// One row: a check, where it applies, what is measured, the limit, and the basis of the limit.
+/// Numbers that no verdict is measured against, like a share from which something is named, are
+/// rows as well.
+struct Limit {
+  const char* check;
+  Configs configs;
+  DTypes dtypes;
+  const char* metric;
+  Number number;
+  const char* basis;
+};
+std::span<const Limit> limits();
 
-/// A row of few elements has a less certain norm: its ratio and cap are allowed this factor (>= 1).
-/// Quantile of sqrt(chi-square_n / n) over that of a long row, at one fixed tail probability.
+/// Where something was measured. A row that holds for some configs or dtypes alone can only be
+/// asked for with one.
+struct Where {
+  std::string_view config = {};  // Case::config_name
+  std::optional<DType> dtype = {};
+  int64_t components = 0, runs = 0;  // of the band, for Unit::false_alarm
+};
+
+/// The first row of this check that holds there. Throws Error (internal) when there is none.
+const Limit& find_limit(std::string_view check, const Where& where);
+/// The limit itself.
+double limit_of(std::string_view check, const Where& where = {});
+/// A measured number against its limit.
+Measure by_limit(std::string_view check, const Where& where, double measured);
+Measure by_limit(std::string_view check, double measured);
+
+/// The families of rows that taps are judged by.
+enum class Rows { tokens, keys, scalar, gradient };
+std::string_view to_string(Rows rows);
+
+/// A row for taps of one family in one mode: its numbers are judged together and have one basis.
+struct TapLimits {
+  Mode mode;
+  Rows rows;
+  DTypes dtypes;
+  double row_ratio;      // largest error of a row over its denominator; of rows of "row.long"
+  double tensor_ratio;   // the same of a whole tensor of "tensor.large" elements or more
+  double cap;            // times what one rounding of its inputs and one of the output do to a row
+  double tail;           // error of an element, in units of its noise, that few may exceed
+  double tail_fraction;  // so large a share of the elements may
+  double tail_count;     // and so many however small the tensor is
+  double max_tail;       // no element may exceed this
+  const char* basis;
+};
+std::span<const TapLimits> tap_limits();
+
+/// The row of one tap in one mode for a judged side of this dtype. Throws Error (internal) when
+/// there is none.
+const TapLimits& limits_for(const TapName& tap, Mode mode, DType dtype);
+
+/// Allowance (>= 1) for a row of few elements, whose norm is less certain: the quantile of
+/// sqrt(chi-square_n / n) over that of a long row, at the probability of "row.quantile".
 double short_row_factor(int64_t elements);
 /// The same for the ratio of two norms over a whole small tensor.
 double small_tensor_factor(int64_t elements);
 /// A norm estimated from `degrees` squared projections may exceed the true one by this factor.
 double sketch_factor(double degrees);
-
-/// Relative distance golden - oracle under replay that a float32 golden may have ("tiny", "small",
-/// ...).
-Measure golden_relative_limit(const std::string& config_name, double measured);
-/// Relative distance of a tap whose decisions are not known: a legitimate flip alone moves it this
-/// far.
-Measure free_relative_limit(double measured);
-
-/// Relative distance of two traces of one case, of the coarser of their dtypes (`compare A B`).
-Measure pairwise_limit(DType dtype, double measured);
-
-/// d(KL)/d(score) against student - target, in roundings of the larger of the two.
-Measure score_gradient_limit(double measured);
-
-/// Relative distance of a gradient under a joint objective and under its own alone.
-Measure gradient_path_limit(double measured);
-/// Relative distance of a KL or loss curve from the float64 one, both under the same decisions.
-Measure kl_curve_limit(const std::string& config_name, double measured);
-/// Distance of a parameter after the KL training, relative to how far the float64 run moved it.
-Measure kl_parameter_limit(const std::string& config_name, double measured);
-/// KL after training over KL before it.
-Measure kl_fall_limit(double measured);
-/// Recall before and after training; fails unless it rose.
-Measure recall_limit(double before, double after);
-/// Relative move of a loss from which it is said to depend on what was moved.
-double detachment_move();
-
-/// Relative distance of the slope of the float64 loss and the gradients' own word about it.
-Measure slope_limit(double measured);
-
-/// Relative distance of a training curve from the float64 one, both under the golden's decisions.
-/// `measured` of the loss: in units of the loss, and of at least one nat.
-Measure replayed_loss_limit(const std::string& config_name, double measured);
-Measure replayed_norm_limit(const std::string& config_name, double measured);
-/// Distance of a trained parameter from the float64 one, in units of how far that one moved.
-Measure replayed_parameter_limit(double measured);
-/// Relative change of loss or gradients by tokens whose labels are masked; own loss against logits.
-Measure masked_tokens_limit(double measured);
-/// Mean loss of the last cycle through the batches over that of the first.
-Measure loss_fall_limit(double measured);
-
-/// Relative distance of a free training curve from a golden's at step `step`, where no band is
-/// known; of its gradient norm; and of a last parameter, in units of how far the golden moved it.
-Measure free_curve_limit(int64_t step, double measured);
-Measure free_norm_limit(int64_t step, double measured);
-Measure free_parameter_limit(double measured);
-
-/// One parameter's update against AdamW's formula, in roundings of the terms summed.
-Measure update_limit(double measured);
-/// Loss or gradient norm of one step from equal weights, in units of a clean float32 twin's error.
-Measure step_scalar_limit(double measured);
-/// Relative distance of a descent's losses and gradient norms from the float64 run under equal
-/// decisions.
-Measure descent_loss_limit(const std::string& config_name, double measured);
-Measure descent_norm_limit(const std::string& config_name, double measured);
-/// Distance of a free curve from a band of clean runs: largest |z|, squared Mahalanobis distance
-/// along `components` directions of `runs` runs, sign persistence.
-Measure band_z_limit(double measured);
-Measure band_distance_limit(double measured, int64_t components, int64_t runs);
-Measure band_persistence_limit(double measured);
-/// Mean loss of the last cycle through the batches over that of the first; above it a descent is no
-/// descent and its check vacuous.
-Measure descent_fall_limit(double measured);
-
-/// A world's loss against the float64 unsharded one at the same parameters, relative; its gradient
-/// norm against that of the gradient that it reports, relative; the error of an adapter's gradient
-/// in units of the unsharded float32 run's.
-Measure sharded_loss_limit(double measured);
-Measure sharded_norm_limit(double measured);
-Measure sharded_gradient_limit(double measured);
-
-/// Dual LoRA under the golden's decisions: a loss, or a gradient norm, of the float64 run's,
-/// relative.
-Measure lora_loss_limit(double measured);
-Measure lora_norm_limit(double measured);
-/// Those of the KL, and the movement of the indexer's adapters, of a case larger than tiny: a
-/// product within rounding of the indexer's ReLU is met there, and correct runs part ways.
-Measure lora_kl_limit(double measured);
-Measure lora_kl_norm_limit(double measured);
-Measure lora_kl_parameter_limit(double measured);
-/// A loss of one step from the oracle's state, in units of a clean float32 twin's error.
-Measure lora_scalar_limit(double measured);
-/// Relative distance of logits after training from the float64 run's.
-Measure lora_logits_limit(const std::string& config_name, double measured);
-
-/// Decision band: an exclusive element may lie within 2 * band * (element noise of the scores) of
-/// the cut. Mode::exact: the judged side's own stored scores, in roundings of them.
-double decision_band(Mode mode);
-/// Noise of a correct float32 run in units of its probe, where there is no reference to measure it:
-/// sums of many terms round more than once.
-double probe_noise();
-/// Share of one group (head, expert, tail rows) of the squared error from which the structure names
-/// it.
-double structure_share();
-/// Standard errors from which a gain or a shift is named.
-double structure_certainty();
-/// A case marked sparse may have at most this share of judged rows that see no more than index_topk
-/// keys.
-double unselective_share();
-
-/// The whole table as text for `list limits` and the docs.
-std::string limits_table();
 
 }  // namespace dsv32::harness

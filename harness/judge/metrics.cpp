@@ -45,6 +45,12 @@ bool below_threshold(const TapError& error, const RowError& row, double threshol
   return row.largest <= threshold * error.noise_relative() * rms;
 }
 
+// Noise of a correct float32 run in units of its probe, where no reference shows it.
+double probe_noise() {
+  static const double noise = limit_of("probe.noise");
+  return noise;
+}
+
 }  // namespace
 
 double keep_larger(double a, double b) {

@@ -228,13 +228,8 @@ class ExpertJudge {
     verdict.checked = found_.rows;
     verdict.measures.push_back(
         {"exact", static_cast<double>(found_.invalid), 0, "SPEC 1.8: any other set is invalid"});
-    if (own_ != nullptr)
-      verdict.measures.push_back({"own logits", found_.own, decision_band(Mode::exact),
-                                  "the choice that follows from the same stored logits"});
-    if (oracle_.known())
-      verdict.measures.push_back(
-          {"band", found_.band, decision_band(c_.mode),
-           "allowed score error: flips farther from the cut are impossible"});
+    if (own_ != nullptr) verdict.measures.push_back(by_limit("decision.own_logits", found_.own));
+    if (oracle_.known()) verdict.measures.push_back(by_limit("decision.band", found_.band));
     verdict.worst = found_.worst;
     verdict.note = summary();
     settle(verdict);

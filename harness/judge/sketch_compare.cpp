@@ -118,7 +118,8 @@ class SketchComparison {
       add("tensor ratio", error_.judged / (noise * allowance), limits_.tensor_ratio, limits_.basis);
     }
     if (!c_.golden_config.empty())
-      verdict_.measures.push_back(golden_relative_limit(c_.golden_config, error_.relative()));
+      verdict_.measures.push_back(
+          by_limit("golden.relative", {.config = c_.golden_config}, error_.relative()));
   }
 
   // Squared projections that the whole-tensor estimate averages: fewer when a few rows hold most of
@@ -190,7 +191,7 @@ class SketchComparison {
   const Comparison& c_;
   const golden::SketchedTap& sketch_;
   const HostTensor& oracle_;
-  const Limits& limits_;
+  const TapLimits& limits_;
   RowLayout layout_;
   TapError error_;
   std::vector<RowSketch> rows_;

@@ -64,8 +64,8 @@ std::string name_shift(const Sums& sums) {
   const double shift = sums.d / count;
   const double explained = shift * sums.d;  // count * shift^2
   const double error = std::sqrt(std::max(sums.dd - explained, 0.0) / (count - 1) / count);
-  const bool certain = std::fabs(shift) > structure_certainty() * error;
-  if (!certain || explained / sums.dd < structure_share()) return "";
+  const bool certain = std::fabs(shift) > limit_of("structure.certainty") * error;
+  if (!certain || explained / sums.dd < limit_of("structure.share")) return "";
   return format("shift %.4g +- %.1g", shift, error);
 }
 
@@ -81,7 +81,7 @@ std::string name_group(const RowLayout& layout, const TapError& error, const cha
   const auto largest = std::max_element(
       sums.begin(), sums.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
   const double share = largest->second / (error.judged * error.judged);
-  if (!(share >= structure_share())) return "";
+  if (!(share >= limit_of("structure.share"))) return "";
   return format("%s %lld holds %.4g %% of the squared error", name,
                 static_cast<long long>(largest->first), 100 * share);
 }
@@ -92,7 +92,7 @@ std::string name_one_row(const RowLayout& layout, const TapError& error) {
   for (size_t r = 0; r < error.rows.size(); ++r)
     if (error.rows[r].judged > error.rows[worst].judged) worst = r;
   const double share = std::pow(error.rows[worst].judged / error.judged, 2);
-  if (!(share >= structure_share())) return "";
+  if (!(share >= limit_of("structure.share"))) return "";
   return "one row (" + describe(layout.rows()[worst]) + ")" +
          format(" holds %.4g %% of the squared error", 100 * share);
 }
@@ -112,7 +112,7 @@ std::string name_tail_rows(const RowLayout& layout, const TapError& error) {
     sum += token->second.first;
     rows += token->second.second;
     if (2 * rows >= error.rows.size()) return "";
-    if (sum >= structure_share() * error.judged * error.judged)
+    if (sum >= limit_of("structure.share") * error.judged * error.judged)
       return format("rows from s = %lld on hold %.4g %% of the squared error",
                     static_cast<long long>(token->first),
                     100 * sum / (error.judged * error.judged));
@@ -149,8 +149,8 @@ std::string describe_gain(double oo, double ko, double kk, int64_t count) {
   const double gain = ko / oo;
   const double left = std::max(kk - gain * ko, 0.0);  // sum of (k - gain o)^2
   const double error = std::sqrt(left / static_cast<double>(count - 1) / oo);
-  const bool certain = std::fabs(gain - 1) > structure_certainty() * error;
-  if (!certain || 1 - left / dd < structure_share()) return "";
+  const bool certain = std::fabs(gain - 1) > limit_of("structure.certainty") * error;
+  if (!certain || 1 - left / dd < limit_of("structure.share")) return "";
   return format("gain %.6g +- %.1g", gain, error);
 }
 

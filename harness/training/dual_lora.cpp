@@ -211,14 +211,16 @@ class Judge {
     const Tensor exact = oracle.steps.front().exact.gradients.at(tap.substr(5));
     const Tensor own = to_torch(*golden_.tensors.find(tap));
     const double gap = training::distance(own, exact) / training::norm_of(exact);
-    put(training_check(subject, tap, golden_relative_limit(job_.the_case.config_name, gap),
+    put(training_check(subject, tap,
+                       by_limit("golden.relative", {.config = job_.the_case.config_name}, gap),
                        exact.numel()));
   }
 
   Measure series_limit(const std::string& name, double gap) const {
     const bool norm = name.starts_with("grad_norm"), kl = name.ends_with("kl");
-    if (kl && !is_tiny(job_.the_case)) return norm ? lora_kl_norm_limit(gap) : lora_kl_limit(gap);
-    return norm ? lora_norm_limit(gap) : lora_loss_limit(gap);
+    const Where where{.config = job_.the_case.config_name};
+    if (kl) return by_limit(norm ? "lora.kl_grad_norm" : "lora.kl", where, gap);
+    return by_limit(norm ? "lora.grad_norm" : "lora.loss", where, gap);
   }
 
   /// Losses and norms over all steps; series in the order of kSeries.
@@ -255,7 +257,7 @@ class Judge {
     if (curve_steps() == plan_.steps) {
       put(judge_parameters(subject_, run, oracle.run, is_lm_parameter));
       for (Verdict& verdict : judge_parameters(subject_, run, oracle.run, is_indexer)) {
-        if (!is_tiny(job_.the_case)) judge_by(lora_kl_parameter_limit, verdict);
+        judge_by("lora.kl_parameter", {.config = job_.the_case.config_name}, verdict);
         put(std::move(verdict));
       }
     }
@@ -298,7 +300,7 @@ class Judge {
     const double unit = std::max(relative(noisy, exact), rounding_floor(DType::float32));
     Verdict verdict = open(tap + ", one step");
     verdict.checked = 1;
-    verdict.measures.push_back(lora_scalar_limit(relative(own, exact) / unit));
+    verdict.measures.push_back(by_limit("lora.scalar", relative(own, exact) / unit));
     settle(verdict);
     return verdict;
   }
@@ -382,7 +384,7 @@ class Judge {
                                .updated = values_of<float>(side.parameters().at(name))};
     const UpdateError error = check_update(formula, tensors);
     verdict.checked = std::ssize(tensors.parameter);
-    verdict.measures.push_back(update_limit(error.roundings));
+    verdict.measures.push_back(by_limit("step.update", error.roundings));
     if (error.element >= 0)
       verdict.worst = Worst{.index = {error.element}, .expected = error.expected, .got = error.got};
     settle(verdict);

@@ -146,7 +146,7 @@ std::vector<Verdict> judge_kl_detachment(const TrainingJob& job, const std::stri
     const double moves = std::fabs(after - before) / before;
     verdict.note = std::string(input.behind) + " moves the KL by " + std::to_string(100 * moves) +
                    " % and has no gradient";
-    if (verdict.trust == Trust::pass && !(moves > detachment_move())) {
+    if (verdict.trust == Trust::pass && !(moves > limit_of("kl.depends"))) {
       verdict.trust = Trust::vacuous;
       verdict.note = std::string(input.behind) + " does not move the KL: nothing was proven";
     }
@@ -181,7 +181,7 @@ std::vector<Verdict> judge_kl_paths(const TrainingJob& job, const std::string& i
     worst = gap;
     verdict.structure = "worst: " + name;
   }
-  verdict.measures.push_back(gradient_path_limit(worst));
+  verdict.measures.push_back(by_limit("kl.gradient_paths", {.dtype = DType::float32}, worst));
   verdict.note = std::to_string(identical) + " of " + std::to_string(verdict.checked) +
                  " gradients are bit for bit those of their own objective";
   settle(verdict);

@@ -77,13 +77,13 @@ Verdict judge_series(const std::string& config, const std::string& subject, cons
   int64_t at = -1, first = -1;
   for (int64_t t = 0; t < std::ssize(oracle); ++t) {
     const double gap = relative(judged.at(t), oracle[t]);
-    if (first < 0 && !kl_curve_limit(config, gap).within()) first = t;
+    if (first < 0 && !by_limit("kl.curve", {.config = config}, gap).within()) first = t;
     if (gap <= worst || std::isnan(worst)) continue;
     worst = gap;
     at = t;
   }
-  Verdict verdict =
-      training_check(subject, name, kl_curve_limit(config, worst), std::ssize(oracle));
+  Verdict verdict = training_check(subject, name, by_limit("kl.curve", {.config = config}, worst),
+                                   std::ssize(oracle));
   if (at >= 0) {
     verdict.worst = Worst{{at}, at, oracle[at], judged[at]};
     verdict.note = "worst at step " + std::to_string(at);
@@ -170,12 +170,9 @@ class Training {
 
   /// Under the limit of this suite: its learning rate is ten times that of the other one.
   void put_parameters(const std::string& subject, std::vector<Verdict> verdicts) {
-    const auto limit = [this](double measured) {
-      return kl_parameter_limit(job_.the_case.config_name, measured);
-    };
     for (Verdict& verdict : verdicts) {
       verdict.subject = subject;
-      judge_by(limit, verdict);
+      judge_by("kl.parameter", {.config = job_.the_case.config_name}, verdict);
       put(std::move(verdict));
     }
   }
@@ -204,7 +201,7 @@ class Training {
     figure("KL before", before);
     figure("KL after", after);
     Verdict verdict =
-        training_check(subject(), "KL falls", kl_fall_limit(after / before), task_.steps);
+        training_check(subject(), "KL falls", by_limit("kl.fall", after / before), task_.steps);
     verdict.note = "mean over the batches, last cycle through them over the first";
     put(std::move(verdict));
   }
@@ -215,7 +212,7 @@ class Training {
     figure("attention mass selected before", before.mass);
     figure("attention mass selected after", after.mass);
     Verdict verdict = training_check(subject(), "recall rises",
-                                     recall_limit(before.keys, after.keys), task_.steps);
+                                     by_limit("kl.recall", before.keys / after.keys), task_.steps);
     verdict.note = "share of the keys of largest dense attention mass that the indexer selects";
     put(std::move(verdict));
   }

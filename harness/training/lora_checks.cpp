@@ -187,13 +187,15 @@ std::vector<Verdict> judge_lora_logits(const Case& c, const LoraLogits& judged,
   const int64_t count = judged.adapter.numel();
   const double apart = relative(judged.merged, judged.adapter);
   return {training_check(subject, "logits.adapter",
-                         lora_logits_limit(c.config_name, relative(judged.adapter, oracle.adapter)),
+                         by_limit("lora.logits", {.config = c.config_name},
+                                  relative(judged.adapter, oracle.adapter)),
                          count),
           training_check(subject, "logits.merged",
-                         lora_logits_limit(c.config_name, relative(judged.merged, oracle.merged)),
+                         by_limit("lora.logits", {.config = c.config_name},
+                                  relative(judged.merged, oracle.merged)),
                          count),
           training_check(subject, "merged equals adapter path",
-                         pairwise_limit(DType::float32, apart), count)};
+                         by_limit("pair.relative", {.dtype = DType::float32}, apart), count)};
 }
 
 Verdict judge_lora_base(LoraSide& side, const Case& c, const WeightSource& base,

@@ -137,15 +137,17 @@ class Judge {
     put(std::move(verdict));
     Verdict norm =
         curve_check("golden" + descent_.note, "train.grad_norm", Mode::forced, loss.size());
-    norm.measures.push_back(descent_norm_limit(
-        job_.the_case.config_name, largest_relative(golden_series("grad_norm"), oracle.grad_norm)));
+    norm.measures.push_back(
+        by_limit("descent.grad_norm", {.config = job_.the_case.config_name},
+                 largest_relative(golden_series("grad_norm"), oracle.grad_norm)));
     settle(norm);
     put(std::move(norm));
     judge_fall("golden" + descent_.note, loss);
   }
 
   Measure loss_measure(const std::vector<double>& loss, const std::vector<double>& expected) const {
-    return descent_loss_limit(job_.the_case.config_name, largest_loss_distance(loss, expected));
+    return by_limit("descent.loss", {.config = job_.the_case.config_name},
+                    largest_loss_distance(loss, expected));
   }
 
   static Verdict curve_check(const std::string& subject, const std::string& tap, Mode mode,
@@ -161,7 +163,7 @@ class Judge {
   /// A curve that does not fall shows nothing about a descent.
   void judge_fall(const std::string& subject, const std::vector<double>& loss) {
     if (plan_.steps < descent_.recipe.steps) return;
-    const Measure fall = descent_fall_limit(fall_of(loss));
+    const Measure fall = by_limit("descent.fall", fall_of(loss));
     Verdict verdict = curve_check(subject, "loss falls", Mode::forced, loss.size());
     if (!fall.within()) verdict.trust = Trust::vacuous;
     if (!fall.within()) verdict.note = "the loss did not fall by the stated amount";
@@ -245,12 +247,13 @@ class Judge {
   void add_band(const std::vector<double>& loss, Verdict& verdict) const {
     const golden::Band& band = *golden_.band;
     const BandDistance distance = distance_from_band(band, loss);
-    verdict.measures.push_back(band_z_limit(distance.largest_z));
+    verdict.measures.push_back(by_limit("band.z", distance.largest_z));
     if (loss.size() == band.mean.size()) {
       verdict.measures.push_back(
-          band_distance_limit(distance.mahalanobis, std::ssize(band.variances), band.runs));
+          by_limit("band.distance", {.components = std::ssize(band.variances), .runs = band.runs},
+                   distance.mahalanobis));
     }
-    verdict.measures.push_back(band_persistence_limit(distance.persistence));
+    verdict.measures.push_back(by_limit("band.persistence", distance.persistence));
   }
 
   // --- bfloat16 with float32 masters: figures, no verdict ---------------------------------------

@@ -96,7 +96,7 @@ class Masking {
     const int64_t counted = std::count_if(batch.labels.begin(), batch.labels.end(),
                                           [](int64_t label) { return label != kIgnoredLabel; });
     put("loss is the mean over counted tokens",
-        masked_tokens_limit(relative(run.find("loss.lm")->at(0), expected)), counted, "");
+        by_limit("sft.masked_tokens", relative(run.find("loss.lm")->at(0), expected)), counted, "");
   }
 
   void judge_tail() {
@@ -109,7 +109,8 @@ class Masking {
     const Trace after = run_on(with_other_tail(batch, vocab), true, &before);
     const int64_t tokens = batch.B * tail_of(batch);
     put("masked tokens: loss",
-        masked_tokens_limit(relative(after.find("loss.lm")->at(0), before.find("loss.lm")->at(0))),
+        by_limit("sft.masked_tokens",
+                 relative(after.find("loss.lm")->at(0), before.find("loss.lm")->at(0))),
         tokens, "");
     refuse_vacuous(relative(moved.find("loss.lm")->at(0), counted.find("loss.lm")->at(0)));
     judge_gradients(before, after, tokens);
@@ -134,7 +135,7 @@ class Masking {
       where = name;
       if (std::isnan(gap)) break;
     }
-    put("masked tokens: gradients", masked_tokens_limit(largest), tokens,
+    put("masked tokens: gradients", by_limit("sft.masked_tokens", largest), tokens,
         where.empty() ? "" : "largest in " + where);
   }
 

@@ -18,13 +18,13 @@ double unit_of(const ReplayedRun& oracle, const std::string& name) {
   const double rounding =
       epsilon(DType::float32) / 2 * steps * training::norm_of(oracle.end.at(name));
   return std::max(training::distance(oracle.end.at(name), oracle.start.at(name)),
-                  rounding / replayed_parameter_limit(0).limit);
+                  rounding / limit_of("replay.parameter"));
 }
 
 Verdict parameter_check(const std::string& subject, const std::string& name, double distance,
                         double unit, int64_t elements) {
-  Verdict verdict =
-      training_check(subject, "param " + name, replayed_parameter_limit(distance / unit), elements);
+  Verdict verdict = training_check(subject, "param " + name,
+                                   by_limit("replay.parameter", distance / unit), elements);
   verdict.layer = weight_layer(name);
   return verdict;
 }
@@ -89,12 +89,12 @@ std::vector<Verdict> judge_curve(const std::string& config_name, const std::stri
   std::vector<Verdict> verdicts;
   for (size_t t = 0; t < oracle.loss.size(); ++t) {
     const std::string step = "step " + std::to_string(t);
-    verdicts.push_back(training_check(
-        subject, step + " loss",
-        replayed_loss_limit(config_name, loss_distance(loss.at(t), oracle.loss[t]))));
-    verdicts.push_back(training_check(
-        subject, step + " grad_norm",
-        replayed_norm_limit(config_name, relative(grad_norm.at(t), oracle.grad_norm[t]))));
+    verdicts.push_back(training_check(subject, step + " loss",
+                                      by_limit("replay.loss", {.config = config_name},
+                                               loss_distance(loss.at(t), oracle.loss[t]))));
+    verdicts.push_back(training_check(subject, step + " grad_norm",
+                                      by_limit("replay.grad_norm", {.config = config_name},
+                                               relative(grad_norm.at(t), oracle.grad_norm[t]))));
   }
   return verdicts;
 }
@@ -129,9 +129,9 @@ std::vector<Verdict> judge_golden_parameters(const golden::TrainingGolden& golde
   return verdicts;
 }
 
-void judge_by(const std::function<Measure(double)>& limit, Verdict& verdict) {
+void judge_by(std::string_view check, const Where& where, Verdict& verdict) {
   verdict.trust = Trust::pass;
-  for (Measure& measure : verdict.measures) measure = limit(measure.measured);
+  for (Measure& measure : verdict.measures) measure = by_limit(check, where, measure.measured);
   settle(verdict);
 }
 

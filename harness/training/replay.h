@@ -4,9 +4,11 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "golden/reader/training_golden.h"
+#include "harness/judge/limits.h"
 #include "harness/training/side.h"
 
 /// A whole training run under the decisions of a golden: no legitimate flip separates two sides, so
@@ -44,9 +46,8 @@ std::vector<Verdict> judge_parameters(const std::string& subject, const Replayed
 std::vector<Verdict> judge_golden_parameters(const golden::TrainingGolden& golden,
                                              const ReplayedRun& oracle);
 
-/// The verdict under a limit of the suite's own: of every measure, what it measured is judged
-/// again.
-void judge_by(const std::function<Measure(double)>& limit, Verdict& verdict);
+/// Judges what every measure of the verdict measured again, by another row of the limits.
+void judge_by(std::string_view check, const Where& where, Verdict& verdict);
 
 /// One forced check of one number.
 Verdict training_check(const std::string& subject, const std::string& name, Measure measure,

@@ -204,8 +204,8 @@ class Suite {
     const double before = mean(run.loss.begin()), after = mean(run.loss.end() - kBatches);
     result_.figures.emplace_back(figure_of("loss of the first cycle", impl), before);
     result_.figures.emplace_back(figure_of("loss of the last cycle", impl), after);
-    Verdict verdict =
-        training_check(judged_side(impl), "loss falls", loss_fall_limit(after / before), kSteps);
+    Verdict verdict = training_check(judged_side(impl), "loss falls",
+                                     by_limit("sft.fall", after / before), kSteps);
     if (verdict.trust == Trust::fail) verdict.trust = Trust::vacuous;
     verdict.note = "mean over the batches of the first and of the last cycle";
     put(std::move(verdict));

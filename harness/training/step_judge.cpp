@@ -194,7 +194,7 @@ Verdict StepJudge::update_verdict(const Pupil& pupil, const std::string& name,
   const UpdateError error = check_update(step, tensors);
   Verdict verdict = open(pupil, "param." + name);
   verdict.checked = std::ssize(tensors.parameter);
-  verdict.measures.push_back(update_limit(error.roundings));
+  verdict.measures.push_back(by_limit("step.update", error.roundings));
   if (error.element >= 0)
     verdict.worst = Worst{.index = {error.element}, .expected = error.expected, .got = error.got};
   settle(verdict);
@@ -246,10 +246,10 @@ Verdict StepJudge::scalar_verdict(const Pupil& pupil, const std::string& tap,
   double largest = 0;
   for (size_t i = 0; i < scalar.oracle.size(); ++i) {
     const double ratio = relative(judged[i], scalar.oracle[i]) / unit;
-    if (!step_scalar_limit(ratio).within()) bad.push_back(steps_[i]);
+    if (!by_limit("step.scalar", ratio).within()) bad.push_back(steps_[i]);
     largest = keep_larger(largest, ratio);
   }
-  verdict.measures.push_back(step_scalar_limit(largest));
+  verdict.measures.push_back(by_limit("step.scalar", largest));
   settle(verdict);
   return verdict;
 }

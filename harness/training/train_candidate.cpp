@@ -89,7 +89,7 @@ class TrainCandidate {
     const BandDistance distance = distance_from_band(*golden_.band, loss->to_doubles());
     Verdict& verdict = open("loss in the band of clean runs", Mode::free);
     verdict.checked = loss->numel();
-    verdict.measures.push_back(band_z_limit(distance.largest_z));
+    verdict.measures.push_back(by_limit("band.z", distance.largest_z));
     if (verdict.measures.front().within()) return;
     verdict.trust = Trust::skipped;
     verdict.note = "outside it at step " + std::to_string(distance.step) +
@@ -100,8 +100,9 @@ class TrainCandidate {
   /// inherit every flip.
   Measure measure(const std::string& name, int64_t t, double value, double expected) const {
     const double relative_gap = relative(value, expected);
-    return name == "grad_norm" ? free_norm_limit(t, relative_gap)
-                               : free_curve_limit(t, relative_gap);
+    if (name == "grad_norm")
+      return by_limit(t == 0 ? "candidate.first_grad_norm" : "candidate.grad_norm", relative_gap);
+    return by_limit(t == 0 ? "candidate.first_loss" : "candidate.loss", relative_gap);
   }
 
   [[noreturn]] void refuse_steps(const std::string& tap, int64_t expected, int64_t got) const {
@@ -163,11 +164,11 @@ class TrainCandidate {
     const double gap = projected_distance(own.projections, golden);
     const double rounding = rounding_floor(value.dtype()) * own.norm;
     const double unit = std::max(projected_distance(start.projections, golden),
-                                 rounding / free_parameter_limit(0).limit);
+                                 rounding / limit_of("candidate.parameter"));
     Verdict& verdict = open("param " + spec.name, Mode::free);
     verdict.layer = weight_layer(spec.name);
     verdict.checked = value.numel();
-    verdict.measures.push_back(free_parameter_limit(gap / unit));
+    verdict.measures.push_back(by_limit("candidate.parameter", gap / unit));
     settle(verdict);
   }
 

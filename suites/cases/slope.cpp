@@ -118,7 +118,7 @@ void expect_slope(const Objective& objective) {
     const double slope = loss.derivative(), expected = loss.from_gradients();
     ASSERT_NE(expected, 0);
     const harness::Measure measure =
-        harness::slope_limit(std::fabs(slope - expected) / std::fabs(expected));
+        harness::by_limit("slope.relative", std::fabs(slope - expected) / std::fabs(expected));
     EXPECT_TRUE(measure.within()) << "direction " << direction << ": relative " << measure.measured;
   }
 }

@@ -9,6 +9,7 @@
 
 #include "harness/judge/adamw.h"
 #include "harness/judge/limits.h"
+#include "harness/judge/statistics.h"
 #include "src/model/philox.h"
 
 namespace dsv32::suites {
@@ -51,11 +52,15 @@ std::vector<double> clean_curve(const Band& band, uint64_t seed) {
   return curve;
 }
 
+harness::Measure distance_measure(const BandDistance& d) {
+  return harness::by_limit("band.distance", {.components = kComponents, .runs = kRuns},
+                           d.mahalanobis);
+}
+
 bool alarms(const Band& band, const std::vector<double>& curve) {
   const BandDistance d = harness::distance_from_band(band, curve);
-  return !harness::band_z_limit(d.largest_z).within() ||
-         !harness::band_distance_limit(d.mahalanobis, kComponents, kRuns).within() ||
-         !harness::band_persistence_limit(d.persistence).within();
+  return !harness::by_limit("band.z", d.largest_z).within() || !distance_measure(d).within() ||
+         !harness::by_limit("band.persistence", d.persistence).within();
 }
 
 TEST(Band, CleanCurvesRaiseNoAlarm) {
@@ -70,7 +75,7 @@ TEST(Band, OneFarStepIsTheLargestZ) {
   curve[7] += 100 * kSpread;
   const BandDistance d = harness::distance_from_band(band, curve);
   EXPECT_EQ(d.step, 7);
-  EXPECT_FALSE(harness::band_z_limit(d.largest_z).within());
+  EXPECT_FALSE(harness::by_limit("band.z", d.largest_z).within());
 }
 
 TEST(Band, AMoveAlongACalmDirectionIsFarByMahalanobis) {
@@ -79,8 +84,8 @@ TEST(Band, AMoveAlongACalmDirectionIsFarByMahalanobis) {
   std::vector<double> curve = band.mean;
   curve[3] += kSpread;
   const BandDistance d = harness::distance_from_band(band, curve);
-  EXPECT_TRUE(harness::band_z_limit(d.largest_z).within());
-  EXPECT_FALSE(harness::band_distance_limit(d.mahalanobis, kComponents, kRuns).within());
+  EXPECT_TRUE(harness::by_limit("band.z", d.largest_z).within());
+  EXPECT_FALSE(distance_measure(d).within());
 }
 
 TEST(Band, OneSidedCurveIsPersistentWhereCleanOnesAreNot) {
@@ -88,7 +93,8 @@ TEST(Band, OneSidedCurveIsPersistentWhereCleanOnesAreNot) {
   band.variances[0] = 0;  // every step on its own
   std::vector<double> curve = band.mean;
   for (double& loss : curve) loss += 2 * kSpread;
-  EXPECT_TRUE(harness::band_z_limit(harness::distance_from_band(band, curve).largest_z).within());
+  EXPECT_TRUE(
+      harness::by_limit("band.z", harness::distance_from_band(band, curve).largest_z).within());
   const double alone = harness::distance_from_band(band, curve).persistence;
   const double together = harness::distance_from_band(make_band(), curve).persistence;
   EXPECT_GT(alone, 3 * together);
@@ -121,8 +127,9 @@ TEST(Hotelling, QuantilesAgreeWithPrintedTables) {
 
 TEST(Hotelling, LimitTendsToChiSquareForManyRuns) {
   // Chi-square with 5 degrees of freedom, upper 5 %: 11.07.
-  EXPECT_EQ(std::lround(harness::hotelling_limit(5, 1000000, 0.95) * 100), 1107);
-  EXPECT_GT(harness::hotelling_limit(5, 64, 0.95), harness::hotelling_limit(5, 128, 0.95));
+  const auto limit = [](int64_t runs) { return harness::hotelling_limit(5, runs, 0.95); };
+  EXPECT_EQ(std::lround(limit(1000000) * 100), 1107);
+  EXPECT_GT(limit(64), limit(128));
 }
 
 // --- one update against AdamW's formula ---------------------------------------------------------
@@ -138,9 +145,9 @@ TEST(AdamWFormula, FirstStepIsLearningRateTimesSign) {
                                  {.parameter = parameter, .gradient = gradient, .updated = updated})
         .roundings;
   };
-  EXPECT_TRUE(harness::update_limit(roundings(right)).within());
-  EXPECT_FALSE(harness::update_limit(roundings(without_decay)).within());
-  EXPECT_FALSE(harness::update_limit(roundings({std::nanf("")})).within());
+  EXPECT_TRUE(harness::by_limit("step.update", roundings(right)).within());
+  EXPECT_FALSE(harness::by_limit("step.update", roundings(without_decay)).within());
+  EXPECT_FALSE(harness::by_limit("step.update", roundings({std::nanf("")})).within());
 }
 
 }  // namespace

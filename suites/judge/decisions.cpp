@@ -160,7 +160,7 @@ TEST(SelfTopk, OneKeyMoreThanTopkLeavesOneOut) {
 
 TEST(SelfTopk, FlipsInsideTheBandAreLegitimateAndOutsideNot) {
   const double ulp = 0x1p-24;  // of float32 at 0.6: the noise of a row without reference and probe
-  const double band = harness::decision_band(Mode::forced);
+  const double band = harness::limit_of("decision.band");
   const auto with = [&](double gap) {
     std::vector<double> scores = kScores;
     scores[7] = 0.6 - gap;
@@ -342,7 +342,7 @@ TEST(SelfExperts, FlipsInsideTheBandAreLegitimateAndOutsideNot) {
     logits[5] = logits[4] - gap;
     return judge_router({.logits = logits, .own_logits = {}, .experts = {0, 1, 5}}, Mode::forced);
   };
-  const double band = harness::decision_band(Mode::forced);
+  const double band = harness::limit_of("decision.band");
   EXPECT_TRUE(accepted(with(band * noise)));
   EXPECT_TRUE(refused(with(64 * band * noise), "band"));
 }

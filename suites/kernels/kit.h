@@ -17,10 +17,10 @@
 #include <type_traits>
 #include <vector>
 
+#include "harness/judge/op_limits.h"
 #include "src/optimized/simt/bf16.h"
 #include "src/optimized/simt/mutant.h"
 #include "src/optimized/simt/schedule.h"
-#include "suites/kit/op_limits.h"
 
 namespace dsv32::suites {
 
@@ -64,15 +64,15 @@ struct Oracle {
   double scale_of(size_t i) const { return std::abs(scale.empty() ? value[i] : scale[i]); }
 };
 
-/// "" when every element of `got` is within the limit of its row in op_limits.cpp; else a text that
-/// names tensor, element, values and units.
+/// "" when every element of `got` is within the limit of its row in harness/judge/op_limits.cpp;
+/// else a text that names tensor, element, values and units.
 template <typename T>
 std::string beyond_limit(const std::string& tensor, const std::vector<T>& got,
                          const Oracle& oracle) {
   constexpr bool kIsBf16 = std::is_same_v<T, bf16>;
   const double unit = kIsBf16 ? 0x1p-8 : 0x1p-24;
   if (got.size() != oracle.value.size()) return tensor + ": wrong number of elements";
-  const double limit = op_limit(tensor, kIsBf16);
+  const double limit = harness::op_limit(tensor, kIsBf16);
   for (size_t i = 0; i < got.size(); ++i) {
     const double value = optimized::to_float(got[i]), want = oracle.value[i];
     if (value == want) continue;

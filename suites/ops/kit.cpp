@@ -5,8 +5,8 @@
 #include <limits>
 #include <utility>
 
+#include "harness/judge/op_limits.h"
 #include "src/optimized/optimized.h"
-#include "suites/kit/op_limits.h"
 
 namespace dsv32::suites {
 
@@ -76,7 +76,7 @@ void expect_close(const std::string& tensor, const at::Tensor& got, const at::Te
   const at::Tensor units = at::where(error == 0, 0.0, error / (size * unit)).flatten();
   const at::Tensor judged = units.nan_to_num(std::numeric_limits<double>::infinity());
   const int64_t worst = judged.argmax().item<int64_t>();
-  EXPECT_LE(judged[worst].item<double>(), op_limit(tensor, is_bf16))
+  EXPECT_LE(judged[worst].item<double>(), harness::op_limit(tensor, is_bf16))
       << tensor << ", element " << worst << " of " << got.sizes() << ": expected "
       << want.flatten()[worst].item<double>() << ", got "
       << wide(got).flatten()[worst].item<double>() << ", in units of the dtype's rounding";

@@ -52,9 +52,9 @@ at::Tensor strided(const at::Tensor& x);
 /// float64 on the CPU.
 at::Tensor wide(const at::Tensor& x);
 
-/// Judges `got` against `want` (float64, on the CPU) by the row of `tensor` in op_limits.cpp. An
-/// error is measured against `scale`, or without one against the larger of the element and the
-/// root mean square of its row (last axis).
+/// Judges `got` against `want` (float64, on the CPU) by the row of `tensor` in
+/// harness/judge/op_limits.cpp. An error is measured against `scale`, or without one against the
+/// larger of the element and the root mean square of its row (last axis).
 void expect_close(const std::string& tensor, const at::Tensor& got, const at::Tensor& want,
                   const at::Tensor& scale = {});
 

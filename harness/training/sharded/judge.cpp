@@ -81,7 +81,7 @@ class WorldJudge {
   void judge_step(int64_t step) {
     const StepRecord oracle = measure(oracle_, DType::float64, step);
     const StepRecord reference = measure(reference_, DType::float32, step);
-    check(step, "loss", sharded_loss_limit(relative(mean(run_.loss[step]), oracle.loss)),
+    check(step, "loss", by_limit("sharded.loss", relative(mean(run_.loss[step]), oracle.loss)),
           plan_.ranks);
     judge_gradients(step, oracle.gradients, reference.gradients);
     for (size_t group = 0; group < recipe_.groups.size(); ++group) {
@@ -181,7 +181,7 @@ class WorldJudge {
       return training_check(subject_, "", {"exact", distance(own, oracle), 0, "zero"}, own.numel());
     const double noise =
         std::max(distance(reference, oracle), rounding_floor(DType::float32) * size);
-    return training_check(subject_, "", sharded_gradient_limit(distance(own, oracle) / noise),
+    return training_check(subject_, "", by_limit("sharded.gradient", distance(own, oracle) / noise),
                           own.numel());
   }
 
@@ -199,7 +199,7 @@ class WorldJudge {
     double worst = 0;
     for (const auto& rank : run_.norms[step])
       worst = std::max(worst, relative(rank.at(group), norm));
-    check(step, "grad_norm" + suffix(group), sharded_norm_limit(worst), plan_.ranks);
+    check(step, "grad_norm" + suffix(group), by_limit("sharded.grad_norm", worst), plan_.ranks);
     return norm;
   }
 
@@ -232,7 +232,7 @@ class WorldJudge {
     for (const std::string& name : names_of(step, group)) {
       const UpdateError error = update_error(adamw, step, name, moments_[group]);
       checked += run_.gradients[step].at(name).numel();
-      if (!update_limit(error.roundings).within() && failed++ == 0) {
+      if (!by_limit("step.update", error.roundings).within() && failed++ == 0) {
         worst = error;
         where = name;
       }
@@ -241,7 +241,7 @@ class WorldJudge {
       where = name;
     }
     Verdict& verdict =
-        check(step, "update" + suffix(group), update_limit(worst.roundings), checked);
+        check(step, "update" + suffix(group), by_limit("step.update", worst.roundings), checked);
     verdict.note =
         (failed > 0 ? std::to_string(failed) + " parameters, first: " : "worst: ") + where;
     verdict.layer = weight_layer(where);
