@@ -22,9 +22,9 @@ struct RunSettings {
   std::function<bool()> interrupted = {};  // polled between layers
 };
 
-/// One trace to be judged.
-struct Subject {
-  std::string name;       // "golden", "reference float32", "candidate fork.safetensors"
+/// One trace to be judged, and what it claims to be.
+struct JudgedTrace {
+  Subject subject;
   std::string impl = "";  // of ours, which may lack taps that its kernels never hold
   DType dtype = DType::float32;
   Dialect dialect = {};          // what it claims to compute
@@ -75,21 +75,21 @@ class CaseRun {
 
   /// Staged verdicts: every op on the subject's own inputs, under its own decisions. Empty for a
   /// sketch.
-  std::vector<Verdict> judge_staged(const Subject& subject) const;
+  [[nodiscard]] std::vector<Verdict> judge_staged(const JudgedTrace& judged) const;
   /// Forced verdicts and gradients: end to end with the subject's decisions replayed. `shared`:
   /// traces of an earlier subject under the same decisions and an equal dialect are used again;
   /// nullptr: none.
-  std::vector<Verdict> judge_forced(const Subject& subject,
-                                    const ForcedTraces* shared = nullptr) const;
+  [[nodiscard]] std::vector<Verdict> judge_forced(const JudgedTrace& judged,
+                                                  const ForcedTraces* shared = nullptr) const;
   /// Both, staged first.
-  std::vector<Verdict> judge_subject(const Subject& subject,
-                                     const ForcedTraces* shared = nullptr) const;
-  /// One tap of the subject as another dialect would have it, fed as the failing check was.
-  Hypothesis under(const Subject& subject, const Dialect& dialect, const Verdict& failure) const;
+  [[nodiscard]] std::vector<Verdict> judge_subject(const JudgedTrace& judged,
+                                                   const ForcedTraces* shared = nullptr) const;
+  /// One tap of the trace as another dialect would have it, fed as the failing check was.
+  Hypothesis under(const JudgedTrace& judged, const Dialect& dialect, const Verdict& failure) const;
 
  private:
   std::map<std::string, HostTensor> router_biases() const;
-  Evidence evidence_of(const Subject& subject) const;
+  Evidence evidence_of(const JudgedTrace& judged) const;
 
   Case case_;
   Batch batch_;

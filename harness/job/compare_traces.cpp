@@ -5,6 +5,7 @@
 #include "harness/judge/decisions.h"
 #include "harness/judge/rows.h"
 #include "src/io/io.h"
+#include "src/model/check_name.h"
 #include "src/model/errors.h"
 
 namespace dsv32::harness {
@@ -13,7 +14,7 @@ namespace {
 /// Two traces of the same case, tap by tap.
 class Pair {
  public:
-  Pair(const Trace& a, const Trace& b, Case c, std::string subject)
+  Pair(const Trace& a, const Trace& b, Case c, Subject subject)
       : a_(a), b_(b), case_(std::move(c)), batch_(make_batch(case_)), subject_(std::move(subject)) {
     const auto coarser = [](DType x, DType y) { return epsilon(x) > epsilon(y) ? x : y; };
     dtype_ = coarser(parse_dtype(a.metadata.at("dtype")), parse_dtype(b.metadata.at("dtype")));
@@ -32,7 +33,7 @@ class Pair {
   Verdict open(const TapName& tap) const {
     return {.case_name = case_.name,
             .subject = subject_,
-            .tap = tap.full,
+            .tap = check_of_tap(tap.full),
             .layer = tap.layer,
             .mode = Mode::free};
   }
@@ -100,7 +101,7 @@ class Pair {
   const Trace& b_;
   Case case_;
   Batch batch_;
-  std::string subject_;
+  Subject subject_;
   DType dtype_;
 };
 
@@ -117,7 +118,9 @@ Report compare_traces(const std::filesystem::path& a, const std::filesystem::pat
                                      .hint = "only traces of one case can be compared"});
   }
   Report report{.suites = {"compare"}, .cases = {c.name}};
-  const std::string subject = a.filename().string() + " and " + b.filename().string();
+  const Subject subject{.party = Party::candidate,
+                        .label = a.filename().string() + " and " + b.filename().string(),
+                        .against = Against::trace};
   report.verdicts = Pair(first, second, c, subject).verdicts();
   Finding finding{.case_name = c.name, .subject = subject};
   const auto failed = std::find_if(report.verdicts.begin(), report.verdicts.end(),

@@ -31,7 +31,6 @@ struct Job {
   std::string weights = "synthetic";  // or synthetic:SEED, or a directory
   std::optional<std::filesystem::path> batch_file;
   std::optional<uint64_t> seed;
-  std::string command;  // for the repro line
   std::function<void(const std::string&)> progress = {};
   std::function<bool()> interrupted = {};  // polled between stages
 };
@@ -40,10 +39,9 @@ struct Job {
 /// DESIGN says so; wrong input throws Error.
 Report run_job(const Job& job);
 
-/// Judges one trace in process: what run_job does with a candidate, for tests and calibration.
-/// `plant` may change the dialect of the judged reference; see suites/cases/mutants.cpp.
-std::vector<Verdict> judge_trace(const Case& c, const Trace& judged, DType dtype, bool is_file,
-                                 bool backward, const Dialect& dialect);
+/// Judges one trace in process, as run_job does with a candidate; for tests and calibration.
+[[nodiscard]] std::vector<Verdict> judge_trace(const Case& c, const Trace& judged, DType dtype,
+                                               bool is_file, bool backward, const Dialect& dialect);
 
 /// A trace in the exchange format, for `dump`.
 Trace make_trace(const Case& c, const std::string& impl, DType dtype, const std::string& mode,

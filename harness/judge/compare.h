@@ -31,8 +31,7 @@ struct Yardstick {
 
 /// One judged tap with all that its verdict needs.
 struct Comparison {
-  std::string case_name;
-  std::string subject;
+  Subject subject;
   const ModelConfig* config = nullptr;
   const Batch* batch = nullptr;
   TapName tap;
@@ -47,7 +46,7 @@ struct Comparison {
   std::string golden_config = {};
 };
 
-/// A verdict that names its case, subject, tap and mode; it passes until something is measured.
+/// A verdict that names its subject, tap and mode; it passes until something is measured.
 Verdict open_verdict(const Comparison& c);
 /// A verdict that measured nothing, and why.
 Verdict unmeasured(const Comparison& c, Trust trust, std::string note);

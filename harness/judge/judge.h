@@ -11,7 +11,7 @@ namespace dsv32::harness {
 
 /// Everything about one subject in one case.
 struct Evidence {
-  std::string subject;
+  Subject subject;
   const Case* c = nullptr;
   const Batch* batch = nullptr;
   Objective objective = {};  // what the runs differentiate
@@ -34,7 +34,7 @@ struct Evidence {
 /// evidence become `missing` or `skipped` with a reason. After a decision that a file does not hold
 /// (so it was not replayed) values are judged in mode `free`. A yardstick without an oracle asks no
 /// question: call once with both, or once with each.
-std::vector<Verdict> judge(const Evidence& evidence);
+[[nodiscard]] std::vector<Verdict> judge(const Evidence& evidence);
 
 /// The first failing tap in execution order, staged before forced; nullptr if none fails.
 const Verdict* first_failure(const std::vector<Verdict>& verdicts);

@@ -5,6 +5,7 @@
 
 #include "harness/judge/judge.h"
 #include "harness/judge/limits.h"
+#include "src/model/check_name.h"
 #include "src/training/one_ulp.h"
 
 namespace dsv32::harness {
@@ -52,9 +53,10 @@ CaseRun case_run(const TrainingJob& job, const Objective& objective,
           objective};
 }
 
-bool of_the_objective(const std::string& tap) {
-  return tap.starts_with(kGradient) || tap.find("kl.") != std::string::npos ||
-         tap.ends_with("loss.kl");
+bool of_the_objective(const std::string& check) {
+  const std::optional<TapName> tap = parse_tap(check);
+  return tap && (tap->info.kind == TapKind::gradient || tap->info.name.starts_with("kl.") ||
+                 tap->info.name == "loss.kl");
 }
 
 /// What the suites forward and backward judge anyway is left out while it passes.
@@ -81,14 +83,14 @@ Trace first_step_of(const golden::TrainingGolden& golden) {
 std::vector<Verdict> judge_golden_step(const CaseRun& run, const KlTask& task,
                                        const golden::TrainingGolden& golden) {
   const Trace trace = first_step_of(golden);
-  const Subject subject{.name = kl_subject("golden", task),
-                        .dialect = find_dialect(golden.dialect),
-                        .trace = &trace,
-                        .is_file = true};
-  return kept(run.judge_forced(subject));
+  const JudgedTrace judged{.subject = golden_side(kl_note(task)),
+                           .dialect = find_dialect(golden.dialect),
+                           .trace = &trace,
+                           .is_file = true};
+  return kept(run.judge_forced(judged));
 }
 
-Verdict exact(const std::string& subject, const std::string& check, double wrong, int64_t checked,
+Verdict exact(const Subject& subject, const std::string& check, double wrong, int64_t checked,
               const std::string& basis) {
   Verdict verdict;
   verdict.subject = subject;
@@ -123,9 +125,7 @@ double distance(const HostTensor* a, const HostTensor* b) {
 
 }  // namespace
 
-std::string kl_subject(const std::string& side, const KlTask& task) {
-  return side + ", " + task.name;
-}
+std::string kl_note(const KlTask& task) { return ", " + task.name; }
 
 std::shared_ptr<const WeightSource> start_weights(const TrainingJob& job) {
   return std::make_shared<StartWeights>(job.the_case, job.perturbation_seed);
@@ -137,7 +137,7 @@ std::vector<Verdict> judge_kl_step(const TrainingJob& job, const std::string& im
   const Trace trace =
       run.run({.dialect = job.dialect, .backward = true}, "first step, " + task.name, impl);
   std::vector<Verdict> verdicts = kept(run.judge_subject(
-      {.name = kl_subject(judged_side(impl), task), .impl = impl, .trace = &trace}));
+      {.subject = judged_side(impl, kl_note(task)), .impl = impl, .trace = &trace}));
   const bool comparable = golden != nullptr && job.perturbation_seed == 0;
   if (comparable && !golden->tensors.empty())
     append(verdicts, judge_golden_step(run, task, *golden));
@@ -150,9 +150,9 @@ std::vector<Verdict> judge_kl_detachment(const TrainingJob& job, const std::stri
     const char* name;
     const char* behind;  // a weight that moves it
   };
-  const Input inputs[] = {{"detached hidden state", "input_layernorm.weight"},
-                          {"detached query latent", "self_attn.q_a_layernorm.weight"},
-                          {"detached target", "self_attn.kv_b_proj.weight"}};
+  const Input inputs[] = {{"detached.hidden", "input_layernorm.weight"},
+                          {"detached.q_latent", "self_attn.q_a_layernorm.weight"},
+                          {"detached.target", "self_attn.kv_b_proj.weight"}};
   const auto weights = start_weights(job);
   RunOptions options{.dialect = job.dialect, .backward = true};
   const Trace trace = case_run(job, task.objective, weights).run(options, "detachment", impl);
@@ -165,7 +165,7 @@ std::vector<Verdict> judge_kl_detachment(const TrainingJob& job, const std::stri
         case_run(job, task.objective, std::make_shared<Nudged>(weights, input.behind));
     const double before = trace.find("loss.kl")->at(0);
     const double after = moved.run(options, "detachment", impl).find("loss.kl")->at(0);
-    Verdict verdict = exact(kl_subject(judged_side(impl), task), input.name,
+    Verdict verdict = exact(judged_side(impl, kl_note(task)), rule_name(input.name),
                             static_cast<double>(nonzero_gradients(trace, input.behind)), 1,
                             "SPEC 2: x, q_latent and the target are detached for the KL");
     const double moves = std::fabs(after - before) / before;
@@ -192,8 +192,8 @@ std::vector<Verdict> judge_kl_paths(const TrainingJob& job, const std::string& i
   };
   const Trace both = gradients(joint.objective), alone_lm = gradients(lm), alone_kl = gradients(kl);
   Verdict verdict;
-  verdict.subject = kl_subject(judged_side(impl), joint);
-  verdict.tap = "gradient paths";
+  verdict.subject = judged_side(impl, kl_note(joint));
+  verdict.tap = rule_name("gradient_paths");
   double worst = 0;
   int64_t identical = 0;
   for (const std::string& name : gradient_taps(job.the_case.config, joint.objective)) {

@@ -4,6 +4,7 @@
 
 #include "harness/judge/compare.h"
 #include "harness/judge/limits.h"
+#include "src/model/check_name.h"
 #include "src/model/sketch.h"
 
 namespace dsv32::harness {
@@ -31,10 +32,10 @@ double unit_of(const ReplayedRun& oracle, const std::string& name) {
                   rounding / replayed_parameter_limit(0).limit);
 }
 
-Verdict parameter_check(const std::string& subject, const std::string& name, double distance,
+Verdict parameter_check(const Subject& subject, const std::string& name, double distance,
                         double unit, int64_t elements) {
-  Verdict verdict =
-      training_check(subject, "param " + name, replayed_parameter_limit(distance / unit), elements);
+  Verdict verdict = training_check(subject, end_name("param", name),
+                                   replayed_parameter_limit(distance / unit), elements);
   verdict.layer = weight_layer(name);
   return verdict;
 }
@@ -65,7 +66,7 @@ double loss_distance(double loss, double expected) {
   return std::fabs(loss - expected) / std::max(std::fabs(expected), 1.0);
 }
 
-Verdict training_check(const std::string& subject, const std::string& name, Measure measure,
+Verdict training_check(const Subject& subject, const std::string& name, Measure measure,
                        int64_t checked) {
   Verdict verdict;
   verdict.subject = subject;
@@ -93,23 +94,23 @@ ReplayedRun replay_run(TrainingSide& side, const training::Recipe& recipe,
   return run;
 }
 
-std::vector<Verdict> judge_curve(const std::string& config_name, const std::string& subject,
+std::vector<Verdict> judge_curve(const std::string& config_name, const Subject& subject,
                                  const std::vector<double>& loss,
                                  const std::vector<double>& grad_norm, const ReplayedRun& oracle) {
   std::vector<Verdict> verdicts;
   for (size_t t = 0; t < oracle.loss.size(); ++t) {
-    const std::string step = "step " + std::to_string(t);
+    const int64_t step = static_cast<int64_t>(t);
     verdicts.push_back(training_check(
-        subject, step + " loss",
+        subject, step_name(step, "loss"),
         replayed_loss_limit(config_name, loss_distance(loss.at(t), oracle.loss[t]))));
     verdicts.push_back(training_check(
-        subject, step + " grad_norm",
+        subject, step_name(step, "grad_norm"),
         replayed_norm_limit(config_name, relative(grad_norm.at(t), oracle.grad_norm[t]))));
   }
   return verdicts;
 }
 
-std::vector<Verdict> judge_parameters(const std::string& subject, const ReplayedRun& judged,
+std::vector<Verdict> judge_parameters(const Subject& subject, const ReplayedRun& judged,
                                       const ReplayedRun& oracle,
                                       const std::function<bool(const std::string&)>& moves) {
   std::vector<Verdict> verdicts;
@@ -133,8 +134,8 @@ std::vector<Verdict> judge_golden_parameters(const golden::TrainingGolden& golde
     const ParameterSketch sketch = sketch_of(name, oracle.end.at(name));
     const double gap = std::max(sketched_distance(golden, at, sketch),
                                 std::fabs(golden.parameter_norms.at(at) - sketch.norm));
-    verdicts.push_back(
-        parameter_check("golden", name, gap, unit_of(oracle, name), oracle.end.at(name).numel()));
+    verdicts.push_back(parameter_check(golden_side(), name, gap, unit_of(oracle, name),
+                                       oracle.end.at(name).numel()));
   }
   return verdicts;
 }
