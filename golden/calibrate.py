@@ -38,6 +38,7 @@ KEPT = ROOT / "build" / "calibration"
 CHUNK = 25  # trace files per call of dsv32-verify
 PART = 5  # other backends and bfloat16 run on one seed in so many
 TOLERANCES = ("row ratio", "tensor ratio", "cap", "tail", "max tail", "band", "own logits")
+JUDGED = {"candidate": "Hugging Face", "reference": "reference"}  # parties that are counted
 FAMILIES = {
     "attn.logits": "rows over keys",
     "attn.probs": "rows over keys",
@@ -150,13 +151,14 @@ def family(tap: str) -> str:
 
 def distil(setup: Setup, report: dict[str, Any]) -> dict[str, Any]:
     """Of each run and each kind of measure the largest; every verdict that is not a pass."""
-    seeds = {v["case"]: _seed(v["subject"]) for v in report["verdicts"] if _is_file(v["subject"])}
+    files = [v for v in report["verdicts"] if v["subject"]["party"] == "candidate"]
+    seeds = {v["case"]: _seed(v["subject"]["label"]) for v in files}
     largest: dict[tuple[str, ...], tuple[float, float, str]] = {}
     alarms, absent = [], 0
     for verdict in report["verdicts"]:
-        if not _is_file(verdict["subject"]) and not verdict["subject"].startswith("reference"):
+        who = JUDGED.get(verdict["subject"]["party"])
+        if who is None:
             continue
-        who = "Hugging Face" if _is_file(verdict["subject"]) else "reference"
         place = f"{setup.case} seed {seeds[verdict['case']]} {verdict['tap']}"
         absent += verdict["trust"] == "missing"
         if verdict["trust"] not in ("pass", "missing", "skipped"):
@@ -177,10 +179,6 @@ def describe(verdict: dict[str, Any], place: str) -> str:
         if not float(m["measured"]) <= float(m["limit"])
     ]
     return f"{place} ({verdict['mode']}): {verdict['trust']}: {', '.join(beyond)}"
-
-
-def _is_file(subject: str) -> bool:
-    return subject.startswith("candidate ")
 
 
 def _seed(subject: str) -> int:

@@ -182,9 +182,7 @@ Golden load(const std::string& case_name, const std::filesystem::path& directory
 }
 
 bool exists(const std::string& case_name, const std::filesystem::path& directory) {
-  if (!std::filesystem::exists(directory / "manifest.json")) return false;
-  const std::vector<ManifestEntry> entries = read_manifest(directory);
-  return find_entry(entries, case_name, false) != nullptr;
+  return is_there(directory, case_name, false);
 }
 
 }  // namespace dsv32::golden

@@ -174,8 +174,7 @@ TrainingGolden load_training(const std::string& suite, const std::string& case_n
 
 bool training_exists(const std::string& suite, const std::string& case_name,
                      const std::filesystem::path& directory) {
-  if (!std::filesystem::exists(directory / "manifest.json")) return false;
-  return find_entry(read_manifest(directory), suite + "." + case_name, true) != nullptr;
+  return is_there(directory, suite + "." + case_name, true);
 }
 
 }  // namespace dsv32::golden

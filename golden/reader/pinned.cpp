@@ -32,6 +32,13 @@ const ManifestEntry* find_entry(const std::vector<ManifestEntry>& entries, const
   return it == entries.end() ? nullptr : &*it;
 }
 
+bool is_there(const std::filesystem::path& directory, const std::string& name, bool training) {
+  if (!std::filesystem::exists(directory / "manifest.json")) return false;
+  const std::vector<ManifestEntry> entries = read_manifest(directory);
+  const ManifestEntry* entry = find_entry(entries, name, training);
+  return entry != nullptr && std::filesystem::exists(directory / entry->file);
+}
+
 void refuse_unknown(const std::vector<ManifestEntry>& entries, const std::string& name,
                     bool training) {
   std::vector<std::string> known;

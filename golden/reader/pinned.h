@@ -18,6 +18,8 @@ bool is_training(const ManifestEntry& entry);
 /// Finds an entry; null when there is none.
 const ManifestEntry* find_entry(const std::vector<ManifestEntry>& entries, const std::string& name,
                                 bool training);
+/// A golden of this name is in the manifest and its file is in the directory.
+bool is_there(const std::filesystem::path& directory, const std::string& name, bool training);
 /// Throws Error (usage) that lists the names there are and guesses the one that was meant.
 [[noreturn]] void refuse_unknown(const std::vector<ManifestEntry>& entries, const std::string& name,
                                  bool training);

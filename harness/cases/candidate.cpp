@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "src/model/check_name.h"
+
 namespace dsv32::harness {
 namespace {
 
@@ -38,8 +40,10 @@ std::vector<Candidate> read_candidates(const std::vector<std::filesystem::path>&
     Trace trace = io::read_trace(path);
     Case c = io::case_of_trace(trace);
     std::string mode = trace.metadata.at("mode");
-    candidates.push_back({path, std::move(trace), std::move(c),
-                          "candidate " + path.filename().string(), std::move(mode)});
+    const Subject subject{.party = Party::candidate,
+                          .label = "candidate " + path.filename().string(),
+                          .against = mode == "train" ? Against::golden : Against::oracle};
+    candidates.push_back({path, std::move(trace), std::move(c), subject, std::move(mode)});
   }
   return candidates;
 }
@@ -60,19 +64,18 @@ std::vector<Verdict> verdicts_on_loading(const Candidate& candidate,
                                          const io::CandidateNotes& notes) {
   std::vector<Verdict> verdicts;
   const auto check = [&](const char* what, bool good, const std::string& note, int64_t checked) {
-    verdicts.push_back({.case_name = candidate.the_case.name,
-                        .subject = candidate.subject,
-                        .tap = what,
+    verdicts.push_back({.subject = candidate.subject,
+                        .tap = rule_name(what),
                         .mode = Mode::exact,
                         .trust = good ? Trust::pass : Trust::fail,
                         .checked = checked,
                         .note = note});
   };
-  if (notes.failure) check("ran to its end", false, failure_note(*notes.failure), 1);
+  if (notes.failure) check("run.finished", false, failure_note(*notes.failure), 1);
   if (notes.weights) {
     const auto& w = *notes.weights;
     const int64_t all = w.identical + static_cast<int64_t>(w.different.size() + w.missing.size());
-    check("weights loaded", w.all_there(), loading_note(w), all);
+    check("load.weights", w.all_there(), loading_note(w), all);
   }
   return verdicts;
 }

@@ -18,8 +18,8 @@ struct Candidate {
   std::filesystem::path path;
   Trace trace;
   Case the_case;
-  std::string subject;  // "candidate fork.safetensors"
-  std::string mode;     // "forward", "backward", ..., "train"
+  Subject subject;   // "candidate fork.safetensors", a training against its golden
+  std::string mode;  // "forward", "backward", ..., "train"
 };
 
 /// What a trace of this mode differentiates: its KL alone, else the LM loss.
@@ -32,7 +32,7 @@ std::vector<Candidate> read_candidates(const std::vector<std::filesystem::path>&
 void check_weights_identity(const Candidate& candidate, const WeightSource& weights);
 
 /// Did it run to its end, and with the checkpoint's weights? Comes before any tap.
-std::vector<Verdict> verdicts_on_loading(const Candidate& candidate,
-                                         const io::CandidateNotes& notes);
+[[nodiscard]] std::vector<Verdict> verdicts_on_loading(const Candidate& candidate,
+                                                       const io::CandidateNotes& notes);
 
 }  // namespace dsv32::harness

@@ -26,16 +26,16 @@ bool has_stage_inputs(const Trace& trace) {
   });
 }
 
-const Trace* stage_inputs(const Subject& subject) {
-  return subject.fed != nullptr ? subject.fed : subject.trace;
+const Trace* stage_inputs(const JudgedTrace& judged) {
+  return judged.fed != nullptr ? judged.fed : judged.trace;
 }
 
-bool has_gradients(const Subject& subject) {
-  if (subject.golden != nullptr && subject.golden->kind == "sketch") {
-    return std::any_of(subject.golden->sketches.begin(), subject.golden->sketches.end(),
+bool has_gradients(const JudgedTrace& judged) {
+  if (judged.golden != nullptr && judged.golden->kind == "sketch") {
+    return std::any_of(judged.golden->sketches.begin(), judged.golden->sketches.end(),
                        [](const auto& entry) { return entry.first.rfind("grad.", 0) == 0; });
   }
-  return any_name(*subject.trace,
+  return any_name(*judged.trace,
                   [](const TapName& tap) { return tap.info.kind == TapKind::gradient; });
 }
 
@@ -58,11 +58,11 @@ void replay(RunOptions& options, const Trace* decisions) {
   options.feed = decisions;
 }
 
-/// The shared reference is the one that this subject asks for.
+/// The shared reference is the one that this trace asks for.
 bool shared_reference(const ForcedTraces& shared, const ModelConfig& config,
-                      const Subject& subject) {
-  return shared.reference && shared.reference_dtype == subject.dtype &&
-         same_function(config, subject.dtype, shared.dialect, subject.dialect);
+                      const JudgedTrace& judged) {
+  return shared.reference && shared.reference_dtype == judged.dtype &&
+         same_function(config, judged.dtype, shared.dialect, judged.dialect);
 }
 
 }  // namespace
@@ -135,29 +135,29 @@ std::map<std::string, HostTensor> CaseRun::router_biases() const {
   return biases;
 }
 
-Evidence CaseRun::evidence_of(const Subject& subject) const {
-  return {.subject = subject.name,
+Evidence CaseRun::evidence_of(const JudgedTrace& judged) const {
+  return {.subject = judged.subject,
           .c = &case_,
           .batch = &batch_,
           .objective = objective_,
-          .dtype = subject.dtype,
-          .is_file = subject.is_file,
-          .unheld = subject.impl.empty() ? std::vector<std::string>{} : unheld_taps(subject.impl),
-          .judged = subject.trace,
-          .golden = subject.golden,
+          .dtype = judged.dtype,
+          .is_file = judged.is_file,
+          .unheld = judged.impl.empty() ? std::vector<std::string>{} : unheld_taps(judged.impl),
+          .judged = judged.trace,
+          .golden = judged.golden,
           .biases = router_biases()};
 }
 
-std::vector<Verdict> CaseRun::judge_staged(const Subject& subject) const {
-  if (!has_stage_inputs(*subject.trace)) return {};
-  RunOptions options{.dtype = subject.dtype,
-                     .dialect = subject.dialect,
+std::vector<Verdict> CaseRun::judge_staged(const JudgedTrace& judged) const {
+  if (!has_stage_inputs(*judged.trace)) return {};
+  RunOptions options{.dtype = judged.dtype,
+                     .dialect = judged.dialect,
                      .feeding = Feeding::staged,
-                     .feed = stage_inputs(subject)};
-  Evidence evidence = evidence_of(subject);
+                     .feed = stage_inputs(judged)};
+  Evidence evidence = evidence_of(judged);
   evidence.fed = options.feed;
   Trace reference;
-  if (subject.against_reference) {
+  if (judged.against_reference) {
     reference = run(options, "staged reference");
     evidence.staged.reference = &reference;
   }
@@ -169,47 +169,47 @@ std::vector<Verdict> CaseRun::judge_staged(const Subject& subject) const {
   return harness::judge_staged(evidence);
 }
 
-std::vector<Verdict> CaseRun::judge_forced(const Subject& subject, const ForcedTraces* shared,
+std::vector<Verdict> CaseRun::judge_forced(const JudgedTrace& judged, const ForcedTraces* shared,
                                            std::vector<Verdict> staged) const {
   const bool reuse = shared != nullptr &&
-                     same_function(case_.config, DType::float64, shared->dialect, subject.dialect);
-  const ForcedTraces own = reuse ? ForcedTraces{} : forced_traces(subject.dialect, subject.trace);
+                     same_function(case_.config, DType::float64, shared->dialect, judged.dialect);
+  const ForcedTraces own = reuse ? ForcedTraces{} : forced_traces(judged.dialect, judged.trace);
   const ForcedTraces& forced = reuse ? *shared : own;
-  Evidence evidence = evidence_of(subject);
+  Evidence evidence = evidence_of(judged);
   evidence.forced = {.oracle = &forced.oracle, .probe = &forced.probe};
   Trace reference;
-  if (subject.against_reference && reuse && shared_reference(*shared, case_.config, subject)) {
+  if (judged.against_reference && reuse && shared_reference(*shared, case_.config, judged)) {
     evidence.forced.reference = &*shared->reference;
-  } else if (subject.against_reference) {
-    RunOptions options{.dtype = subject.dtype,
-                       .dialect = subject.dialect,
-                       .backward = backward_ && has_gradients(subject)};
-    replay(options, subject.trace);
-    reference = run(options, "reference for " + subject.name);
+  } else if (judged.against_reference) {
+    RunOptions options{.dtype = judged.dtype,
+                       .dialect = judged.dialect,
+                       .backward = backward_ && has_gradients(judged)};
+    replay(options, judged.trace);
+    reference = run(options, "reference for " + judged.subject.label);
     evidence.forced.reference = &reference;
   }
   return judge(evidence, std::move(staged));
 }
 
-std::vector<Verdict> CaseRun::judge_subject(const Subject& subject,
+std::vector<Verdict> CaseRun::judge_subject(const JudgedTrace& judged,
                                             const ForcedTraces* shared) const {
-  return judge_forced(subject, shared, judge_staged(subject));
+  return judge_forced(judged, shared, judge_staged(judged));
 }
 
-Hypothesis CaseRun::under(const Subject& subject, const Dialect& dialect,
+Hypothesis CaseRun::under(const JudgedTrace& judged, const Dialect& dialect,
                           const Verdict& failure) const {
-  const bool staged = failure.mode == Mode::staged && has_stage_inputs(*subject.trace);
+  const bool staged = failure.mode == Mode::staged && has_stage_inputs(*judged.trace);
   RunOptions options{.dtype = DType::float64,
                      .dialect = dialect,
                      .backward = parse_tap(failure.tap)->info.kind == TapKind::gradient,
                      .wanted = [&](const std::string& name) { return name == failure.tap; }};
-  replay(options, subject.trace);
+  replay(options, judged.trace);
   if (staged) {
     options.feeding = Feeding::staged;
-    options.feed = stage_inputs(subject);
+    options.feed = stage_inputs(judged);
   }
   Hypothesis hypothesis{.oracle = run(options, "hypothesis")};
-  options.dtype = subject.dtype;
+  options.dtype = judged.dtype;
   hypothesis.reference = run(options, "hypothesis");
   return hypothesis;
 }

@@ -22,9 +22,9 @@ struct RunSettings {
   std::function<bool()> interrupted = {};  // polled between layers
 };
 
-/// One trace to be judged.
-struct Subject {
-  std::string name;       // "golden", "reference float32", "candidate fork.safetensors"
+/// One trace to be judged, and what it claims to be.
+struct JudgedTrace {
+  Subject subject;
   std::string impl = "";  // of ours, which may lack taps that its kernels never hold
   DType dtype = DType::float32;
   Dialect dialect = {};          // what it claims to compute
@@ -76,23 +76,24 @@ class CaseRun {
 
   /// Staged verdicts: every op on the subject's own inputs, under its own decisions. Empty for a
   /// sketch.
-  std::vector<Verdict> judge_staged(const Subject& subject) const;
+  [[nodiscard]] std::vector<Verdict> judge_staged(const JudgedTrace& judged) const;
   /// All verdicts, the `staged` ones as they were given: the others are forced, end to end with the
   /// subject's decisions replayed. `shared`: traces of an earlier subject under the same decisions
   /// and an equal dialect are used again; nullptr: none.
-  std::vector<Verdict> judge_forced(const Subject& subject, const ForcedTraces* shared = nullptr,
-                                    std::vector<Verdict> staged = {}) const;
+  [[nodiscard]] std::vector<Verdict> judge_forced(const JudgedTrace& judged,
+                                                  const ForcedTraces* shared = nullptr,
+                                                  std::vector<Verdict> staged = {}) const;
   /// All verdicts, staged ones included.
-  std::vector<Verdict> judge_subject(const Subject& subject,
-                                     const ForcedTraces* shared = nullptr) const;
-  /// One tap of the subject as another dialect would have it, fed as the failing check was.
-  Hypothesis under(const Subject& subject, const Dialect& dialect, const Verdict& failure) const;
+  [[nodiscard]] std::vector<Verdict> judge_subject(const JudgedTrace& judged,
+                                                   const ForcedTraces* shared = nullptr) const;
+  /// One tap of the trace as another dialect would have it, fed as the failing check was.
+  Hypothesis under(const JudgedTrace& judged, const Dialect& dialect, const Verdict& failure) const;
 
  private:
   CaseRun(Case c, Batch batch, std::unique_ptr<const WeightSource> own, bool backward,
           RunSettings settings, Objective objective);
   std::map<std::string, HostTensor> router_biases() const;
-  Evidence evidence_of(const Subject& subject) const;
+  Evidence evidence_of(const JudgedTrace& judged) const;
 
   Case case_;
   Batch batch_;

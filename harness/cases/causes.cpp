@@ -15,9 +15,10 @@ namespace {
 
 /// Rows of a tap that count here: padded queries out, attended keys only; index scores with their
 /// -inf pattern.
-RowLayout layout_of(const CaseRun& run, const Subject& subject, TapName tap, const Shape& shape) {
+RowLayout layout_of(const CaseRun& run, const JudgedTrace& judged, TapName tap,
+                    const Shape& shape) {
   if (tap.info.kind == TapKind::scores) tap.info.kind = TapKind::token;
-  const HostTensor* topk = tap.layer ? subject.trace->find(layer_tap(*tap.layer, "topk")) : nullptr;
+  const HostTensor* topk = tap.layer ? judged.trace->find(layer_tap(*tap.layer, "topk")) : nullptr;
   const std::vector<uint8_t> attended = attended_keys(run.the_case().config, run.batch(), topk);
   return {tap, shape, &run.batch(), &attended, RowView::judged};
 }
@@ -42,15 +43,15 @@ Gap gap(const RowLayout& layout, const HostTensor& a, const HostTensor& b) {
 
 /// The subject's tap is what the hypothesis gives, up to rounding: the whole-tensor test of the
 /// limits table.
-bool same_values(const CaseRun& run, const Subject& subject, const Verdict& failure,
-                 const HostTensor& judged, const HostTensor& oracle, const HostTensor& reference) {
+bool same_values(const CaseRun& run, const JudgedTrace& judged, const Verdict& failure,
+                 const HostTensor& values, const HostTensor& oracle, const HostTensor& reference) {
   const TapName tap = *parse_tap(failure.tap);
-  const RowLayout layout = layout_of(run, subject, tap, oracle.shape());
+  const RowLayout layout = layout_of(run, judged, tap, oracle.shape());
   const Gap rounding = gap(layout, reference, oracle);
-  const double noise = std::max(rounding.distance, rounding_floor(subject.dtype) * rounding.norm);
-  const double limit = limits_for(tap, failure.mode, subject.dtype).tensor_ratio *
+  const double noise = std::max(rounding.distance, rounding_floor(judged.dtype) * rounding.norm);
+  const double limit = limits_for(tap, failure.mode, judged.dtype).tensor_ratio *
                        small_tensor_factor(oracle.numel());
-  return gap(layout, judged, oracle).distance <= limit * noise;
+  return gap(layout, values, oracle).distance <= limit * noise;
 }
 
 /// The sets differ in no more rows than rounding alone makes them differ.
@@ -61,39 +62,39 @@ bool same_sets(const Batch& batch, const HostTensor& judged, const HostTensor& o
 }
 
 /// nullopt for a hypothesis that cannot be run on these shapes: it explains nothing.
-std::optional<Hypothesis> try_under(const CaseRun& run, const Subject& subject,
+std::optional<Hypothesis> try_under(const CaseRun& run, const JudgedTrace& judged,
                                     const Dialect& dialect, const Verdict& failure) {
   try {
-    return run.under(subject, dialect, failure);
+    return run.under(judged, dialect, failure);
   } catch (const Error& error) {
     if (error.code() != ExitCode::usage) throw;
     return std::nullopt;
   }
 }
 
-bool explains(const CaseRun& run, const Subject& subject, const Dialect& dialect,
+bool explains(const CaseRun& run, const JudgedTrace& judged, const Dialect& dialect,
               const Verdict& failure) {
-  const std::optional<Hypothesis> tried = try_under(run, subject, dialect, failure);
+  const std::optional<Hypothesis> tried = try_under(run, judged, dialect, failure);
   if (!tried) return false;
   const Hypothesis& hypothesis = *tried;
-  const HostTensor* judged = subject.trace->find(failure.tap);
+  const HostTensor* values = judged.trace->find(failure.tap);
   const HostTensor* oracle = hypothesis.oracle.find(failure.tap);
   const HostTensor* reference = hypothesis.reference.find(failure.tap);
-  if (judged == nullptr || oracle == nullptr || reference == nullptr) return false;
+  if (values == nullptr || oracle == nullptr || reference == nullptr) return false;
   const TapName tap = *parse_tap(failure.tap);
   if (tap.info.is_decision()) {
-    return same_sets(run.batch(), *judged, *oracle, *reference);
+    return same_sets(run.batch(), *values, *oracle, *reference);
   }
-  return same_values(run, subject, failure, *judged, *oracle, *reference);
+  return same_values(run, judged, failure, *values, *oracle, *reference);
 }
 
-std::vector<std::string> matching_dialects(const CaseRun& run, const Subject& subject,
+std::vector<std::string> matching_dialects(const CaseRun& run, const JudgedTrace& judged,
                                            const Verdict& failure) {
   std::vector<std::string> causes;
   for (const Dialect& preset : dialect_presets()) {
-    if (same_function(run.the_case().config, subject.dtype, preset, subject.dialect)) continue;
-    if (!explains(run, subject, preset, failure)) continue;
-    Subject renamed = subject;
+    if (same_function(run.the_case().config, judged.dtype, preset, judged.dialect)) continue;
+    if (!explains(run, judged, preset, failure)) continue;
+    JudgedTrace renamed = judged;
     renamed.dialect = preset;
     if (first_failure(run.judge_subject(renamed)) != nullptr) continue;
     causes.push_back("matches dialect " + preset.name + ": " + dialect_consequence(preset.name) +
@@ -107,15 +108,15 @@ bool applies(const KnownBug& bug, const Objective& objective) {
   return bug.objective.kl == KlStage::none || objective.kl != KlStage::none;
 }
 
-std::vector<std::string> matching_bugs(const CaseRun& run, const Subject& subject,
+std::vector<std::string> matching_bugs(const CaseRun& run, const JudgedTrace& judged,
                                        const Verdict& failure) {
   std::vector<std::string> causes;
   const std::string stem = tap_stem(failure.tap);
   for (const KnownBug& bug : known_bugs()) {
     if (bug.first_tap != stem || !applies(bug, run.objective())) continue;
-    Dialect planted = subject.dialect;
+    Dialect planted = judged.dialect;
     bug.plant(planted);
-    if (explains(run, subject, planted, failure))
+    if (explains(run, judged, planted, failure))
       causes.push_back("known bug " + bug.name + ": " + bug.description);
   }
   return causes;
@@ -123,12 +124,12 @@ std::vector<std::string> matching_bugs(const CaseRun& run, const Subject& subjec
 
 }  // namespace
 
-std::vector<std::string> find_causes(const CaseRun& run, const Subject& subject,
+std::vector<std::string> find_causes(const CaseRun& run, const JudgedTrace& judged,
                                      const std::vector<Verdict>& verdicts) {
   const Verdict* failure = first_failure(verdicts);
   if (failure == nullptr || !parse_tap(failure->tap)) return {};
-  std::vector<std::string> causes = matching_dialects(run, subject, *failure);
-  if (causes.empty()) causes = matching_bugs(run, subject, *failure);
+  std::vector<std::string> causes = matching_dialects(run, judged, *failure);
+  if (causes.empty()) causes = matching_bugs(run, judged, *failure);
   return causes;
 }
 

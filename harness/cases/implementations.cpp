@@ -12,11 +12,28 @@ constexpr const char* kReference = "reference";
 constexpr const char* kOptimized = "optimized";
 constexpr const char* kSimt = "optimized-simt";
 
+[[noreturn]] void refuse(const std::string& name) {
+  throw Error(ExitCode::internal, {.where = "implementation",
+                                   .what = "name",
+                                   .expected = "one of implementation_names()",
+                                   .got = name});
+}
+
 }  // namespace
 
 const std::vector<std::string>& implementation_names() {
   static const std::vector<std::string> names = {kReference, kOptimized, kSimt};
   return names;
+}
+
+Party party_of(const std::string& name) {
+  if (name == kReference) return Party::reference;
+  if (name == kOptimized || name == kSimt) return Party::optimized;
+  refuse(name);
+}
+
+Subject implementation_subject(const std::string& name, const std::string& note) {
+  return {.party = party_of(name), .label = name + note};
 }
 
 std::unique_ptr<Implementation> make_model(const std::string& name, const ModelConfig& config,
@@ -25,10 +42,7 @@ std::unique_ptr<Implementation> make_model(const std::string& name, const ModelC
   if (name == kOptimized) return optimized::make_optimized(config, weights);
   if (name == kSimt)
     return optimized::make_optimized(config, weights, {.kernels = optimized::Kernels::simt});
-  throw Error(ExitCode::internal, {.where = "implementation",
-                                   .what = "name",
-                                   .expected = "one of implementation_names()",
-                                   .got = name});
+  refuse(name);
 }
 
 std::string cannot_run(const std::string& name, const ModelConfig& config, DType dtype,

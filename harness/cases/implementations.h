@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "harness/judge/verdict.h"
 #include "src/model/implementation.h"
 
 /// Our implementations by the names that --impl takes.
@@ -13,6 +14,11 @@ namespace dsv32::harness {
 /// "reference", "optimized" and "optimized-simt" (its CUDA kernels, run by the SIMT executor on the
 /// CPU).
 const std::vector<std::string>& implementation_names();
+/// Whose numbers an implementation makes. Throws Error (internal) for another name.
+Party party_of(const std::string& name);
+/// The subject that an implementation is: its name and `note` are the label, as in
+/// "reference" + " float32, warmup".
+Subject implementation_subject(const std::string& name, const std::string& note);
 /// `name` is one of implementation_names(); `weights` must outlive the model.
 std::unique_ptr<Implementation> make_model(const std::string& name, const ModelConfig& config,
                                            const WeightSource& weights);

@@ -37,7 +37,6 @@ Job make_job(const Options& options) {
   // The seed that a case has anyway is no change: its golden stays in play.
   const auto changes = [&](const Case& c) { return options.seed && c.seed != *options.seed; };
   if (std::any_of(job.cases.begin(), job.cases.end(), changes)) job.seed = options.seed;
-  job.command = options.repro;
   return job;
 }
 

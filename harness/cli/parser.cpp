@@ -76,7 +76,8 @@ void add_how(CLI::App& app, Raw& raw) {
       kHow)
       ->delimiter(',')
       ->allow_extra_args(false);
-  add(app, "-k", o.filter, "TEXT", "only checks whose \"case/subject/tap\" contains this", kHow);
+  add(app, "-k", o.filter, "TEXT", "only checks whose \"case/[suite/]subject/check\" contains this",
+      kHow);
   add(app, "--device", o.device, "NAME", "auto (default), cpu or cuda", kHow);
   add(app, "--dtype", raw.dtypes, "TYPE,..", "of our implementations; default float32,bfloat16",
       kHow)

@@ -8,6 +8,7 @@
 #include "harness/judge/limits.h"
 #include "harness/judge/rows.h"
 #include "src/io/io.h"
+#include "src/model/check_name.h"
 #include "src/model/errors.h"
 
 namespace dsv32::harness {
@@ -16,7 +17,7 @@ namespace {
 /// Two traces of the same case, tap by tap.
 class Pair {
  public:
-  Pair(const Trace& a, const Trace& b, Case c, Batch batch, std::string subject)
+  Pair(const Trace& a, const Trace& b, Case c, Batch batch, Subject subject)
       : a_(a), b_(b), case_(std::move(c)), batch_(std::move(batch)), subject_(std::move(subject)) {
     const auto coarser = [](DType x, DType y) { return epsilon(x) > epsilon(y) ? x : y; };
     dtype_ = coarser(parse_dtype(a.metadata.at("dtype")), parse_dtype(b.metadata.at("dtype")));
@@ -35,7 +36,7 @@ class Pair {
   Verdict open(const TapName& tap) const {
     return {.case_name = case_.name,
             .subject = subject_,
-            .tap = tap.full,
+            .tap = check_of_tap(tap.full),
             .layer = tap.layer,
             .mode = Mode::free};
   }
@@ -102,7 +103,7 @@ class Pair {
   const Trace& b_;
   Case case_;
   Batch batch_;
-  std::string subject_;
+  Subject subject_;
   DType dtype_;
 };
 
@@ -128,7 +129,9 @@ Report compare_traces(const std::filesystem::path& a, const std::filesystem::pat
   }
   const Batch batch = io::batch_of_case(c, batch_file, a.string());
   Report report{.suites = {"compare"}, .cases = {c.name}};
-  const std::string subject = a.filename().string() + " and " + b.filename().string();
+  const Subject subject{.party = Party::candidate,
+                        .label = a.filename().string() + " and " + b.filename().string(),
+                        .against = Against::trace};
   report.verdicts = Pair(first, second, c, batch, subject).verdicts();
   Finding finding{.case_name = c.name, .subject = subject};
   const auto failed = std::find_if(report.verdicts.begin(), report.verdicts.end(),

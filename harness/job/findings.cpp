@@ -5,7 +5,7 @@
 #include "harness/judge/judge.h"
 #include "harness/report/groups.h"
 #include "src/io/print.h"
-#include "src/model/trace.h"
+#include "src/model/check_name.h"
 
 namespace dsv32::harness {
 namespace {
@@ -24,12 +24,23 @@ std::string headline(const Verdict& failure) {
   return text;
 }
 
-/// The taps of the chosen suites: gradients belong to `backward`, everything else to `forward`.
+/// The taps of the chosen suites: gradients belong to `backward`, everything else to `forward`. A
+/// golden that is missing is never left out: without it nothing was checked.
 bool selected(const Job& job, const Verdict& verdict) {
-  const bool gradient = verdict.tap.rfind("grad.", 0) == 0;
-  const bool of_model = verdict.suite.empty() && parse_tap(verdict.tap);
-  if (of_model && !contains(job.suites, gradient ? "backward" : "forward")) return false;
+  const CheckName check = check_of(verdict.tap);
+  if (check.what == "golden.file") return true;
+  const bool of_model = verdict.suite.empty() && check.scope != CheckScope::rule;
+  const char* suite = is_gradient_check(verdict.tap) ? "backward" : "forward";
+  if (of_model && !contains(job.suites, suite)) return false;
   return job.filter.empty() || check_path(verdict).find(job.filter) != std::string::npos;
+}
+
+/// Who is at fault for a failure of this party. A golden that is not there does not fail.
+Fault blamed(Party party, bool golden_ok, bool reference_ok) {
+  std::optional<bool> candidate_ok;
+  if (party == Party::optimized || party == Party::candidate) candidate_ok = false;
+  const Fault fault = arbitrate(golden_ok, /*golden_present=*/true, reference_ok, candidate_ok);
+  return party == Party::optimized && fault == Fault::candidate ? Fault::optimized : fault;
 }
 
 }  // namespace
@@ -37,40 +48,53 @@ bool selected(const Job& job, const Verdict& verdict) {
 Findings::Findings(const Job& job, Report& report, std::string case_name, std::string suite)
     : job_(job), report_(report), case_name_(std::move(case_name)), suite_(std::move(suite)) {}
 
-void Findings::add(const std::string& subject, const std::vector<Verdict>& verdicts,
+Findings::Entry& Findings::entry_of(const Subject& subject) {
+  const auto known = std::find_if(entries_.begin(), entries_.end(), [&](const Entry& entry) {
+    return entry.finding.subject == subject;
+  });
+  if (known != entries_.end()) return *known;
+  const Finding finding{.case_name = case_name_, .subject = subject, .suite = suite_};
+  return entries_.emplace_back(Entry{.finding = finding});
+}
+
+void Findings::add(const Subject& subject, std::vector<Verdict> verdicts,
                    const std::vector<std::string>& causes) {
-  std::vector<Verdict> kept;
-  std::copy_if(verdicts.begin(), verdicts.end(), std::back_inserter(kept),
-               [&](const Verdict& v) { return selected(job_, v); });
-  Finding finding{.case_name = case_name_, .subject = subject, .causes = causes, .suite = suite_};
-  if (const Verdict* failure = first_failure(kept)) {
-    finding.first_tap = failure->tap;
-    finding.headline = headline(*failure);
+  std::vector<std::string>& known = entry_of(subject).finding.causes;
+  known.insert(known.end(), causes.begin(), causes.end());
+  for (Verdict& verdict : verdicts) verdict.subject = subject;
+  add(std::move(verdicts));
+}
+
+void Findings::add(std::vector<Verdict> verdicts) {
+  for (Verdict& verdict : verdicts) {
+    Entry& entry = entry_of(verdict.subject);
+    verdict.case_name = case_name_;
+    verdict.suite = suite_;
+    if (selected(job_, verdict)) entry.verdicts.push_back(std::move(verdict));
   }
-  report_.verdicts.insert(report_.verdicts.end(), kept.begin(), kept.end());
-  findings_.push_back(finding);
+}
+
+bool Findings::failed(Party party) const {
+  return std::any_of(entries_.begin(), entries_.end(), [&](const Entry& entry) {
+    return entry.finding.subject.party == party && entry.failed();
+  });
 }
 
 void Findings::settle() {
-  const auto failed = [&](const std::string& start) {
-    return std::any_of(findings_.begin(), findings_.end(), [&](const Finding& f) {
-      return f.subject.rfind(start, 0) == 0 && !f.first_tap.empty();
-    });
-  };
-  const bool golden_present = std::any_of(findings_.begin(), findings_.end(),
-                                          [](const Finding& f) { return f.subject == "golden"; });
-  const bool golden_ok = !failed("golden"), reference_ok = !failed("reference");
-  for (Finding& finding : findings_) {
-    std::optional<bool> candidate_ok;
-    const bool optimized = finding.subject.starts_with("optimized");
-    if (optimized || finding.subject.starts_with("candidate"))
-      candidate_ok = finding.first_tap.empty();
-    if (finding.first_tap.empty()) continue;
-    finding.fault = arbitrate(golden_ok, golden_present, reference_ok, candidate_ok);
-    if (optimized && finding.fault == Fault::candidate) finding.fault = Fault::optimized;
+  for (auto& [finding, verdicts] : entries_) {
+    const Verdict* failure = first_failure(verdicts);
+    if (failure == nullptr) continue;
+    finding.first_tap = failure->tap;
+    finding.headline = headline(*failure);
   }
-  report_.findings.insert(report_.findings.end(), findings_.begin(), findings_.end());
-  findings_.clear();
+  const bool golden_ok = !failed(Party::golden), reference_ok = !failed(Party::reference);
+  for (Entry& entry : entries_) {
+    if (entry.failed())
+      entry.finding.fault = blamed(entry.finding.subject.party, golden_ok, reference_ok);
+    report_.findings.push_back(std::move(entry.finding));
+    std::move(entry.verdicts.begin(), entry.verdicts.end(), std::back_inserter(report_.verdicts));
+  }
+  entries_.clear();
 }
 
 }  // namespace dsv32::harness

@@ -9,24 +9,35 @@
 
 namespace dsv32::harness {
 
-/// What the findings of one case, and of one training suite in it, are gathered from.
+/// What was found in one case, or by one training suite in it: verdicts and findings, subject by
+/// subject. The one place where a verdict gets its case and its suite.
 class Findings {
  public:
   Findings(const Job& job, Report& report, std::string case_name, std::string suite = "");
 
-  /// Puts the verdicts that the job selected into the report; remembers one finding about the
-  /// subject.
-  void add(const std::string& subject, const std::vector<Verdict>& verdicts,
+  /// Keeps the verdicts about a subject that the job selected, and the causes of its failure.
+  void add(const Subject& subject, std::vector<Verdict> verdicts,
            const std::vector<std::string>& causes = {});
-  /// Who is wrong: needs the answers about golden, reference and candidate together (DESIGN 3,
-  /// arbitration). Moves the findings into the report.
+  /// Keeps the verdicts of a training suite, each about the subject that it names.
+  void add(std::vector<Verdict> verdicts);
+  /// Says who is wrong, which needs the answers about golden, reference and candidate together
+  /// (DESIGN 3, arbitration), and moves everything into the report.
   void settle();
 
  private:
+  /// One subject and all that is known about it.
+  struct Entry {
+    Finding finding;
+    std::vector<Verdict> verdicts;
+    bool failed() const { return !finding.first_tap.empty(); }
+  };
+  Entry& entry_of(const Subject& subject);
+  bool failed(Party party) const;
+
   const Job& job_;
   Report& report_;
   std::string case_name_, suite_;
-  std::vector<Finding> findings_;
+  std::vector<Entry> entries_;
 };
 
 }  // namespace dsv32::harness

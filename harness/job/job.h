@@ -32,7 +32,6 @@ struct Job {
   std::string weights = "synthetic";  // or synthetic:SEED, or a directory
   std::optional<std::filesystem::path> batch_file;
   std::optional<uint64_t> seed;
-  std::string command;  // for the repro line
   std::function<void(const std::string&)> progress = {};
   std::function<bool()> interrupted = {};  // polled between stages
 };

@@ -6,9 +6,12 @@
 #include "harness/cases/implementations.h"
 #include "harness/job/memory.h"
 #include "src/io/io.h"
+#include "src/model/check_name.h"
 
 namespace dsv32::harness {
 namespace {
+
+const Subject kGolden{.party = Party::golden, .label = "golden"};
 
 bool contains(const std::vector<std::string>& list, const std::string& word) {
   return std::find(list.begin(), list.end(), word) != list.end();
@@ -69,21 +72,20 @@ void CaseJob::run_golden_and_own() {
   }
   const Trace& decisions = common ? golden->trace : own_decisions;
   // Staged first: its traces are gone before the end-to-end ones, the largest, are made.
-  const std::vector<Subject> subjects = own_subjects();
+  const std::vector<JudgedTrace> own = own_traces();
   std::vector<std::vector<Verdict>> staged;
-  for (const Subject& subject : subjects) staged.push_back(staged_verdicts(subject));
+  for (const JudgedTrace& judged : own) staged.push_back(staged_verdicts(judged));
   ForcedTraces shared = run_.forced_traces({}, &decisions);
   const auto& dtypes = job_.dtypes;
   if (common && std::find(dtypes.begin(), dtypes.end(), golden->dtype) != dtypes.end()) {
     shared.reference_dtype = golden->dtype;
-    shared.reference = forced_run(own_subject("reference", golden->dtype), decisions);
+    shared.reference = forced_run(own_trace("reference", golden->dtype), decisions);
   }
   if (golden) judge_golden(*golden, common ? &shared : nullptr);
-  for (size_t i = 0; i < subjects.size(); ++i)
-    judge_own(subjects[i], std::move(staged[i]), decisions, shared);
+  for (size_t i = 0; i < own.size(); ++i)
+    judge_own(own[i], std::move(staged[i]), decisions, shared);
   if (!golden && c.golden == "none")
     report_.not_tested.push_back(c.name + ": there is no golden of this case");
-  findings_.settle();
 }
 
 void CaseJob::run_candidate(const Candidate& candidate) {
@@ -92,29 +94,27 @@ void CaseJob::run_candidate(const Candidate& candidate) {
   // A fused kernel never held these values: its next stage did not read their rounding.
   Trace held = candidate.trace;
   for (const std::string& tap : notes.derived_taps) held.erase(tap);
-  const Subject subject{.name = candidate.subject,
-                        .dtype = parse_dtype(candidate.trace.metadata.at("dtype")),
-                        .dialect = find_dialect(job_.dialect),
-                        .trace = &candidate.trace,
-                        .fed = &held,
-                        .is_file = true};
+  const JudgedTrace file{.subject = candidate.subject,
+                         .dtype = parse_dtype(candidate.trace.metadata.at("dtype")),
+                         .dialect = find_dialect(job_.dialect),
+                         .trace = &candidate.trace,
+                         .fed = &held,
+                         .is_file = true};
   std::vector<Verdict> verdicts = verdicts_on_loading(candidate, notes);
   if (!candidate.trace.empty()) {
-    const std::vector<Verdict> judged = run_.judge_subject(subject);
+    const std::vector<Verdict> judged = run_.judge_subject(file);
     verdicts.insert(verdicts.end(), judged.begin(), judged.end());
   } else if (!notes.failure) {
-    verdicts.push_back({.case_name = run_.the_case().name,
-                        .subject = subject.name,
-                        .tap = "taps",
+    verdicts.push_back({.tap = rule_name("taps"),
                         .trust = Trust::missing,
                         .note = "there is no tap in this file"});
   }
   const bool broken_start = !verdicts.empty() && verdicts.front().trust == Trust::fail &&
-                            !parse_tap(verdicts.front().tap);
-  findings_.add(subject.name, verdicts,
-                broken_start ? std::vector<std::string>{} : find_causes(run_, subject, verdicts));
+                            check_of(verdicts.front().tap).scope == CheckScope::rule;
+  findings_.add(candidate.subject, verdicts,
+                broken_start ? std::vector<std::string>{} : find_causes(run_, file, verdicts));
   for (const std::string& tap : notes.missing_taps) {
-    report_.not_tested.push_back(subject.name + ": " + tap +
+    report_.not_tested.push_back(candidate.subject.label + ": " + tap +
                                  " was not found in that implementation");
   }
 }
@@ -133,11 +133,9 @@ std::optional<golden::Golden> CaseJob::load_golden() {
     return std::nullopt;
   }
   if (!golden::exists(c.name)) {
-    report_.verdicts.push_back({.case_name = c.name,
-                                .subject = "golden",
-                                .tap = "golden file",
-                                .trust = Trust::missing,
-                                .note = "no golden of this case; make it with golden/generate.py"});
+    findings_.add(kGolden, {{.tap = rule_name("golden.file"),
+                             .trust = Trust::missing,
+                             .note = "no golden of this case; make it with golden/generate.py"}});
     return std::nullopt;
   }
   golden::Golden golden = golden::load(c.name);
@@ -149,42 +147,42 @@ std::optional<golden::Golden> CaseJob::load_golden() {
 }
 
 void CaseJob::judge_golden(const golden::Golden& golden, const ForcedTraces* shared) {
-  const Subject subject{.name = "golden",
-                        .dtype = golden.dtype,
-                        .dialect = find_dialect(golden.dialect),
-                        .trace = &golden.trace,
-                        .golden = &golden};
-  findings_.add(subject.name, run_.judge_subject(subject, shared));
+  const JudgedTrace judged{.subject = kGolden,
+                           .dtype = golden.dtype,
+                           .dialect = find_dialect(golden.dialect),
+                           .trace = &golden.trace,
+                           .golden = &golden};
+  findings_.add(kGolden, run_.judge_subject(judged, shared));
 }
 
-Subject CaseJob::own_subject(const std::string& impl, DType dtype) const {
-  std::string name = impl + " " + std::string(to_string(dtype));
-  if (run_.objective().kl == KlStage::warmup) name += ", kl-warmup";
-  if (run_.objective().kl == KlStage::sparse) name += ", kl-sparse";
-  Subject subject{
-      .name = name, .impl = impl, .dtype = dtype, .against_reference = impl != "reference"};
-  if (is_narrow(dtype) && rounds_every_op(impl))
-    subject.dialect.rounding = RoundingStyle::transformers;
-  return subject;
+/// Without its trace, which is made when its turn has come.
+JudgedTrace CaseJob::own_trace(const std::string& impl, DType dtype) const {
+  std::string note = " " + std::string(to_string(dtype));
+  if (run_.objective().kl == KlStage::warmup) note += ", kl-warmup";
+  if (run_.objective().kl == KlStage::sparse) note += ", kl-sparse";
+  JudgedTrace own{.subject = implementation_subject(impl, note), .impl = impl, .dtype = dtype};
+  own.against_reference = own.subject.party != Party::reference;
+  if (is_narrow(dtype) && rounds_every_op(impl)) own.dialect.rounding = RoundingStyle::transformers;
+  return own;
 }
 
 /// Every implementation in every dtype that it has; the others are named with their reason.
-std::vector<Subject> CaseJob::own_subjects() {
+std::vector<JudgedTrace> CaseJob::own_traces() {
   const Case& c = run_.the_case();
-  std::vector<Subject> subjects;
+  std::vector<JudgedTrace> traces;
   std::string reason;
   for (const std::string& impl : job_.impls) {
     for (const DType dtype : job_.dtypes) {
       const std::string why = cannot_run(impl, c.config, dtype, job_.device);
       if (why.empty()) {
-        subjects.push_back(own_subject(impl, dtype));
+        traces.push_back(own_trace(impl, dtype));
       } else {
         reason = impl + ": " + why;
         report_.not_tested.push_back(c.name + ": " + reason);
       }
     }
   }
-  if (!subjects.empty()) return subjects;
+  if (!traces.empty()) return traces;
   throw Error(ExitCode::usage, {.where = "case " + c.name,
                                 .what = "nothing that was asked for can run",
                                 .expected = "an implementation, dtype and device that go together",
@@ -192,31 +190,31 @@ std::vector<Subject> CaseJob::own_subjects() {
 }
 
 /// On a free run with its own decisions. They are about forward taps alone.
-std::vector<Verdict> CaseJob::staged_verdicts(Subject subject) const {
+std::vector<Verdict> CaseJob::staged_verdicts(JudgedTrace own) const {
   if (!contains(job_.suites, "forward")) return {};
-  const Trace free = run_.run({.dtype = subject.dtype}, subject.name, subject.impl);
-  subject.trace = &free;
-  return run_.judge_staged(subject);
+  const Trace free = run_.run({.dtype = own.dtype}, own.subject.label, own.impl);
+  own.trace = &free;
+  return run_.judge_staged(own);
 }
 
 /// End to end under the decisions that all subjects share.
-Trace CaseJob::forced_run(const Subject& subject, const Trace& decisions) const {
-  const RunOptions options{.dtype = subject.dtype,
+Trace CaseJob::forced_run(const JudgedTrace& own, const Trace& decisions) const {
+  const RunOptions options{.dtype = own.dtype,
                            .backward = run_.backward(),
                            .feeding = Feeding::forced,
                            .feed = &decisions};
-  return run_.run(options, subject.name, subject.impl);
+  return run_.run(options, own.subject.label, own.impl);
 }
 
 /// End to end; its staged verdicts were given before.
-void CaseJob::judge_own(Subject subject, std::vector<Verdict> staged, const Trace& decisions,
+void CaseJob::judge_own(JudgedTrace own, std::vector<Verdict> staged, const Trace& decisions,
                         const ForcedTraces& shared) {
-  const bool made =
-      subject.impl == "reference" && shared.reference && shared.reference_dtype == subject.dtype;
-  Trace forced = made ? *shared.reference : forced_run(subject, decisions);
+  const bool made = own.subject.party == Party::reference && shared.reference &&
+                    shared.reference_dtype == own.dtype;
+  Trace forced = made ? *shared.reference : forced_run(own, decisions);
   put_decisions(decisions, forced);
-  subject.trace = &forced;
-  findings_.add(subject.name, run_.judge_forced(subject, &shared, std::move(staged)));
+  own.trace = &forced;
+  findings_.add(own.subject, run_.judge_forced(own, &shared, std::move(staged)));
 }
 
 }  // namespace dsv32::harness

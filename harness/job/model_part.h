@@ -28,11 +28,11 @@ class CaseJob {
  private:
   std::optional<golden::Golden> load_golden();
   void judge_golden(const golden::Golden& golden, const ForcedTraces* shared);
-  Subject own_subject(const std::string& impl, DType dtype) const;
-  std::vector<Subject> own_subjects();
-  std::vector<Verdict> staged_verdicts(Subject subject) const;
-  Trace forced_run(const Subject& subject, const Trace& decisions) const;
-  void judge_own(Subject subject, std::vector<Verdict> staged, const Trace& decisions,
+  JudgedTrace own_trace(const std::string& impl, DType dtype) const;
+  std::vector<JudgedTrace> own_traces();
+  std::vector<Verdict> staged_verdicts(JudgedTrace own) const;
+  Trace forced_run(const JudgedTrace& own, const Trace& decisions) const;
+  void judge_own(JudgedTrace own, std::vector<Verdict> staged, const Trace& decisions,
                  const ForcedTraces& shared);
 
   const Job& job_;

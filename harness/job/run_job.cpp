@@ -37,21 +37,21 @@ void run_case(const Job& job, const PlannedCase& planned, Report& report) {
   if (planned.model) run_model(job, planned, report);
   for (const std::string& suite : planned.training) run_training_suite(job, c, suite, report);
   for (const Candidate* candidate : planned.trained) run_train_candidate(job, *candidate, report);
-  report.timing[c.name] = seconds_since(start);
+  report.costs.push_back({.case_name = c.name, .seconds = seconds_since(start)});
 }
 
 }  // namespace
 
 Report run_job(const Job& job) {
   const auto start = Clock::now();
-  Report report{.command = job.command, .suites = job.suites};
+  Report report{.suites = job.suites};
   report.environment["torch"] = torch_version();
   report.environment["device"] = job.device;
   for (const auto& [op, when] : unpromised_bits(job.impls))
     report.environment["other bits on another run: " + op] = when;
   const std::vector<Candidate> candidates = read_candidates(job.candidates);
   for (const PlannedCase& planned : plan(job, candidates)) run_case(job, planned, report);
-  report.timing["total"] = seconds_since(start);
+  report.seconds = seconds_since(start);
   return report;
 }
 

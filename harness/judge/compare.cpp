@@ -197,7 +197,6 @@ Verdict relax(const Comparison& c, Verdict verdict) {
 
 Verdict open_verdict(const Comparison& c) {
   Verdict verdict;
-  verdict.case_name = c.case_name;
   verdict.subject = c.subject;
   verdict.tap = c.tap.full;
   verdict.layer = c.tap.layer;

@@ -12,7 +12,7 @@
 /// The face of the comparison: values in, Verdicts out. No torch, no files.
 namespace dsv32::harness {
 
-/// A verdict that names its case, subject, tap and mode; it passes until something is measured.
+/// A verdict that names its subject, tap and mode; it passes until something is measured.
 Verdict open_verdict(const Comparison& c);
 /// A verdict that measured nothing, and why.
 Verdict unmeasured(const Comparison& c, Trust trust, std::string note);

@@ -7,6 +7,7 @@
 #include "harness/judge/decisions.h"
 #include "harness/judge/keys.h"
 #include "harness/judge/limits.h"
+#include "src/model/check_name.h"
 #include "src/model/weights.h"
 
 namespace dsv32::harness {
@@ -124,7 +125,6 @@ class Judge {
 
   Comparison comparison(const TapName& tap, Mode mode, const Yardsticks& yardsticks) {
     Comparison c;
-    c.case_name = e_.c->name;
     c.subject = e_.subject;
     c.config = &config_;
     c.batch = e_.batch;
@@ -203,7 +203,6 @@ class Judge {
 
   void list_absent(const TapName& tap) {
     Comparison c;
-    c.case_name = e_.c->name;
     c.subject = e_.subject;
     c.tap = tap;
     c.mode = Mode::forced;
@@ -267,11 +266,10 @@ class Judge {
 
   // --- what no tap tells ------------------------------------------------------------------------
 
-  Verdict named(const char* check, Trust trust, std::string note) const {
+  Verdict named(std::string check, Trust trust, std::string note) const {
     Verdict verdict;
-    verdict.case_name = e_.c->name;
     verdict.subject = e_.subject;
-    verdict.tap = check;
+    verdict.tap = std::move(check);
     verdict.trust = trust;
     verdict.note = std::move(note);
     return verdict;
@@ -286,7 +284,7 @@ class Judge {
         ++rows;
         unselective += ++keys <= config_.index_topk ? 1 : 0;
       }
-    Verdict verdict = named("selection exercised", Trust::pass, "");
+    Verdict verdict = named(rule_name("selection.exercised"), Trust::pass, "");
     verdict.checked = rows;
     const double share =
         rows == 0 ? 1 : static_cast<double>(unselective) / static_cast<double>(rows);
@@ -298,7 +296,8 @@ class Judge {
   }
 
   std::vector<Verdict> give_up() {
-    verdicts_.push_back(named("taps", Trust::vacuous, "the trace has no tap that can be judged"));
+    verdicts_.push_back(
+        named(rule_name("taps"), Trust::vacuous, "the trace has no tap that can be judged"));
     return std::move(verdicts_);
   }
 
@@ -307,15 +306,14 @@ class Judge {
     const std::set<std::string> known(forward.begin(), forward.end());
     for (const std::string& name : e_.judged->names()) {
       if (known.contains(name) || name.starts_with(kGradient)) continue;
-      Verdict verdict = named("", Trust::skipped, "not a tap of this objective");
-      verdict.tap = name;
-      verdicts_.push_back(std::move(verdict));
+      verdicts_.push_back(named(check_of_tap(name), Trust::skipped, "not a tap of this objective"));
     }
     const bool kl = e_.objective.kl != KlStage::none;
     if (e_.is_file && !present("logits") && !present("loss.lm") && !(kl && present("loss.kl")))
-      verdicts_.push_back(
-          named(kl ? "logits, loss.lm or loss.kl" : "logits or loss.lm", Trust::missing,
-                "a candidate needs one of them: the other taps do not make a verdict"));
+      verdicts_.push_back(named(rule_name("result"), Trust::missing,
+                                std::string("a candidate needs ") +
+                                    (kl ? "logits, loss.lm or loss.kl" : "logits or loss.lm") +
+                                    ": the other taps do not make a verdict"));
   }
 
   const Evidence& e_;

@@ -22,7 +22,7 @@ struct Yardsticks {
 
 /// Everything about one subject in one case.
 struct Evidence {
-  std::string subject;
+  Subject subject;
   const Case* c = nullptr;
   const Batch* batch = nullptr;
   Objective objective = {};  // what the runs differentiate
@@ -42,14 +42,15 @@ struct Evidence {
 
 /// The staged verdicts of the taps that are there, in execution order. They may be asked for early,
 /// so that the staged runs are gone before the end-to-end ones, the largest, are made.
-std::vector<Verdict> judge_staged(const Evidence& evidence);
+[[nodiscard]] std::vector<Verdict> judge_staged(const Evidence& evidence);
 
 /// Every verdict about this subject: whether selection is exercised, then the `staged` ones (what
 /// judge_staged gave), then all forced ones in execution order, then gradients in back-propagation
 /// order. Asked once per subject: what belongs to no mode is said here. Taps without evidence
 /// become `missing` or `skipped` with a reason. After a decision that a file does not hold (so it
 /// was not replayed) values are judged in mode `free`.
-std::vector<Verdict> judge(const Evidence& evidence, std::vector<Verdict> staged = {});
+[[nodiscard]] std::vector<Verdict> judge(const Evidence& evidence,
+                                         std::vector<Verdict> staged = {});
 
 /// The first failing tap in execution order, staged before forced; nullptr if none fails.
 const Verdict* first_failure(const std::vector<Verdict>& verdicts);

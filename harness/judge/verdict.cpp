@@ -37,6 +37,32 @@ std::string_view to_string(Mode mode) {
   return "unknown";
 }
 
+std::string_view to_string(Party party) {
+  switch (party) {
+    case Party::golden:
+      return "golden";
+    case Party::reference:
+      return "reference";
+    case Party::optimized:
+      return "optimized";
+    case Party::candidate:
+      return "candidate";
+  }
+  return "unknown";
+}
+
+std::string_view to_string(Against against) {
+  switch (against) {
+    case Against::oracle:
+      return "oracle";
+    case Against::golden:
+      return "golden";
+    case Against::trace:
+      return "trace";
+  }
+  return "unknown";
+}
+
 std::string_view to_string(Fault fault) {
   switch (fault) {
     case Fault::none:
@@ -79,7 +105,7 @@ void append(std::vector<Verdict>& to, std::vector<Verdict> from) {
 
 std::string check_path(const Verdict& verdict) {
   const std::string suite = verdict.suite.empty() ? "" : verdict.suite + "/";
-  return verdict.case_name + "/" + suite + verdict.subject + "/" + verdict.tap;
+  return verdict.case_name + "/" + suite + verdict.subject.label + "/" + verdict.tap;
 }
 
 double Measure::margin() const {

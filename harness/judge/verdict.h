@@ -1,5 +1,6 @@
 #pragma once
 
+#include <compare>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -19,10 +20,30 @@ std::string_view to_string(Trust trust);
 enum class Mode { staged, forced, free, exact };
 std::string_view to_string(Mode mode);
 
+/// Whose numbers are judged. What an implementation of ours does in the SIMT executor is
+/// `optimized` too.
+enum class Party { golden, reference, optimized, candidate };
+std::string_view to_string(Party party);
+
+/// What the numbers are measured against: the float64 run, the golden of a training, or the other
+/// trace of `compare`.
+enum class Against { oracle, golden, trace };
+std::string_view to_string(Against against);
+
+/// Who is judged. Two subjects are the same when all three agree.
+struct Subject {
+  Party party = Party::candidate;
+  /// For people only: "golden, 2 ranks", "reference float32", "candidate fork.safetensors".
+  std::string label;
+  Against against = Against::oracle;
+
+  auto operator<=>(const Subject&) const = default;
+};
+
 /// One number against one limit. `measured <= limit` passes; NaN fails.
-struct Measure {
-  std::string
-      metric;  // "row ratio", "tensor ratio", "cap", "tail", "max tail", "relative", "exact"
+struct [[nodiscard]] Measure {
+  /// "row ratio", "tensor ratio", "cap", "tail", "max tail", "relative", "exact".
+  std::string metric;
   double measured = 0;
   double limit = 0;
   std::string basis;  // why this limit
@@ -39,10 +60,10 @@ struct Worst {
 };
 
 /// One check: data, not a print.
-struct Verdict {
-  std::string case_name;
-  std::string suite;    // of a training suite; empty: the model's own taps
-  std::string subject;  // "golden", "reference float32", "candidate fork.safetensors"
+struct [[nodiscard]] Verdict {
+  std::string case_name;  // like the suite it is set by Findings (harness/job/findings.h)
+  std::string suite;      // a training suite; empty: the model's own taps
+  Subject subject;
   /// "layers.0.ix.q", "grad.lm_head.weight", or a check name: "weights loaded", "step 7 loss".
   std::string tap;
   std::optional<int64_t> layer;
@@ -50,10 +71,10 @@ struct Verdict {
   Trust trust = Trust::pass;
   std::vector<Measure> measures;
   std::optional<Worst> worst;
-  int64_t checked = 0;    // rows or elements that were compared
-  std::string structure;  // "gain 2.500", "one head (3) holds 98 % of the error"; empty when
-                          // nothing stands out
-  std::string note;       // why vacuous, missing or skipped; what a decision check found
+  int64_t checked = 0;  // rows or elements that were compared
+  /// "gain 2.500", "one head (3) holds 98 % of the error"; empty when nothing stands out.
+  std::string structure;
+  std::string note;  // why vacuous, missing or skipped; what a decision check found
 
   /// The largest margin of its measures; 0 without measures.
   double margin() const;
@@ -83,13 +104,13 @@ struct Figure {
 /// What was found about one subject in one case.
 struct Finding {
   std::string case_name;
-  std::string subject;
+  Subject subject;
   Fault fault = Fault::none;
   std::string first_tap;  // first failing tap in execution order; "" if none
-  std::string
-      headline;  // "FAIL: first divergence layers.0.ix.q (staged), 612x the reference error"
-  std::vector<std::string>
-      causes;              // named causes, best first: "matches dialect hf: ..."; may be empty
+  /// "first divergence layers.0.ix.q (staged): row ratio 612, limit 3".
+  std::string headline;
+  /// Named causes, best first: "matches dialect hf: ..."; may be empty.
+  std::vector<std::string> causes;
   std::string suite = {};  // as the verdicts'
 };
 

@@ -7,7 +7,7 @@
 #include <tuple>
 
 #include "harness/report/text.h"
-#include "src/model/trace.h"
+#include "src/model/check_name.h"
 
 namespace dsv32::harness {
 namespace {
@@ -17,11 +17,9 @@ void count_names(Group& group) {
   std::set<std::string> taps, gradients;
   for (const Verdict* v : group.verdicts) {
     if (v->trust == Trust::skipped || v->trust == Trust::missing) continue;
-    if (v->tap.rfind("grad.", 0) == 0) {
-      gradients.insert(v->tap);
-    } else if (parse_tap(v->tap)) {
-      taps.insert(v->tap);
-    }
+    const std::optional<CheckName> check = parse_check(v->tap);
+    if (!check || check->scope != CheckScope::model) continue;
+    (is_gradient_check(v->tap) ? gradients : taps).insert(v->tap);
   }
   group.taps = taps.size();
   group.gradients = gradients.size();
@@ -56,7 +54,7 @@ void summarize(Group& group) {
   find_worst(group);
 }
 
-using GroupIndex = std::map<std::tuple<std::string, std::string, std::string>, size_t>;
+using GroupIndex = std::map<std::tuple<std::string, std::string, Subject>, size_t>;
 
 /// The group that a verdict or a finding belongs to.
 template <typename Item>
@@ -186,9 +184,11 @@ std::string coverage_text(const Group& group) {
 }
 
 std::string subject_text(const Group& group) {
-  const bool complete = group.subject.empty() || group.subject.find(" vs ") != std::string::npos;
+  const Subject& subject = group.subject;
   const std::string suite = group.suite.empty() ? "" : printable(group.suite, 40) + ": ";
-  return suite + printable(group.subject, 80) + (complete ? "" : " vs oracle");
+  const bool told = subject.against == Against::trace;  // the label names both traces
+  const std::string against = told ? "" : " vs " + std::string(to_string(subject.against));
+  return suite + printable(subject.label, 80) + against;
 }
 
 std::string figures_text(const Report& report, const Group& group) {
@@ -196,6 +196,20 @@ std::string figures_text(const Report& report, const Group& group) {
   for (const Figure& f : report.figures) {
     if (f.case_name != group.case_name || f.suite != group.suite) continue;
     text += (text.empty() ? "" : ", ") + printable(f.name, 60) + " " + number(f.value);
+  }
+  return text;
+}
+
+std::string cost_text(const Report& report, const Group& group) {
+  std::string text;
+  const auto add = [&](double value, const char* unit) {
+    if (value > 0) text += (text.empty() ? "" : ", ") + number(value) + " " + unit;
+  };
+  for (const Cost& cost : report.costs) {
+    if (cost.case_name != group.case_name || cost.suite != group.suite) continue;
+    add(cost.seconds, "s");
+    add(cost.tokens_per_second, "tokens per second");
+    add(cost.peak_gib, "GiB at its peak");
   }
   return text;
 }

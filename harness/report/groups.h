@@ -11,7 +11,8 @@ namespace dsv32::harness {
 
 /// Every verdict about one subject in one case and suite, in the order of the report.
 struct Group {
-  std::string case_name, suite, subject;
+  std::string case_name, suite;
+  Subject subject;
   std::vector<const Verdict*> verdicts;
   std::vector<const Finding*> findings;
   Counts counts;
@@ -44,7 +45,7 @@ std::string worst_text(const Worst& worst);
 std::string severity_text(const Verdict& verdict);
 /// "219 taps, 402 gradients"
 std::string coverage_text(const Group& group);
-/// "golden vs oracle", "loss_descent: golden vs oracle"
+/// "golden vs oracle", "loss_descent: candidate fork.safetensors vs golden"
 std::string subject_text(const Group& group);
 /// "PASS", "FAIL", "NOT GREEN" or "NOTHING CHECKED" for the whole report.
 std::string verdict_word(const Report& report);
@@ -55,6 +56,8 @@ std::string repro_command(const Report& report, const Verdict& verdict);
 
 /// "final loss 4.21, loss fell by 0.53" of this group's case and suite; empty without figures.
 std::string figures_text(const Report& report, const Group& group);
+/// "3.2 s, 1030 tokens per second, 0.61 GiB at its peak" of this group's suite; empty if unknown.
+std::string cost_text(const Report& report, const Group& group);
 /// The group is the last one of its case and suite, so that figures can follow it.
 bool ends_suite(const std::vector<Group>& groups, size_t at);
 

@@ -37,13 +37,19 @@ Json worst_json(const Worst& w) {
           {"got", number_json(w.got)}};
 }
 
+Json subject_json(const Subject& s) {
+  return {{"party", std::string(to_string(s.party))},
+          {"label", s.label},
+          {"against", std::string(to_string(s.against))}};
+}
+
 Json verdict_json(const Verdict& v) {
   Json measures = Json::array();
   for (const Measure& m : v.measures) measures.push_back(measure_json(m));
   Json j;
   j["case"] = v.case_name;
   j["suite"] = v.suite;
-  j["subject"] = v.subject;
+  j["subject"] = subject_json(v.subject);
   j["tap"] = v.tap;
   j["layer"] = v.layer ? Json(*v.layer) : Json(nullptr);
   j["mode"] = std::string(to_string(v.mode));
@@ -57,15 +63,26 @@ Json verdict_json(const Verdict& v) {
 }
 
 Json finding_json(const Finding& f) {
-  return {{"case", f.case_name},      {"suite", f.suite},
-          {"subject", f.subject},     {"fault", std::string(to_string(f.fault))},
-          {"first_tap", f.first_tap}, {"headline", f.headline},
+  return {{"case", f.case_name},
+          {"suite", f.suite},
+          {"subject", subject_json(f.subject)},
+          {"fault", std::string(to_string(f.fault))},
+          {"first_tap", f.first_tap},
+          {"headline", f.headline},
           {"causes", f.causes}};
 }
 
 Json figure_json(const Figure& f) {
   return {
       {"case", f.case_name}, {"suite", f.suite}, {"name", f.name}, {"value", number_json(f.value)}};
+}
+
+Json cost_json(const Cost& c) {
+  return {{"case", c.case_name},
+          {"suite", c.suite},
+          {"seconds", number_json(c.seconds)},
+          {"tokens_per_second", number_json(c.tokens_per_second)},
+          {"peak_gib", number_json(c.peak_gib)}};
 }
 
 Json counts_json(const Counts& c) {
@@ -95,8 +112,8 @@ Json report_json(const Report& r) {
   for (const Verdict& v : r.verdicts) j["verdicts"].push_back(verdict_json(v));
   j["figures"] = Json::array();
   for (const Figure& f : r.figures) j["figures"].push_back(figure_json(f));
-  j["timing"] = Json::object();
-  for (const auto& [name, seconds] : r.timing) j["timing"][name] = number_json(seconds);
+  j["timing"] = {{"seconds", number_json(r.seconds)}, {"costs", Json::array()}};
+  for (const Cost& c : r.costs) j["timing"]["costs"].push_back(cost_json(c));
   return j;
 }
 
@@ -180,12 +197,6 @@ class Reader {
     return values;
   }
 
-  std::map<std::string, double> real_map() const {
-    std::map<std::string, double> values;
-    for (const auto& [key, value] : json_.items()) values[key] = real(key);
-    return values;
-  }
-
   /// The value of an enumeration by its printed name.
   template <typename Enum>
   Enum choice(const std::string& key, std::initializer_list<Enum> values) const {
@@ -242,11 +253,18 @@ Worst read_worst(const Reader& r) {
           .got = r.real("got")};
 }
 
+Subject read_subject(const Reader& r) {
+  return {.party = r.choice("party",
+                            {Party::golden, Party::reference, Party::optimized, Party::candidate}),
+          .label = r.text("label"),
+          .against = r.choice("against", {Against::oracle, Against::golden, Against::trace})};
+}
+
 Verdict read_verdict(const Reader& r) {
   Verdict v;
   v.case_name = r.text("case");
   v.suite = r.text("suite");
-  v.subject = r.text("subject");
+  v.subject = read_subject(r.object("subject"));
   v.tap = r.text("tap");
   if (!r.at("layer").is_null()) v.layer = r.integer("layer");
   v.mode = r.choice("mode", {Mode::staged, Mode::forced, Mode::free, Mode::exact});
@@ -264,7 +282,7 @@ Finding read_finding(const Reader& r) {
   Finding f;
   f.case_name = r.text("case");
   f.suite = r.text("suite");
-  f.subject = r.text("subject");
+  f.subject = read_subject(r.object("subject"));
   f.fault = r.choice("fault", {Fault::none, Fault::candidate, Fault::optimized, Fault::reference,
                                Fault::golden, Fault::configuration});
   f.first_tap = r.text("first_tap");
@@ -278,6 +296,14 @@ Figure read_figure(const Reader& r) {
           .suite = r.text("suite"),
           .name = r.text("name"),
           .value = r.real("value")};
+}
+
+Cost read_cost(const Reader& r) {
+  return {.case_name = r.text("case"),
+          .suite = r.text("suite"),
+          .seconds = r.real("seconds"),
+          .tokens_per_second = r.real("tokens_per_second"),
+          .peak_gib = r.real("peak_gib")};
 }
 
 Json parsed(const std::string& text, const std::string& where) {
@@ -324,7 +350,8 @@ Report parse_report(const std::string& json, const std::string& where) {
   report.findings = r.items("findings", read_finding);
   report.verdicts = r.items("verdicts", read_verdict);
   report.figures = r.items("figures", read_figure);
-  report.timing = r.object("timing").real_map();
+  report.seconds = r.object("timing").real("seconds");
+  report.costs = r.object("timing").items("costs", read_cost);
   const int exit_code = static_cast<int>(report.exit_code());
   if (r.integer("exit_code") != exit_code) {
     refuse(where, "report.exit_code", std::to_string(exit_code) + " from its verdicts",

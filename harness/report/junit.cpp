@@ -36,7 +36,7 @@ std::string details_of(const Report& report, const Group& group, const Verdict& 
 }
 
 std::string class_of(const Verdict& v) {
-  return v.case_name + "." + (v.suite.empty() ? "" : v.suite + ".") + v.subject;
+  return v.case_name + "." + (v.suite.empty() ? "" : v.suite + ".") + v.subject.label;
 }
 
 void add_verdict(std::ostringstream& out, const Report& report, const Group& g, const Verdict& v) {
@@ -78,7 +78,7 @@ void add_group(std::ostringstream& out, const Report& report, const Group& g) {
   const auto blames = [](const Finding* f) { return f->fault != Fault::none; };
   const size_t faults = std::count_if(g.findings.begin(), g.findings.end(), blames);
   const std::string suite = g.suite.empty() ? "" : g.suite + " ";
-  open_suite(out, g.case_name + " " + suite + g.subject, g.counts, unproven ? faults : 0);
+  open_suite(out, g.case_name + " " + suite + g.subject.label, g.counts, unproven ? faults : 0);
   for (const Verdict* v : g.verdicts) add_verdict(out, report, g, *v);
   for (const Finding* f : g.findings) {
     if (unproven && f->fault != Fault::none) {

@@ -51,7 +51,7 @@ std::string row(const std::string& label, const std::string& value) {
 
 std::string place(const Group& g) {
   const std::string suite = g.suite.empty() ? "" : markdown_code(g.suite) + " / ";
-  return markdown_code(g.case_name) + " / " + suite + markdown_code(g.subject);
+  return markdown_code(g.case_name) + " / " + suite + markdown_code(g.subject.label);
 }
 
 std::vector<const Group*> failing_first(const std::vector<Group>& groups) {
@@ -133,8 +133,8 @@ std::string table_row(const Group& g) {
             ") | " + severity_text(*g.worst) + " |";
   }
   const std::string suite = g.suite.empty() ? "" : markdown_code(g.suite) + " ";
-  return "| " + markdown_code(g.case_name) + " | " + suite + markdown_code(g.subject) + " | " +
-         g.state() + " | " + coverage_text(g) + " " + worst + "\n";
+  return "| " + markdown_code(g.case_name) + " | " + suite + markdown_code(g.subject.label) +
+         " | " + g.state() + " | " + coverage_text(g) + " " + worst + "\n";
 }
 
 std::string table_section(const std::vector<Group>& groups) {

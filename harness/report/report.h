@@ -10,12 +10,21 @@
 
 namespace dsv32::harness {
 
-inline constexpr int kReportSchemaVersion = 2;
+inline constexpr int kReportSchemaVersion = 3;
+
+/// What a part of the job took.
+struct Cost {
+  std::string case_name;
+  std::string suite;  // a training suite; empty: everything about the case
+  double seconds = 0;
+  double tokens_per_second = 0;  // 0 where nothing is trained
+  double peak_gib = 0;           // of memory; 0 where it was not measured
+};
 
 /// A report: the only source of truth; every rendering is a function of it.
 struct Report {
   std::string tool_version;
-  std::string command;  // the repro command
+  std::string command;  // the repro command; set when the report is delivered
   std::vector<std::string> suites;
   std::vector<std::string> cases;
   /// torch, device, golden hashes; "other bits on another run: OP", where an op does not promise
@@ -26,9 +35,9 @@ struct Report {
   std::vector<Finding> findings;
   std::vector<Figure> figures;          // in the order of the suites
   std::vector<std::string> not_tested;  // one reason a line
-  /// Seconds, and what a name says: "CASE SUITE tokens per second", "CASE SUITE peak memory GiB".
-  /// The only part that may differ between equal runs.
-  std::map<std::string, double> timing;
+  // The only part that may differ between equal runs; `timing` in the file.
+  double seconds = 0;  // of the whole job; 0 where it was not measured
+  std::vector<Cost> costs;
 
   /// DESIGN 4: parity fail 1, vacuous in a sparse case or missing not green, zero checks 5.
   ExitCode exit_code() const;

@@ -45,17 +45,7 @@ class Screen {
   void add_figures(const Group& g) {
     if (g.suite.empty()) return;
     add_detail("figures", figures_text(report_, g));
-    const std::string key = g.case_name + " " + g.suite;
-    std::string cost;
-    const auto add = [&](const std::string& name, const std::string& unit) {
-      const auto found = report_.timing.find(name);
-      if (found == report_.timing.end()) return;
-      cost += (cost.empty() ? "" : ", ") + number(found->second) + " " + unit;
-    };
-    add(key, "s");
-    add(key + " tokens per second", "tokens per second");
-    add(key + " peak memory GiB", "GiB at its peak");
-    add_detail("cost", cost);
+    add_detail("cost", cost_text(report_, g));
   }
 
   size_t add_case(size_t begin) {
@@ -105,7 +95,7 @@ class Screen {
 
   std::string worst_part(const Verdict* worst, bool name_subject) const {
     if (worst == nullptr) return "";
-    const std::string subject = name_subject ? printable(worst->subject, 40) + " " : "";
+    const std::string subject = name_subject ? printable(worst->subject.label, 40) + " " : "";
     return "  worst " + subject + printable(worst->tap, 80) + " " + severity_text(*worst);
   }
 
@@ -203,8 +193,7 @@ class Screen {
 
   void add_last_line() {
     out_ << painted(verdict_word(report_)) << " | " << counts_text(count(report_.verdicts));
-    const auto total = report_.timing.find("total");
-    if (total != report_.timing.end()) out_ << " | " << number(total->second) << " s";
+    if (report_.seconds > 0) out_ << " | " << number(report_.seconds) << " s";
     if (!report_.command.empty()) out_ << " | " << printable(report_.command);
     out_ << "\n";
   }

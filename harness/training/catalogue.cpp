@@ -1,3 +1,4 @@
+#include "harness/cases/implementations.h"
 #include "harness/training/suite.h"
 
 namespace dsv32::harness {
@@ -9,10 +10,23 @@ TrainingResult& TrainingResult::operator+=(TrainingResult other) {
   return *this;
 }
 
-std::string judged_side(const std::string& impl) { return impl + " float32"; }
+Subject judged_side(const std::string& impl, const std::string& note) {
+  return implementation_subject(impl, " float32" + note);
+}
+
+Subject golden_side(const std::string& note) {
+  return {.party = Party::golden, .label = "golden" + note};
+}
 
 std::string figure_of(const std::string& name, const std::string& impl) {
   return impl == "reference" ? name : name + ", " + impl;
+}
+
+bool lists_golden(const std::string& golden, const std::string& case_name) {
+  for (const TrainingSuite& suite : training_suites())
+    for (const TrainingGoldenName& listed : suite.goldens)
+      if (listed.suite == golden && listed.case_name == case_name) return true;
+  return false;
 }
 
 const std::vector<TrainingSuite>& training_suites() {
@@ -41,7 +55,9 @@ const std::vector<TrainingSuite>& training_suites() {
       {.name = "dual_lora",
        .about = "adapters on the LM loss and on the indexer's KL, two optimizers, against peft",
        .cases = {"tiny-wide", "small-train"},
-       .goldens = {{"dual_lora", "tiny-wide"}, {"dual_lora", "small-train"}},
+       .goldens = {{"dual_lora", "tiny-wide"},
+                   {"dual_lora", "small-train"},
+                   {"dual_lora_experts", "tiny-wide"}},
        .judge = judge_dual_lora},
       {.name = "sharded",
        .about = "ZeRO-2 over c10d: worlds of 1 to 8 ranks against the unsharded run and DeepSpeed",

@@ -13,6 +13,7 @@
 #include "harness/training/replay.h"
 #include "harness/training/step_book.h"
 #include "src/bridge/bridge.h"
+#include "src/model/check_name.h"
 #include "src/training/one_ulp.h"
 
 namespace dsv32::harness {
@@ -85,9 +86,9 @@ class Judge {
  private:
   void judge_side(const std::string& impl, const LoraOracle& oracle) {
     impl_ = impl;
-    subject_ = judged_side(impl) + plan_.note;
+    subject_ = judged_side(impl, plan_.note);
     LoraSide side(job_, plan_,
-                  {.name = subject_,
+                  {.name = subject_.label,
                    .impl = impl,
                    .dialect = job_.dialect,
                    .bug = job_.bug,
@@ -99,10 +100,7 @@ class Judge {
     judge_end(side, oracle);
   }
 
-  void put(Verdict verdict) {
-    verdict.case_name = job_.the_case.name;
-    result_.verdicts.push_back(std::move(verdict));
-  }
+  void put(Verdict verdict) { result_.verdicts.push_back(std::move(verdict)); }
   void put(std::vector<Verdict> verdicts) {
     for (Verdict& verdict : verdicts) put(std::move(verdict));
   }
@@ -169,7 +167,7 @@ class Judge {
   // --- the golden -------------------------------------------------------------------------------
 
   void judge_golden(const LoraOracle& oracle) {
-    const std::string subject = "golden" + plan_.note;
+    const Subject subject = golden_side(plan_.note);
     judge_recipe(subject);
     judge_names(subject, oracle);
     std::vector<std::vector<double>> series;
@@ -187,26 +185,26 @@ class Judge {
   }
 
   /// The golden was trained as this suite trains.
-  void judge_recipe(const std::string& subject) {
+  void judge_recipe(const Subject& subject) {
     const std::string expected = recipe_text(lora_recipe(plan_));
     const std::string& got = golden_.attributes.at("recipe");
-    Verdict verdict =
-        training_check(subject, "recipe", {"exact", got == expected ? 0.0 : 1.0, 0, "one recipe"});
+    Verdict verdict = training_check(subject, rule_name("recipe"),
+                                     {"exact", got == expected ? 0.0 : 1.0, 0, "one recipe"});
     verdict.mode = Mode::exact;
     if (got != expected) verdict.note = "expected " + expected + ", got " + got;
     put(std::move(verdict));
   }
 
-  void judge_names(const std::string& subject, const LoraOracle& oracle) {
+  void judge_names(const Subject& subject, const LoraOracle& oracle) {
     const bool equal = golden_.parameter_names == oracle.run.start.names();
-    Verdict verdict = training_check(subject, "adapted modules",
+    Verdict verdict = training_check(subject, rule_name("parameters.adapted"),
                                      {"exact", equal ? 0.0 : 1.0, 0, "SPEC 2: which have adapters"},
                                      std::ssize(golden_.parameter_names));
     verdict.mode = Mode::exact;
     put(std::move(verdict));
   }
 
-  void judge_golden_gradient(const std::string& subject, const std::string& tap,
+  void judge_golden_gradient(const Subject& subject, const std::string& tap,
                              const LoraOracle& oracle) {
     const Tensor exact = oracle.steps.front().exact.gradients.at(tap.substr(5));
     const Tensor own = to_torch(*golden_.tensors.find(tap));
@@ -224,7 +222,7 @@ class Judge {
   }
 
   /// Losses and norms over all steps; series in the order of kSeries.
-  void put_series(const std::string& subject, const std::vector<std::vector<double>>& series,
+  void put_series(const Subject& subject, const std::vector<std::vector<double>>& series,
                   const LoraOracle& oracle) {
     for (size_t i = 0; i < series.size(); ++i) {
       double largest = 0;
@@ -234,7 +232,7 @@ class Judge {
         if (!(gap <= largest)) largest = gap, worst = t;
       }
       const std::string name = kSeries[i];
-      Verdict verdict = training_check(subject, "train." + name, series_limit(name, largest),
+      Verdict verdict = training_check(subject, curve_name(name), series_limit(name, largest),
                                        std::ssize(series[i]));
       verdict.note = "worst in step " + std::to_string(worst);
       put(std::move(verdict));
@@ -277,8 +275,8 @@ class Judge {
       side.set_to(step.before);
       StepRecord own = side.trainer().measure(t, &golden_.decisions.at(t));
       side.trainer().apply(own);
-      book.keep(t, scalar_verdict("train.loss", own.loss, step.exact.loss, step.noisy_loss));
-      book.keep(t, scalar_verdict("train.kl", own.kl, step.exact.kl, step.noisy_kl));
+      book.keep(t, scalar_verdict(steps_name("loss"), own.loss, step.exact.loss, step.noisy_loss));
+      book.keep(t, scalar_verdict(steps_name("kl"), own.kl, step.exact.kl, step.noisy_kl));
       for (Verdict& verdict : gradient_verdicts(t, side, own.gradients, step))
         book.keep(t, std::move(verdict));
       for (const std::string& name : side.parameters().names())
@@ -291,14 +289,14 @@ class Judge {
     Verdict verdict;
     verdict.subject = subject_;
     verdict.tap = tap;
-    if (const auto parsed = parse_tap(tap)) verdict.layer = parsed->layer;
+    verdict.layer = check_layer(tap);
     verdict.mode = Mode::forced;
     return verdict;
   }
 
   Verdict scalar_verdict(const std::string& tap, double own, double exact, double noisy) const {
     const double unit = std::max(relative(noisy, exact), rounding_floor(DType::float32));
-    Verdict verdict = open(tap + ", one step");
+    Verdict verdict = open(tap);
     verdict.checked = 1;
     verdict.measures.push_back(by_limit("lora.scalar", relative(own, exact) / unit));
     settle(verdict);
@@ -328,7 +326,7 @@ class Judge {
     return verdicts;
   }
 
-  static std::string parameter_of(const Verdict& gradient) { return gradient.tap.substr(5); }
+  static std::string parameter_of(const Verdict& gradient) { return check_of(gradient.tap).of; }
 
   /// The gradients of one more clean float32 run of this step.
   TensorTable further_twin(uint64_t seed, int64_t t, const OracleStep& step) const {
@@ -341,27 +339,27 @@ class Judge {
                            const TensorTable& clean) const {
     const HostTensor exact = to_host(step.exact.gradients.at(name), DType::float64);
     const HostTensor noisy = to_host(clean.at(name), DType::float32);
-    Comparison comparison{.case_name = job_.the_case.name,
-                          .subject = subject_,
+    Comparison comparison{.subject = subject_,
                           .config = &job_.the_case.config,
                           .batch = &batch_,
                           .tap = *parse_tap("grad." + name),
                           .mode = Mode::forced,
                           .yardstick = {.oracle = &exact, .reference = &noisy}};
-    if (own.has(name)) {
-      const HostTensor judged = to_host(own.at(name), DType::float32);
-      comparison.judged = &judged;
-      return compare_values(comparison);
-    }
-    Verdict verdict = unmeasured(comparison, Trust::fail, "no gradient");
-    verdict.measures.push_back({"exact", 1, 0, "SPEC 2: its loss drives it"});
+    HostTensor judged;
+    if (own.has(name)) judged = to_host(own.at(name), DType::float32);
+    if (judged.defined()) comparison.judged = &judged;
+    Verdict verdict = judged.defined() ? compare_values(comparison)
+                                       : unmeasured(comparison, Trust::fail, "no gradient");
+    if (!judged.defined())
+      verdict.measures.push_back({"exact", 1, 0, "SPEC 2: its loss drives it"});
+    verdict.tap = steps_name("grad", name);
     return verdict;
   }
 
   /// Against AdamW's formula on the judged side's own gradient, from the oracle's state.
   Verdict update_verdict(const std::string& name, LoraSide& side, const TensorTable& own,
                          const OracleStep& step) const {
-    Verdict verdict = open("param." + name);
+    Verdict verdict = open(steps_name("update", name));
     if (!own.has(name)) {
       verdict.measures.push_back({"exact", 1, 0, "SPEC 2: every adapter is stepped"});
       settle(verdict);
@@ -409,7 +407,8 @@ class Judge {
   TrainingJob job_;
   LoraPlan plan_;
   golden::TrainingGolden golden_;
-  std::string impl_, subject_;  // the judged one
+  std::string impl_;  // the judged one
+  Subject subject_;
   Batch batch_;
   bool clean_run_;
   Trace last_decisions_, merged_decisions_;  // of the golden's last two forward passes
@@ -426,7 +425,7 @@ TrainingResult judge_dual_lora(const TrainingJob& job) {
                          .steps = 5,
                          .note = ", routed experts"};
   const bool clean_run = job.perturbation_seed != 0;
-  if (!clean_run && golden::training_exists(experts.golden, job.the_case.name))
+  if (!clean_run && lists_golden(experts.golden, job.the_case.name))
     result += Judge(job, experts).run();
   return result;
 }

@@ -4,6 +4,7 @@
 #include "harness/judge/judge.h"
 #include "harness/training/kl_step.h"
 #include "harness/training/kl_training.h"
+#include "src/model/check_name.h"
 
 namespace dsv32::harness {
 namespace {
@@ -19,8 +20,8 @@ std::optional<golden::TrainingGolden> golden_of(const TrainingJob& job, const Kl
 
 Verdict no_golden(const KlTask& task) {
   Verdict verdict;
-  verdict.subject = kl_subject("golden", task);
-  verdict.tap = "golden file";
+  verdict.subject = golden_side(kl_note(task));
+  verdict.tap = rule_name("golden.file", "indexer_kl_" + task.name);
   verdict.trust = Trust::missing;
   verdict.note = "make it with golden/generate_training.py";
   return verdict;
@@ -28,8 +29,8 @@ Verdict no_golden(const KlTask& task) {
 
 Verdict no_curve(const std::string& impl, const KlTask& task) {
   Verdict verdict;
-  verdict.subject = kl_subject(judged_side(impl), task);
-  verdict.tap = "kl curve";
+  verdict.subject = judged_side(impl, kl_note(task));
+  verdict.tap = curve_name("kl");
   verdict.trust = Trust::skipped;
   verdict.note = "the first step is wrong already: its curve would say nothing more";
   return verdict;
@@ -72,7 +73,6 @@ void judge_kl_task(const TrainingJob& job, const KlTask& task, TrainingResult& r
 TrainingResult judge_indexer_kl(const TrainingJob& job) {
   TrainingResult result;
   for (const KlTask& task : kl_tasks(job.the_case)) judge_kl_task(job, task, result);
-  for (Verdict& verdict : result.verdicts) verdict.case_name = job.the_case.name;
   return result;
 }
 

@@ -6,6 +6,7 @@
 #include "harness/judge/judge.h"
 #include "harness/judge/limits.h"
 #include "harness/judge/metrics.h"
+#include "src/model/check_name.h"
 #include "src/training/one_ulp.h"
 
 namespace dsv32::harness {
@@ -50,9 +51,10 @@ CaseRun case_run(const TrainingJob& job, const Objective& objective, const Weigh
   return {job.the_case, make_batch(job.the_case), weights, backward, job.settings, objective};
 }
 
-bool of_the_objective(const std::string& tap) {
-  return tap.starts_with(kGradient) || tap.find("kl.") != std::string::npos ||
-         tap.ends_with("loss.kl");
+bool of_the_objective(const std::string& check) {
+  const std::optional<TapName> tap = parse_tap(check);
+  return tap && (tap->info.kind == TapKind::gradient || tap->info.name.starts_with("kl.") ||
+                 tap->info.name == "loss.kl");
 }
 
 /// What the suites forward and backward judge anyway is left out while it passes.
@@ -75,11 +77,11 @@ Trace first_step_of(const golden::TrainingGolden& golden) {
 std::vector<Verdict> judge_golden_step(const CaseRun& run, const KlTask& task,
                                        const golden::TrainingGolden& golden) {
   const Trace trace = first_step_of(golden);
-  const Subject subject{.name = kl_subject("golden", task),
-                        .dialect = find_dialect(golden.dialect),
-                        .trace = &trace,
-                        .is_file = true};
-  return kept(run.judge_forced(subject));
+  const JudgedTrace judged{.subject = golden_side(kl_note(task)),
+                           .dialect = find_dialect(golden.dialect),
+                           .trace = &trace,
+                           .is_file = true};
+  return kept(run.judge_forced(judged));
 }
 
 /// Elements other than zero of the gradients whose names end like this, over all layers.
@@ -101,9 +103,7 @@ double gradient_distance(const HostTensor* a, const HostTensor* b) {
 
 }  // namespace
 
-std::string kl_subject(const std::string& side, const KlTask& task) {
-  return side + ", " + task.name;
-}
+std::string kl_note(const KlTask& task) { return ", " + task.name; }
 
 std::vector<Verdict> judge_kl_step(const TrainingJob& job, const std::string& impl,
                                    const KlTask& task, const golden::TrainingGolden* golden) {
@@ -112,7 +112,7 @@ std::vector<Verdict> judge_kl_step(const TrainingJob& job, const std::string& im
   const Trace trace =
       run.run({.dialect = job.dialect, .backward = true}, "first step, " + task.name, impl);
   std::vector<Verdict> verdicts = kept(run.judge_subject(
-      {.name = kl_subject(judged_side(impl), task), .impl = impl, .trace = &trace}));
+      {.subject = judged_side(impl, kl_note(task)), .impl = impl, .trace = &trace}));
   const bool comparable = golden != nullptr && job.perturbation_seed == 0;
   if (comparable && !golden->tensors.empty())
     append(verdicts, judge_golden_step(run, task, *golden));
@@ -125,9 +125,9 @@ std::vector<Verdict> judge_kl_detachment(const TrainingJob& job, const std::stri
     const char* name;
     const char* behind;  // a weight that moves it
   };
-  const Input inputs[] = {{"detached hidden state", "input_layernorm.weight"},
-                          {"detached query latent", "self_attn.q_a_layernorm.weight"},
-                          {"detached target", "self_attn.kv_b_proj.weight"}};
+  const Input inputs[] = {{"detached.hidden", "input_layernorm.weight"},
+                          {"detached.q_latent", "self_attn.q_a_layernorm.weight"},
+                          {"detached.target", "self_attn.kv_b_proj.weight"}};
   const StartWeights weights(job.the_case, job.perturbation_seed);
   RunOptions options{.dialect = job.dialect, .backward = true};
   const Trace trace = case_run(job, task.objective, weights).run(options, "detachment", impl);
@@ -140,7 +140,7 @@ std::vector<Verdict> judge_kl_detachment(const TrainingJob& job, const std::stri
     const CaseRun moved = case_run(job, task.objective, nudged);
     const double before = trace.find("loss.kl")->at(0);
     const double after = moved.run(options, "detachment", impl).find("loss.kl")->at(0);
-    Verdict verdict = exact_check(kl_subject(judged_side(impl), task), input.name,
+    Verdict verdict = exact_check(judged_side(impl, kl_note(task)), rule_name(input.name),
                                   static_cast<double>(nonzero_gradients(trace, input.behind)),
                                   "SPEC 2: x, q_latent and the target are detached for the KL", 1);
     const double moves = std::fabs(after - before) / before;
@@ -167,8 +167,8 @@ std::vector<Verdict> judge_kl_paths(const TrainingJob& job, const std::string& i
   };
   const Trace both = gradients(joint.objective), alone_lm = gradients(lm), alone_kl = gradients(kl);
   Verdict verdict;
-  verdict.subject = kl_subject(judged_side(impl), joint);
-  verdict.tap = "gradient paths";
+  verdict.subject = judged_side(impl, kl_note(joint));
+  verdict.tap = rule_name("gradient_paths");
   double worst = 0;
   int64_t identical = 0;
   for (const std::string& name : gradient_taps(job.the_case.config, joint.objective)) {

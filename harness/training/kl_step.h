@@ -23,19 +23,20 @@ struct KlTask {
 std::vector<KlTask> kl_tasks(const Case& c);
 /// One of them: its first step, then the training unless that is wrong already.
 void judge_kl_task(const TrainingJob& job, const KlTask& task, TrainingResult& result);
-/// "reference float32, warmup".
-std::string kl_subject(const std::string& side, const KlTask& task);
+/// What sets the subjects of a task apart: ", warmup".
+std::string kl_note(const KlTask& task);
 
 /// Taps and gradients of an implementation's first step, and of the golden where it keeps them,
 /// against oracle and reference.
-std::vector<Verdict> judge_kl_step(const TrainingJob& job, const std::string& impl,
-                                   const KlTask& task, const golden::TrainingGolden* golden);
+[[nodiscard]] std::vector<Verdict> judge_kl_step(const TrainingJob& job, const std::string& impl,
+                                                 const KlTask& task,
+                                                 const golden::TrainingGolden* golden);
 /// The loss moves when what feeds the indexer is moved, and yet the weights behind it have no
 /// gradient: the inputs are detached.
-std::vector<Verdict> judge_kl_detachment(const TrainingJob& job, const std::string& impl,
-                                         const KlTask& task);
+[[nodiscard]] std::vector<Verdict> judge_kl_detachment(const TrainingJob& job,
+                                                       const std::string& impl, const KlTask& task);
 /// Every parameter's gradient under LM + weight * KL is the one of its own objective alone.
-std::vector<Verdict> judge_kl_paths(const TrainingJob& job, const std::string& impl,
-                                    const KlTask& joint);
+[[nodiscard]] std::vector<Verdict> judge_kl_paths(const TrainingJob& job, const std::string& impl,
+                                                  const KlTask& joint);
 
 }  // namespace dsv32::harness

@@ -9,6 +9,7 @@
 #include "harness/training/replay.h"
 #include "harness/training/side.h"
 #include "harness/training/step_judge.h"
+#include "src/model/check_name.h"
 
 namespace dsv32::harness {
 namespace {
@@ -23,7 +24,7 @@ training::Recipe recipe_of(const KlTask& task) {
 }
 
 SideOptions side_options(const TrainingJob& job, const KlTask& task, const std::string& impl) {
-  return {.name = kl_subject(judged_side(impl), task),
+  return {.name = judged_side(impl, kl_note(task)).label,
           .impl = impl,
           .dialect = job.dialect,
           .bug = job.bug,
@@ -71,7 +72,7 @@ KlRun train(TrainingSide& side, const KlTask& task, const std::vector<Trace>* de
 }
 
 /// Two curves step by step.
-Verdict judge_series(const std::string& config, const std::string& subject, const std::string& name,
+Verdict judge_series(const std::string& config, const Subject& subject, const std::string& name,
                      const std::vector<double>& judged, const std::vector<double>& oracle) {
   double worst = 0;
   int64_t at = -1, first = -1;
@@ -132,7 +133,7 @@ class Training {
     judge_recall(before, recall_of_side(job_, side));
   }
 
-  std::string subject() const { return kl_subject(judged_side(impl_), task_); }
+  Subject subject() const { return judged_side(impl_, kl_note(task_)); }
   void put(Verdict verdict) { result_.verdicts.push_back(std::move(verdict)); }
   void put(std::vector<Verdict> verdicts) {
     for (Verdict& verdict : verdicts) put(std::move(verdict));
@@ -161,15 +162,15 @@ class Training {
   }
 
   void judge_golden(const KlRun& oracle) {
-    const std::string name = kl_subject("golden", task_);
+    const Subject subject = golden_side(kl_note(task_));
     const auto& series = golden_->series;
-    judge_curves(name, series.at("kl"),
+    judge_curves(subject, series.at("kl"),
                  task_.objective.lm ? series.at("loss") : std::vector<double>{}, oracle);
-    put_parameters(name, judge_golden_parameters(*golden_, oracle.replayed));
+    put_parameters(subject, judge_golden_parameters(*golden_, oracle.replayed));
   }
 
   /// Under the limit of this suite: its learning rate is ten times that of the other one.
-  void put_parameters(const std::string& subject, std::vector<Verdict> verdicts) {
+  void put_parameters(const Subject& subject, std::vector<Verdict> verdicts) {
     for (Verdict& verdict : verdicts) {
       verdict.subject = subject;
       judge_by("kl.parameter", {.config = job_.the_case.config_name}, verdict);
@@ -182,26 +183,26 @@ class Training {
   void judge_steps(const KlRun& oracle) {
     const bool tiny = job_.the_case.config_name == "tiny";
     const int64_t first = tiny ? kBatches : 2, last = tiny ? task_.steps - kBatches : task_.steps;
-    StepJudge steps(job_, recipe_of(task_), kl_subject("", task_) + ", step by step");
+    StepJudge steps(job_, recipe_of(task_), kl_note(task_) + ", step by step");
     for (int64_t t = 0; t < (tiny ? task_.steps : first); ++t)
       steps.step(t, &oracle.decisions.at(t), t < first || t >= last);
     put(steps.verdicts());
   }
 
-  void judge_curves(const std::string& subject, const std::vector<double>& kl,
+  void judge_curves(const Subject& subject, const std::vector<double>& kl,
                     const std::vector<double>& loss, const KlRun& oracle) {
     const std::string& config = job_.the_case.config_name;
-    put(judge_series(config, subject, "kl curve", kl, oracle.kl));
+    put(judge_series(config, subject, curve_name("kl"), kl, oracle.kl));
     if (task_.objective.lm)
-      put(judge_series(config, subject, "loss curve", loss, oracle.replayed.loss));
+      put(judge_series(config, subject, curve_name("loss"), loss, oracle.replayed.loss));
   }
 
   void judge_fall(const std::vector<double>& kl) {
     const double before = cycle_mean(kl, false), after = cycle_mean(kl, true);
     figure("KL before", before);
     figure("KL after", after);
-    Verdict verdict =
-        training_check(subject(), "KL falls", by_limit("kl.fall", after / before), task_.steps);
+    Verdict verdict = training_check(subject(), curve_name("kl.falls"),
+                                     by_limit("kl.fall", after / before), task_.steps);
     verdict.note = "mean over the batches, last cycle through them over the first";
     put(std::move(verdict));
   }
@@ -211,7 +212,7 @@ class Training {
     figure("recall of the true top-k after", after.keys);
     figure("attention mass selected before", before.mass);
     figure("attention mass selected after", after.mass);
-    Verdict verdict = training_check(subject(), "recall rises",
+    Verdict verdict = training_check(subject(), curve_name("recall"),
                                      by_limit("kl.recall", before.keys / after.keys), task_.steps);
     verdict.note = "share of the keys of largest dense attention mass that the indexer selects";
     put(std::move(verdict));
@@ -228,7 +229,7 @@ class Training {
       if (moved == moves) continue;
       if (wrong++ == 0) first = name + (moved ? " moved" : " did not move");
     }
-    Verdict verdict = training_check(subject(), "who moves",
+    Verdict verdict = training_check(subject(), rule_name("parameters.moved"),
                                      {"exact", static_cast<double>(wrong), 0,
                                       "SPEC 2: the KL moves the indexer alone, LM all the rest"},
                                      checked);

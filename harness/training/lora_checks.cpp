@@ -8,6 +8,7 @@
 #include "harness/judge/metrics.h"
 #include "harness/training/replay.h"
 #include "src/bridge/bridge.h"
+#include "src/model/check_name.h"
 
 namespace dsv32::harness {
 namespace {
@@ -27,7 +28,7 @@ struct Wrong {
   }
 };
 
-Verdict exact_check(const std::string& subject, const std::string& name, const Wrong& wrong,
+Verdict exact_check(const Subject& subject, const std::string& name, const Wrong& wrong,
                     const std::string& basis) {
   Verdict verdict = exact_check(subject, name, static_cast<double>(wrong.count), basis,
                                 wrong.checked, wrong.first);
@@ -52,28 +53,28 @@ RunOptions logits_only(const Trace& decisions) {
 }
 
 Verdict judge_no_op(const LoraSide& side, const Batch& batch, const Trace& decisions,
-                    const std::string& subject) {
+                    const Subject& subject) {
   const HostTensor with = logits_of(side.run(batch, logits_only(decisions)));
   const HostTensor without = logits_of(side.run_base(batch, logits_only(decisions)));
   Wrong wrong;
   for (int64_t i = 0; i < with.numel(); ++i)
     wrong.add(with.at(i) != without.at(i), "logits, element " + std::to_string(i));
-  return exact_check(subject, "B = 0 changes nothing", wrong, "SPEC 2: an exact no-op");
+  return exact_check(subject, rule_name("lora.no_op"), wrong, "SPEC 2: an exact no-op");
 }
 
 /// dA = s B^T dW is zero with B; dB = s dW A^T is not.
-Verdict judge_first_gradients(LoraSide& side, const Trace& decisions, const std::string& subject) {
+Verdict judge_first_gradients(LoraSide& side, const Trace& decisions, const Subject& subject) {
   const TensorTable gradients = side.trainer().measure(0, &decisions).gradients;
   Wrong wrong;
   for (const std::string& name : side.parameters().names())
     wrong.add(has_value(gradients, name) == is_a(name), "grad." + name);
-  return exact_check(subject, "gradients at B = 0", wrong, "dA is zero, dB is not");
+  return exact_check(subject, rule_name("lora.first_gradients"), wrong, "dA is zero, dB is not");
 }
 
 /// Adapters of the other loss have no gradient; own ones do.
 Verdict judge_alone(const LoraSide& side, const Batch& batch, const Trace& decisions,
                     const Objective& objective, const training::LoraAdapters& adapters,
-                    const std::string& subject) {
+                    const Subject& subject) {
   RunOptions options = replaying(decisions);
   options.objective = objective;
   options.backward = true;
@@ -86,7 +87,7 @@ Verdict judge_alone(const LoraSide& side, const Batch& batch, const Trace& decis
     if (own) reached = reached || has_value(gradients, name);
     if (!own) wrong.add(has_value(gradients, name), "grad." + name);
   }
-  const std::string name = objective.lm ? "LM loss alone" : "KL alone";
+  const std::string name = rule_name(objective.lm ? "lora.lm_alone" : "lora.kl_alone");
   Verdict verdict = exact_check(subject, name, wrong, "SPEC 2: the gradient paths never mix");
   if (!reached) verdict.trust = Trust::vacuous;
   if (!reached) verdict.note = "no adapter of its own has a gradient";
@@ -143,7 +144,7 @@ Audit audit(const HostTensor& read, const HostTensor& base, const Product& produ
 }  // namespace
 
 std::vector<Verdict> judge_lora_start(LoraSide& side, const Batch& batch, const Trace& decisions,
-                                      const std::string& subject) {
+                                      const Subject& subject) {
   const Objective lm{.lm = true}, kl{.lm = false, .kl = KlStage::sparse};
   return {judge_no_op(side, batch, decisions, subject),
           judge_first_gradients(side, decisions, subject),
@@ -151,7 +152,7 @@ std::vector<Verdict> judge_lora_start(LoraSide& side, const Batch& batch, const 
           judge_alone(side, batch, decisions, kl, side.adapters(), subject)};
 }
 
-Verdict judge_lora_scale(const TrainingJob& job, const LoraPlan& plan, const std::string& subject) {
+Verdict judge_lora_scale(const TrainingJob& job, const LoraPlan& plan, const Subject& subject) {
   const ModelConfig& config = job.the_case.config;
   const SyntheticWeights source(job.the_case.seed, job.the_case.bias_offset);
   const training::LoraAdapters adapters(config, lora_modules(config, plan.targets), source, source,
@@ -168,7 +169,7 @@ Verdict judge_lora_scale(const TrainingJob& job, const LoraPlan& plan, const std
     wrong.add(!found.exact, spec.name + ": scale " + std::to_string(found.top / found.bottom) +
                                 " in place of " + std::to_string(module.scale()));
   }
-  return exact_check(subject, "scale alpha / rank", wrong,
+  return exact_check(subject, rule_name("lora.scale"), wrong,
                      "W + alpha / rank B A, exact in float64");
 }
 
@@ -183,30 +184,30 @@ LoraLogits lora_logits(LoraSide& side, const Batch& batch, const Trace& decision
 }
 
 std::vector<Verdict> judge_lora_logits(const Case& c, const LoraLogits& judged,
-                                       const LoraLogits& oracle, const std::string& subject) {
+                                       const LoraLogits& oracle, const Subject& subject) {
   const int64_t count = judged.adapter.numel();
   const double apart = relative(judged.merged, judged.adapter);
-  return {training_check(subject, "logits.adapter",
+  return {training_check(subject, end_name("logits.adapter"),
                          by_limit("lora.logits", {.config = c.config_name},
                                   relative(judged.adapter, oracle.adapter)),
                          count),
-          training_check(subject, "logits.merged",
+          training_check(subject, end_name("logits.merged"),
                          by_limit("lora.logits", {.config = c.config_name},
                                   relative(judged.merged, oracle.merged)),
                          count),
-          training_check(subject, "merged equals adapter path",
+          training_check(subject, rule_name("lora.merge"),
                          by_limit("pair.relative", {.dtype = DType::float32}, apart), count)};
 }
 
 Verdict judge_lora_base(LoraSide& side, const Case& c, const WeightSource& base,
-                        const std::string& subject) {
+                        const Subject& subject) {
   torch::NoGradGuard no_grad;
   for (const std::string& name : side.parameters().names())
     if (!is_a(name)) side.adapters().table().at(name).zero_();
   Wrong wrong;
   for (const WeightSpec& spec : weight_specs(c.config))
     wrong.add(!side.adapters().load(spec).identical(base.load(spec)), spec.name);
-  return exact_check(subject, "base weights", wrong,
+  return exact_check(subject, rule_name("lora.base"), wrong,
                      "frozen: the same bits after training, merging and unmerging");
 }
 

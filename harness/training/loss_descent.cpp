@@ -16,6 +16,7 @@
 #include "harness/training/recipe_text.h"
 #include "harness/training/replay.h"
 #include "harness/training/step_judge.h"
+#include "src/model/check_name.h"
 
 namespace dsv32::harness {
 namespace {
@@ -77,16 +78,12 @@ class Judge {
   }
 
  private:
-  void put(Verdict verdict) {
-    verdict.case_name = job_.the_case.name;
-    result_.verdicts.push_back(std::move(verdict));
-  }
+  void put(Verdict verdict) { result_.verdicts.push_back(std::move(verdict)); }
   void figure(const std::string& name, const std::string& impl, double value) {
     result_.figures.emplace_back(figure_of(name + descent_.note, impl), value);
   }
-  std::string subject_of(const std::string& impl) const {
-    return judged_side(impl) + descent_.note;
-  }
+  Subject subject_of(const std::string& impl) const { return judged_side(impl, descent_.note); }
+  Subject golden_subject() const { return golden_side(descent_.note); }
   /// The first steps of a series of the golden.
   std::vector<double> golden_series(const char* name) const {
     const std::vector<double>& all = golden_.series.at(name);
@@ -99,7 +96,7 @@ class Judge {
   void judge_recipe() {
     const std::string expected = recipe_text(descent_.recipe);
     const std::string& got = golden_.attributes.at("recipe");
-    Verdict verdict = curve_check("golden" + descent_.note, "recipe", Mode::exact, 1);
+    Verdict verdict = curve_check(golden_subject(), rule_name("recipe"), Mode::exact, 1);
     verdict.measures.push_back({"exact", got == expected ? 0.0 : 1.0, 0, "one recipe for both"});
     if (got != expected) verdict.note = "expected " + expected + ", got " + got;
     settle(verdict);
@@ -121,7 +118,7 @@ class Judge {
     if (whole) {
       oracle.end = steps.oracle().parameters().clone();
       for (Verdict& verdict : judge_golden_parameters(golden_, oracle)) {
-        verdict.subject = "golden" + descent_.note;
+        verdict.subject = golden_subject();
         put(std::move(verdict));
       }
     }
@@ -130,19 +127,18 @@ class Judge {
 
   void judge_golden_curve(const ReplayedRun& oracle) {
     const std::vector<double> loss = golden_series("loss");
-    Verdict verdict =
-        curve_check("golden" + descent_.note, "train.loss", Mode::forced, loss.size());
+    Verdict verdict = curve_check(golden_subject(), curve_name("loss"), Mode::forced, loss.size());
     verdict.measures.push_back(loss_measure(loss, oracle.loss));
     settle(verdict);
     put(std::move(verdict));
     Verdict norm =
-        curve_check("golden" + descent_.note, "train.grad_norm", Mode::forced, loss.size());
+        curve_check(golden_subject(), curve_name("grad_norm"), Mode::forced, loss.size());
     norm.measures.push_back(
         by_limit("descent.grad_norm", {.config = job_.the_case.config_name},
                  largest_relative(golden_series("grad_norm"), oracle.grad_norm)));
     settle(norm);
     put(std::move(norm));
-    judge_fall("golden" + descent_.note, loss);
+    judge_fall(golden_subject(), loss);
   }
 
   Measure loss_measure(const std::vector<double>& loss, const std::vector<double>& expected) const {
@@ -150,7 +146,7 @@ class Judge {
                     largest_loss_distance(loss, expected));
   }
 
-  static Verdict curve_check(const std::string& subject, const std::string& tap, Mode mode,
+  static Verdict curve_check(const Subject& subject, const std::string& tap, Mode mode,
                              size_t checked) {
     Verdict verdict;
     verdict.subject = subject;
@@ -161,16 +157,16 @@ class Judge {
   }
 
   /// A curve that does not fall shows nothing about a descent.
-  void judge_fall(const std::string& subject, const std::vector<double>& loss) {
+  void judge_fall(const Subject& subject, const std::vector<double>& loss) {
     if (plan_.steps < descent_.recipe.steps) return;
     const Measure fall = by_limit("descent.fall", fall_of(loss));
-    Verdict verdict = curve_check(subject, "loss falls", Mode::forced, loss.size());
+    Verdict verdict = curve_check(subject, curve_name("loss.falls"), Mode::forced, loss.size());
     if (!fall.within()) verdict.trust = Trust::vacuous;
     if (!fall.within()) verdict.note = "the loss did not fall by the stated amount";
     verdict.measures.push_back(fall);
     put(std::move(verdict));
-    result_.figures.emplace_back(subject + " first loss", loss.front());
-    result_.figures.emplace_back(subject + " last loss", loss.back());
+    result_.figures.emplace_back(subject.label + " first loss", loss.front());
+    result_.figures.emplace_back(subject.label + " last loss", loss.back());
   }
 
   // --- the free curve ---------------------------------------------------------------------------
@@ -193,7 +189,7 @@ class Judge {
     int64_t flip = -1;  // first step whose own decisions differ
     const std::vector<double> loss = free_curve(impl, flip);
     result_.tokens += static_cast<double>(plan_.steps * job_.the_case.B * job_.the_case.S);
-    Verdict verdict = curve_check(subject_of(impl), "train.loss", Mode::free, loss.size());
+    Verdict verdict = curve_check(subject_of(impl), curve_name("loss"), Mode::free, loss.size());
     verdict.note = flip < 0 ? "no decision differs from the golden's"
                             : "a decision differs in step " + std::to_string(flip) +
                                   "; replayed from there on";
@@ -208,7 +204,7 @@ class Judge {
 
   /// Own decisions until one differs from the golden's in a judged row; the golden's from there on.
   std::vector<double> free_curve(const std::string& impl, int64_t& flip) {
-    TrainingSide side = free_side(impl, subject_of(impl) + " free", DType::float32);
+    TrainingSide side = free_side(impl, subject_of(impl).label + " free", DType::float32);
     std::vector<double> loss;
     for (int64_t t = 0; t < plan_.steps; ++t) {
       const Trace& known = golden_.decisions.at(t);
@@ -233,10 +229,11 @@ class Judge {
 
   /// Every decision of this step by its rule, under the weights of this moment.
   void judge_flip(const std::string& impl, const TrainingSide& side, int64_t step) {
-    const std::string subject = subject_of(impl);
+    const Subject subject = subject_of(impl);
     const CaseRun run(job_.the_case, batch_of(step), side.weights(), false, job_.settings);
-    const Trace trace = run.run({.dtype = DType::float32, .dialect = job_.dialect}, subject, impl);
-    for (Verdict& verdict : run.judge_forced({.name = subject, .impl = impl, .trace = &trace})) {
+    const Trace trace =
+        run.run({.dtype = DType::float32, .dialect = job_.dialect}, subject.label, impl);
+    for (Verdict& verdict : run.judge_forced({.subject = subject, .impl = impl, .trace = &trace})) {
       if (!is_decision(verdict.tap)) continue;
       verdict.note = "free run, step " + std::to_string(step) +
                      (verdict.note.empty() ? "" : "; " + verdict.note);
@@ -322,8 +319,8 @@ TrainingResult judge_loss_descent(const TrainingJob& job) {
   const Descent full = full_descent(job.the_case);
   TrainingResult result = judge_descent(job, full, full_plan(job.the_case, full));
   result += judge_accumulation(job);
-  if (!golden::training_exists("loss_descent_memorised", job.the_case.name)) return result;
   const Descent memorised = memorised_descent(job.the_case);
+  if (!lists_golden(memorised.golden, job.the_case.name)) return result;
   result += judge_descent(job, memorised, full_plan(job.the_case, memorised));
   return result;
 }

@@ -6,6 +6,7 @@
 #include "harness/judge/compare.h"
 #include "harness/judge/limits.h"
 #include "harness/judge/metrics.h"
+#include "src/model/check_name.h"
 
 namespace dsv32::harness {
 namespace {
@@ -55,7 +56,7 @@ double expected_loss(const Batch& batch, const HostTensor& logits) {
 class Masking {
  public:
   Masking(const TrainingJob& job, const Implementation& model, const RunOptions& options,
-          const std::string& subject)
+          const Subject& subject)
       : job_(job), model_(model), options_(options), subject_(subject) {}
 
   std::vector<Verdict> run() {
@@ -95,7 +96,7 @@ class Masking {
     const double expected = expected_loss(batch, *run.find("logits"));
     const int64_t counted = std::count_if(batch.labels.begin(), batch.labels.end(),
                                           [](int64_t label) { return label != kIgnoredLabel; });
-    put("loss is the mean over counted tokens",
+    put(rule_name("labels.mean"),
         by_limit("sft.masked_tokens", relative(run.find("loss.lm")->at(0), expected)), counted, "");
   }
 
@@ -108,7 +109,7 @@ class Masking {
     const Trace before = run_on(batch, true, nullptr);
     const Trace after = run_on(with_other_tail(batch, vocab), true, &before);
     const int64_t tokens = batch.B * tail_of(batch);
-    put("masked tokens: loss",
+    put(rule_name("labels.masked.loss"),
         by_limit("sft.masked_tokens",
                  relative(after.find("loss.lm")->at(0), before.find("loss.lm")->at(0))),
         tokens, "");
@@ -135,21 +136,21 @@ class Masking {
       where = name;
       if (std::isnan(gap)) break;
     }
-    put("masked tokens: gradients", by_limit("sft.masked_tokens", largest), tokens,
+    put(rule_name("labels.masked.gradients"), by_limit("sft.masked_tokens", largest), tokens,
         where.empty() ? "" : "largest in " + where);
   }
 
   const TrainingJob& job_;
   const Implementation& model_;
   const RunOptions& options_;
-  const std::string& subject_;
+  const Subject& subject_;
   std::vector<Verdict> verdicts_;
 };
 
 }  // namespace
 
 std::vector<Verdict> judge_masking(const TrainingJob& job, const Implementation& model,
-                                   const RunOptions& options, const std::string& subject) {
+                                   const RunOptions& options, const Subject& subject) {
   return Masking(job, model, options, subject).run();
 }
 

@@ -13,7 +13,8 @@ namespace dsv32::harness {
 /// - with the last quarter of the labels at -100, other tokens there change neither the loss nor
 ///   any gradient (causality: nothing that counts sees them), though they do where they count.
 /// `options`: dtype, dialect and device of the judged side.
-std::vector<Verdict> judge_masking(const TrainingJob& job, const Implementation& model,
-                                   const RunOptions& options, const std::string& subject);
+[[nodiscard]] std::vector<Verdict> judge_masking(const TrainingJob& job,
+                                                 const Implementation& model,
+                                                 const RunOptions& options, const Subject& subject);
 
 }  // namespace dsv32::harness

@@ -5,6 +5,7 @@
 #include "harness/judge/compare.h"
 #include "harness/judge/limits.h"
 #include "harness/judge/metrics.h"
+#include "src/model/check_name.h"
 #include "src/model/sketch.h"
 
 namespace dsv32::harness {
@@ -21,9 +22,9 @@ double unit_of(const ReplayedRun& oracle, const std::string& name) {
                   rounding / limit_of("replay.parameter"));
 }
 
-Verdict parameter_check(const std::string& subject, const std::string& name, double distance,
+Verdict parameter_check(const Subject& subject, const std::string& name, double distance,
                         double unit, int64_t elements) {
-  Verdict verdict = training_check(subject, "param " + name,
+  Verdict verdict = training_check(subject, end_name("param", name),
                                    by_limit("replay.parameter", distance / unit), elements);
   verdict.layer = weight_layer(name);
   return verdict;
@@ -55,7 +56,7 @@ double loss_distance(double loss, double expected) {
   return std::fabs(loss - expected) / std::max(std::fabs(expected), 1.0);
 }
 
-Verdict training_check(const std::string& subject, const std::string& name, Measure measure,
+Verdict training_check(const Subject& subject, const std::string& name, Measure measure,
                        int64_t checked) {
   Verdict verdict;
   verdict.subject = subject;
@@ -83,23 +84,23 @@ ReplayedRun replay_run(TrainingSide& side, const training::Recipe& recipe,
   return run;
 }
 
-std::vector<Verdict> judge_curve(const std::string& config_name, const std::string& subject,
+std::vector<Verdict> judge_curve(const std::string& config_name, const Subject& subject,
                                  const std::vector<double>& loss,
                                  const std::vector<double>& grad_norm, const ReplayedRun& oracle) {
   std::vector<Verdict> verdicts;
   for (size_t t = 0; t < oracle.loss.size(); ++t) {
-    const std::string step = "step " + std::to_string(t);
-    verdicts.push_back(training_check(subject, step + " loss",
+    const int64_t step = static_cast<int64_t>(t);
+    verdicts.push_back(training_check(subject, step_name(step, "loss"),
                                       by_limit("replay.loss", {.config = config_name},
                                                loss_distance(loss.at(t), oracle.loss[t]))));
-    verdicts.push_back(training_check(subject, step + " grad_norm",
+    verdicts.push_back(training_check(subject, step_name(step, "grad_norm"),
                                       by_limit("replay.grad_norm", {.config = config_name},
                                                relative(grad_norm.at(t), oracle.grad_norm[t]))));
   }
   return verdicts;
 }
 
-std::vector<Verdict> judge_parameters(const std::string& subject, const ReplayedRun& judged,
+std::vector<Verdict> judge_parameters(const Subject& subject, const ReplayedRun& judged,
                                       const ReplayedRun& oracle,
                                       const std::function<bool(const std::string&)>& moves) {
   std::vector<Verdict> verdicts;
@@ -123,8 +124,8 @@ std::vector<Verdict> judge_golden_parameters(const golden::TrainingGolden& golde
     const ParameterSketch sketch = sketch_of(name, oracle.end.at(name));
     const double gap = std::max(sketched_distance(golden, at, sketch),
                                 std::fabs(golden.parameter_norms.at(at) - sketch.norm));
-    verdicts.push_back(
-        parameter_check("golden", name, gap, unit_of(oracle, name), oracle.end.at(name).numel()));
+    verdicts.push_back(parameter_check(golden_side(), name, gap, unit_of(oracle, name),
+                                       oracle.end.at(name).numel()));
   }
   return verdicts;
 }

@@ -33,24 +33,26 @@ ReplayedRun replay_run(TrainingSide& side, const training::Recipe& recipe,
 /// logits, not as itself.
 double loss_distance(double loss, double expected);
 
-/// "step 7 loss", "step 7 grad_norm": relative distance from the oracle's run, in step order.
-std::vector<Verdict> judge_curve(const std::string& config_name, const std::string& subject,
-                                 const std::vector<double>& loss,
-                                 const std::vector<double>& grad_norm, const ReplayedRun& oracle);
-/// "param NAME" for every parameter that the recipe moves: distance from the oracle's last value,
-/// relative to how far the oracle moved it.
-std::vector<Verdict> judge_parameters(const std::string& subject, const ReplayedRun& judged,
-                                      const ReplayedRun& oracle,
-                                      const std::function<bool(const std::string&)>& moves);
+/// "step.7.loss", "step.7.grad_norm": relative distance from the oracle's run, in step order.
+[[nodiscard]] std::vector<Verdict> judge_curve(const std::string& config_name,
+                                               const Subject& subject,
+                                               const std::vector<double>& loss,
+                                               const std::vector<double>& grad_norm,
+                                               const ReplayedRun& oracle);
+/// "end.param.NAME" for every parameter that the recipe moves: distance from the oracle's last
+/// value, relative to how far the oracle moved it.
+[[nodiscard]] std::vector<Verdict> judge_parameters(
+    const Subject& subject, const ReplayedRun& judged, const ReplayedRun& oracle,
+    const std::function<bool(const std::string&)>& moves);
 /// The same of a golden, from the norm and the projections that it holds of each.
-std::vector<Verdict> judge_golden_parameters(const golden::TrainingGolden& golden,
-                                             const ReplayedRun& oracle);
+[[nodiscard]] std::vector<Verdict> judge_golden_parameters(const golden::TrainingGolden& golden,
+                                                           const ReplayedRun& oracle);
 
 /// Judges what every measure of the verdict measured again, by another row of the limits.
 void judge_by(std::string_view check, const Where& where, Verdict& verdict);
 
 /// One forced check of one number.
-Verdict training_check(const std::string& subject, const std::string& name, Measure measure,
+Verdict training_check(const Subject& subject, const std::string& name, Measure measure,
                        int64_t checked = 1);
 
 }  // namespace dsv32::harness

@@ -11,6 +11,7 @@
 #include "harness/training/masking.h"
 #include "harness/training/replay.h"
 #include "harness/training/suite.h"
+#include "src/model/check_name.h"
 
 namespace dsv32::harness {
 namespace {
@@ -77,8 +78,8 @@ class Suite {
 
   void judge_golden(const ReplayedRun& oracle) {
     put(judge_frozen_names(oracle));
-    put(judge_curve(config(), "golden", golden_.series.at("loss"), golden_.series.at("grad_norm"),
-                    oracle));
+    put(judge_curve(config(), golden_side(), golden_.series.at("loss"),
+                    golden_.series.at("grad_norm"), oracle));
     put(judge_golden_parameters(golden_, oracle));
   }
 
@@ -92,22 +93,23 @@ class Suite {
       if (there == moves(name)) continue;
       if (wrong++ == 0) first = name;
     }
-    return exact_check("golden", "trainable parameters", static_cast<double>(wrong),
+    return exact_check(golden_side(), rule_name("parameters.trainable"), static_cast<double>(wrong),
                        "SPEC 2: everything but the indexer", std::ssize(oracle.end.names()), first);
   }
 
   void judge_side(const std::string& impl, const ReplayedRun& oracle) {
-    const std::string subject = judged_side(impl);
+    const Subject subject = judged_side(impl);
     const training::Recipe recipe = recipe_for(job_.bug);
     TrainingSide side(job_, recipe,
-                      {.name = subject,
+                      {.name = subject.label,
                        .impl = impl,
                        .dialect = job_.dialect,
                        .bug = job_.bug,
                        .ulp_seed = job_.perturbation_seed});
-    const RunOptions options{.dialect = job_.dialect,
-                             .device = job_.settings.device,
-                             .progress = side_progress(job_.the_case, subject, job_.settings)};
+    const RunOptions options{
+        .dialect = job_.dialect,
+        .device = job_.settings.device,
+        .progress = side_progress(job_.the_case, subject.label, job_.settings)};
     put(judge_masking(job_, side.model(), options, subject));
     judge_unfrozen_gradient(side, options, subject);
     const ReplayedRun run = replay_run(side, recipe, golden_.decisions, frozen);
@@ -124,7 +126,7 @@ class Suite {
   /// gradient, and LM alone must make it exactly zero. At weight 1 it must not be zero, or nothing
   /// was shown.
   void judge_unfrozen_gradient(const TrainingSide& side, RunOptions options,
-                               const std::string& subject) {
+                               const Subject& subject) {
     options.backward = true;
     options.wanted = [](const std::string& tap) { return tap.rfind("grad.", 0) == 0; };
     const Batch batch = make_batch(job_.the_case);
@@ -138,14 +140,15 @@ class Suite {
   }
 
   static Verdict unfrozen_verdict(const WeightSpec& spec, const Trace& zero, const Trace& alive,
-                                  const std::string& subject) {
+                                  const Subject& subject) {
     const std::string tap = "grad." + spec.name;
     const HostTensor* gradient = zero.find(tap);
     const HostTensor* possible = alive.find(tap);
     const bool there = gradient != nullptr && possible != nullptr;
-    Verdict verdict = exact_check(
-        subject, tap + ", not frozen", there ? static_cast<double>(nonzero_elements(*gradient)) : 0,
-        "SPEC 2: the gradient of the indexer is exactly zero under LM", numel(spec.shape));
+    Verdict verdict = exact_check(subject, rule_name("unfrozen.grad", spec.name),
+                                  there ? static_cast<double>(nonzero_elements(*gradient)) : 0,
+                                  "SPEC 2: the gradient of the indexer is exactly zero under LM",
+                                  numel(spec.shape));
     verdict.layer = weight_layer(spec.name);
     const bool vacuous =
         verdict.trust == Trust::pass && (!there || nonzero_elements(*possible) == 0);
@@ -157,24 +160,25 @@ class Suite {
   }
 
   /// Frozen means no gradient entry at all, in any step.
-  void judge_strays(const ReplayedRun& run, const std::string& subject) {
+  void judge_strays(const ReplayedRun& run, const Subject& subject) {
     for (const std::string& name : run.start.names()) {
       if (!frozen(name)) continue;
       const auto stray = run.stray_gradients.find(name);
       const bool there = stray != run.stray_gradients.end();
-      Verdict verdict = exact_check(
-          subject, "grad." + name, there ? 1 : 0, "SPEC 2: under LM the indexer has no gradient",
-          kSteps, there ? "has a gradient from step " + std::to_string(stray->second) : "");
+      Verdict verdict =
+          exact_check(subject, rule_name("frozen.grad", name), there ? 1 : 0,
+                      "SPEC 2: under LM the indexer has no gradient", kSteps,
+                      there ? "has a gradient from step " + std::to_string(stray->second) : "");
       verdict.layer = weight_layer(name);
       put(std::move(verdict));
     }
   }
 
-  void judge_frozen(const ReplayedRun& run, const std::string& subject) {
+  void judge_frozen(const ReplayedRun& run, const Subject& subject) {
     for (const std::string& name : run.start.names()) {
       if (!frozen(name)) continue;
       const int64_t changed = different_bits(run.end.at(name), run.start.at(name));
-      Verdict verdict = exact_check(subject, "param " + name, static_cast<double>(changed),
+      Verdict verdict = exact_check(subject, end_name("param", name), static_cast<double>(changed),
                                     "SPEC 2: the optimizer never touches the indexer",
                                     run.start.at(name).numel());
       verdict.layer = weight_layer(name);
@@ -182,7 +186,7 @@ class Suite {
     }
   }
 
-  void judge_movement(const ReplayedRun& run, const std::string& subject) {
+  void judge_movement(const ReplayedRun& run, const Subject& subject) {
     int64_t still = 0, checked = 0;
     std::string first;
     for (const std::string& name : run.start.names()) {
@@ -191,7 +195,7 @@ class Suite {
       if (different_bits(run.end.at(name), run.start.at(name)) > 0) continue;
       if (still++ == 0) first = name;
     }
-    put(exact_check(subject, "every other parameter moves", static_cast<double>(still),
+    put(exact_check(subject, rule_name("parameters.moved"), static_cast<double>(still),
                     "SPEC 2: under LM every parameter outside the indexer has a gradient", checked,
                     still == 0 ? "" : "first that did not: " + first));
   }
@@ -204,7 +208,7 @@ class Suite {
     const double before = mean(run.loss.begin()), after = mean(run.loss.end() - kBatches);
     result_.figures.emplace_back(figure_of("loss of the first cycle", impl), before);
     result_.figures.emplace_back(figure_of("loss of the last cycle", impl), after);
-    Verdict verdict = training_check(judged_side(impl), "loss falls",
+    Verdict verdict = training_check(judged_side(impl), curve_name("loss.falls"),
                                      by_limit("sft.fall", after / before), kSteps);
     if (verdict.trust == Trust::fail) verdict.trust = Trust::vacuous;
     verdict.note = "mean over the batches of the first and of the last cycle";

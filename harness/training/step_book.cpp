@@ -1,14 +1,20 @@
 #include "harness/training/step_book.h"
 
 #include "harness/judge/compare.h"
+#include "src/model/check_name.h"
 
 namespace dsv32::harness {
+
+std::string name_in_step(int64_t step, const std::string& check) {
+  const CheckName name = check_of(check);
+  return step_name(step, name.what, name.of);
+}
 
 void StepBook::keep(int64_t step, Verdict verdict) {
   const std::string tap = verdict.tap;
   const bool bad = verdict.trust != Trust::pass;
   const std::string where = "step " + std::to_string(step);
-  if (bad && failures_++ == 0) first_bad_ = where + ", " + tap;
+  if (bad && failures_++ == 0) first_bad_ = name_in_step(step, tap);
   ++kept_;
   verdict.note += (verdict.note.empty() ? "" : "; ") + std::string(bad ? "bad in " : "worst in ");
   verdict.note += where;
@@ -21,10 +27,10 @@ void StepBook::keep(int64_t step, Verdict verdict) {
   known->second.checked = checked;
 }
 
-std::vector<Verdict> StepBook::verdicts(const std::string& subject) const {
+std::vector<Verdict> StepBook::verdicts(const Subject& subject) const {
   Verdict summary;
   summary.subject = subject;
-  summary.tap = "step by step";
+  summary.tap = steps_name();
   summary.mode = Mode::forced;
   summary.checked = kept_;
   summary.measures.push_back(

@@ -7,7 +7,9 @@
 #include "harness/judge/compare.h"
 #include "harness/judge/limits.h"
 #include "harness/judge/metrics.h"
+#include "harness/training/step_book.h"
 #include "src/bridge/bridge.h"
+#include "src/model/check_name.h"
 #include "src/training/one_ulp.h"
 
 namespace dsv32::harness {
@@ -66,7 +68,7 @@ StepJudge::StepJudge(const TrainingJob& job, const training::Recipe& recipe,
                .ulp_seed = job.perturbation_seed}),
       twin_(job, recipe, {.name = "twin"}) {
   for (const std::string& impl : job.impls)
-    pupils_.push_back({.impl = impl, .subject = judged_side(impl) + note});
+    pupils_.push_back({.impl = impl, .subject = judged_side(impl, note)});
 }
 
 void StepJudge::step(int64_t index, const Trace* decisions, bool judged) {
@@ -125,10 +127,9 @@ void StepJudge::judge_step(Pupil& pupil, int64_t index, const training::StepReco
 
 Verdict StepJudge::open(const Pupil& pupil, const std::string& tap) const {
   Verdict verdict;
-  verdict.case_name = job_.the_case.name;
   verdict.subject = pupil.subject;
   verdict.tap = tap;
-  if (const auto parsed = parse_tap(tap)) verdict.layer = parsed->layer;
+  verdict.layer = check_layer(tap);
   verdict.mode = Mode::forced;
   return verdict;
 }
@@ -139,7 +140,7 @@ void StepJudge::judge_gradients(Pupil& pupil, int64_t index, const TensorTable& 
     pupil.keep(index, kGradients, gradient_verdict(pupil, name, judged, oracle, twin));
   for (const std::string& name : judged.names()) {
     if (oracle.has(name)) continue;
-    Verdict verdict = open(pupil, "grad." + name);
+    Verdict verdict = open(pupil, steps_name("grad", name));
     verdict.measures.push_back({"exact", 1, 0, "SPEC 2: no gradient under this objective"});
     settle(verdict);
     pupil.keep(index, kGradients, std::move(verdict));
@@ -150,19 +151,20 @@ Verdict StepJudge::gradient_verdict(const Pupil& pupil, const std::string& name,
                                     const TensorTable& judged, const TensorTable& oracle,
                                     const TensorTable& twin) const {
   const HostTensor exact = to_host(oracle.at(name), DType::float64);
-  Comparison comparison{.case_name = job_.the_case.name,
-                        .subject = pupil.subject,
+  Comparison comparison{.subject = pupil.subject,
                         .config = &job_.the_case.config,
                         .batch = &batch_,
                         .tap = *parse_tap("grad." + name),
                         .mode = Mode::forced,
                         .yardstick = {.oracle = &exact}};
-  if (!judged.has(name)) return unmeasured(comparison, Trust::missing, "no gradient");
-  const HostTensor own = to_host(judged.at(name), DType::float32);
+  const HostTensor own = judged.has(name) ? to_host(judged.at(name), DType::float32) : HostTensor();
   const HostTensor noise = twin.has(name) ? to_host(twin.at(name), DType::float32) : HostTensor();
-  comparison.judged = &own;
+  if (own.defined()) comparison.judged = &own;
   if (noise.defined()) comparison.yardstick.reference = &noise;
-  return compare_values(comparison);
+  Verdict verdict = own.defined() ? compare_values(comparison)
+                                  : unmeasured(comparison, Trust::missing, "no gradient");
+  verdict.tap = steps_name("grad", name);
+  return verdict;
 }
 
 void StepJudge::judge_updates(Pupil& pupil, int64_t index, const training::StepRecord& judged) {
@@ -192,7 +194,7 @@ Verdict StepJudge::update_verdict(const Pupil& pupil, const std::string& name,
                              .gradient = values_of<float>(gradient),
                              .updated = values_of<float>(judged_.parameters().at(name))};
   const UpdateError error = check_update(step, tensors);
-  Verdict verdict = open(pupil, "param." + name);
+  Verdict verdict = open(pupil, steps_name("update", name));
   verdict.checked = std::ssize(tensors.parameter);
   verdict.measures.push_back(by_limit("step.update", error.roundings));
   if (error.element >= 0)
@@ -206,7 +208,7 @@ Verdict StepJudge::untouched_verdict(const Pupil& pupil, const std::string& name
   const auto after = values_of<float>(judged_.parameters().at(name));
   int64_t moved = 0;
   for (size_t i = 0; i < after.size(); ++i) moved += after[i] != static_cast<float>(before[i]);
-  Verdict verdict = open(pupil, "param." + name);
+  Verdict verdict = open(pupil, steps_name("update", name));
   verdict.checked = std::ssize(after);
   verdict.measures.push_back(
       {"exact", static_cast<double>(moved), 0, "SPEC 2: without a gradient it never moves"});
@@ -255,7 +257,7 @@ Verdict StepJudge::scalar_verdict(const Pupil& pupil, const std::string& tap,
 }
 
 Verdict StepJudge::summary(const Pupil& pupil, const std::vector<Place>& failures) const {
-  Verdict verdict = open(pupil, "step by step");
+  Verdict verdict = open(pupil, steps_name());
   verdict.checked = std::ssize(steps_);
   verdict.measures.push_back(
       {"exact", static_cast<double>(failures.size()), 0, "no tap fails in any step"});
@@ -265,7 +267,7 @@ Verdict StepJudge::summary(const Pupil& pupil, const std::vector<Place>& failure
     return std::pair(a.step, a.order) < std::pair(b.step, b.order);
   };
   const Place& first = *std::min_element(failures.begin(), failures.end(), earlier);
-  verdict.note = "first bad: step " + std::to_string(first.step) + ", " + first.tap;
+  verdict.note = "first bad: " + name_in_step(first.step, first.tap);
   settle(verdict);
   return verdict;
 }
@@ -273,8 +275,9 @@ Verdict StepJudge::summary(const Pupil& pupil, const std::vector<Place>& failure
 void StepJudge::add_verdicts(const Pupil& pupil, std::vector<Verdict>& all) const {
   std::vector<Place> failures = pupil.failures;
   std::vector<int64_t> bad_loss, bad_norm;
-  Verdict loss = scalar_verdict(pupil, "train.loss", pupil.loss, loss_, bad_loss);
-  Verdict norm = scalar_verdict(pupil, "train.grad_norm", pupil.grad_norm, grad_norm_, bad_norm);
+  Verdict loss = scalar_verdict(pupil, steps_name("loss"), pupil.loss, loss_, bad_loss);
+  Verdict norm =
+      scalar_verdict(pupil, steps_name("grad_norm"), pupil.grad_norm, grad_norm_, bad_norm);
   for (const int64_t step : bad_loss) failures.push_back({step, kLoss, loss.tap});
   for (const int64_t step : bad_norm) failures.push_back({step, kGradNorm, norm.tap});
   all.push_back(summary(pupil, failures));

@@ -36,9 +36,9 @@ class StepJudge {
 
   const OracleCurve& curve() const { return curve_; }
   TrainingSide& oracle() { return oracle_; }
-  /// Of each implementation: "step by step" (which step and tap fail first), then one verdict per
+  /// Of each implementation: "steps" (which step and tap fail first), then one verdict per
   /// tap: its worst step.
-  std::vector<Verdict> verdicts() const;
+  [[nodiscard]] std::vector<Verdict> verdicts() const;
 
  private:
   /// A failure's place in the order of a step.
@@ -49,7 +49,8 @@ class StepJudge {
   };
   /// One implementation: scalars of the judged steps, verdicts by tap.
   struct Pupil {
-    std::string impl, subject;
+    std::string impl;
+    Subject subject;
     std::vector<double> loss, grad_norm;
     std::vector<std::string> order;        // of taps
     std::map<std::string, Verdict> worst;  // by tap

@@ -26,7 +26,7 @@ struct TrainingJob {
 };
 
 /// What a suite found, and what it measured on the way ("final loss", "recall after", ...).
-struct TrainingResult {
+struct [[nodiscard]] TrainingResult {
   std::vector<Verdict> verdicts;
   std::vector<std::pair<std::string, double>> figures;
   double tokens = 0;  // trained on by the judged sides, for tokens per second
@@ -34,8 +34,10 @@ struct TrainingResult {
   TrainingResult& operator+=(TrainingResult other);
 };
 
-/// "reference float32": an implementation's side in the verdicts.
-std::string judged_side(const std::string& impl);
+/// Who an implementation is in the verdicts: "reference float32", and what else sets it apart.
+Subject judged_side(const std::string& impl, const std::string& note = "");
+/// Who a golden is: "golden", and what else sets it apart.
+Subject golden_side(const std::string& note = "");
 /// A figure of the reference has its plain name, that of another implementation ends in ", NAME".
 std::string figure_of(const std::string& name, const std::string& impl);
 
@@ -60,5 +62,7 @@ struct TrainingSuite {
 };
 /// Every training suite of this version, in running order.
 const std::vector<TrainingSuite>& training_suites();
+/// A training suite has this golden of the case, so that its absence is a `missing` check.
+bool lists_golden(const std::string& golden, const std::string& case_name);
 
 }  // namespace dsv32::harness

@@ -10,6 +10,7 @@
 #include "harness/judge/metrics.h"
 #include "harness/training/side.h"
 #include "src/bridge/bridge.h"
+#include "src/model/check_name.h"
 #include "src/model/errors.h"
 #include "src/model/sketch.h"
 
@@ -48,9 +49,9 @@ class TrainCandidate {
     judge_band();
     judge_parameters();
     if (!trace_.has("train.loss") && !trace_.has("train.kl")) {
-      Verdict& verdict = open("train.loss or train.kl", Mode::free);
+      Verdict& verdict = open(rule_name("result"), Mode::free);
       verdict.trust = Trust::missing;
-      verdict.note = "a training candidate needs one of them";
+      verdict.note = "a training candidate needs train.loss or train.kl";
     }
     return std::move(verdicts_);
   }
@@ -58,7 +59,6 @@ class TrainCandidate {
  private:
   Verdict& open(const std::string& tap, Mode mode) {
     Verdict verdict;
-    verdict.case_name = candidate_.the_case.name;
     verdict.subject = candidate_.subject;
     verdict.tap = tap;
     verdict.mode = mode;
@@ -74,7 +74,7 @@ class TrainCandidate {
     const int64_t steps = std::ssize(expected->second);
     if (series->numel() != steps) refuse_steps("train." + name, steps, series->numel());
     for (int64_t t = 0; t < steps; ++t) {
-      Verdict& verdict = open("step " + std::to_string(t) + " " + name, Mode::free);
+      Verdict& verdict = open(step_name(t, name), Mode::free);
       verdict.checked = 1;
       verdict.measures.push_back(measure(name, t, series->at(t), expected->second[t]));
       settle(verdict);
@@ -87,7 +87,7 @@ class TrainCandidate {
     const HostTensor* loss = trace_.find("train.loss");
     if (loss == nullptr || !golden_.band) return;
     const BandDistance distance = distance_from_band(*golden_.band, loss->to_doubles());
-    Verdict& verdict = open("loss in the band of clean runs", Mode::free);
+    Verdict& verdict = open(curve_name("loss.band"), Mode::free);
     verdict.checked = loss->numel();
     verdict.measures.push_back(by_limit("band.z", distance.largest_z));
     if (verdict.measures.front().within()) return;
@@ -121,7 +121,7 @@ class TrainCandidate {
       for (const WeightSpec& spec : weight_specs(candidate_.the_case.config)) judge_parameter(spec);
       return;
     }
-    Verdict& verdict = open("parameters", Mode::free);
+    Verdict& verdict = open(end_name("params"), Mode::free);
     verdict.trust = Trust::skipped;
     verdict.note = "the golden holds adapters, the file merged weights";
   }
@@ -143,7 +143,7 @@ class TrainCandidate {
     const HostTensor start = start_.load(spec);
     int64_t changed = 0;
     for (int64_t i = 0; i < value.numel(); ++i) changed += value.at(i) == start.at(i) ? 0 : 1;
-    Verdict& verdict = open("param " + spec.name, Mode::exact);
+    Verdict& verdict = open(end_name("param", spec.name), Mode::exact);
     verdict.layer = weight_layer(spec.name);
     verdict.checked = value.numel();
     verdict.measures.push_back({"exact", static_cast<double>(changed), 0,
@@ -165,7 +165,7 @@ class TrainCandidate {
     const double rounding = rounding_floor(value.dtype()) * own.norm;
     const double unit = std::max(projected_distance(start.projections, golden),
                                  rounding / limit_of("candidate.parameter"));
-    Verdict& verdict = open("param " + spec.name, Mode::free);
+    Verdict& verdict = open(end_name("param", spec.name), Mode::free);
     verdict.layer = weight_layer(spec.name);
     verdict.checked = value.numel();
     verdict.measures.push_back(by_limit("candidate.parameter", gap / unit));

@@ -15,7 +15,8 @@ std::string golden_suite_of(const Candidate& candidate);
 
 /// Curve step by step, then every parameter, against that golden. The decisions are not in the
 /// file, so values are judged free: against the golden's band where it has one.
-std::vector<Verdict> judge_train_candidate(const Candidate& candidate, const std::string& suite);
+[[nodiscard]] std::vector<Verdict> judge_train_candidate(const Candidate& candidate,
+                                                         const std::string& suite);
 
 /// For `dump --mode train`: the recipe of loss_descent run freely by one of our implementations.
 /// Only taps and the metadata `recipe`.

@@ -48,14 +48,14 @@ def judge(trace: Path, *words: str) -> tuple[int, dict]:
 
 
 def candidate_findings(report: dict) -> list[dict]:
-    return [f for f in report["findings"] if f["subject"].startswith("candidate")]
+    return [f for f in report["findings"] if f["subject"]["party"] == "candidate"]
 
 
 class RealTransformers(unittest.TestCase):
     def expect_pass(self, trace: Path, *words: str) -> None:
         code, report = judge(trace, *words)
         self.assertEqual(code, OK, json.dumps(candidate_findings(report), indent=1))
-        judged = [v for v in report["verdicts"] if v["subject"].startswith("candidate")]
+        judged = [v for v in report["verdicts"] if v["subject"]["party"] == "candidate"]
         self.assertGreater(sum(v["trust"] == "pass" for v in judged), 100)
 
     def test_every_release_passes_as_spec_1(self) -> None:
@@ -86,7 +86,7 @@ class RealTransformers(unittest.TestCase):
         words = [word for trace in traces for word in ("--candidate", str(trace))]
         done = run(*words, "--json")
         self.assertEqual(done.returncode, OK, done.stderr)
-        subjects = {f["subject"] for f in candidate_findings(json.loads(done.stdout))}
+        subjects = {f["subject"]["label"] for f in candidate_findings(json.loads(done.stdout))}
         self.assertEqual(len(subjects), len(RELEASES))
 
 

@@ -41,7 +41,7 @@ class Candidates(unittest.TestCase):
     def expect_pass(self, trace: Path, least: int) -> None:
         code, report = judge(trace)
         self.assertEqual(code, OK, json.dumps(candidate_findings(report), indent=1))
-        judged = [v for v in report["verdicts"] if v["subject"].startswith("candidate")]
+        judged = [v for v in report["verdicts"] if v["subject"]["party"] == "candidate"]
         self.assertGreaterEqual(sum(v["trust"] == "pass" for v in judged), least)
 
     def expect_failure(self, trace: Path, tap: str) -> None:
@@ -50,7 +50,7 @@ class Candidates(unittest.TestCase):
         failed = [
             v["tap"]
             for v in report["verdicts"]
-            if v["subject"].startswith("candidate") and v["trust"] == "fail"
+            if v["subject"]["party"] == "candidate" and v["trust"] == "fail"
         ]
         self.assertTrue(any(tap in name for name in failed), failed)
 
@@ -95,7 +95,7 @@ class Training(Candidates):
         def bend(tensors: dict) -> None:
             tensors["train.loss"][7:] *= 1.2
 
-        self.expect_failure(changed(dump_training("sft_frozen_indexer"), bend), "step 7 loss")
+        self.expect_failure(changed(dump_training("sft_frozen_indexer"), bend), "step.7.loss")
 
 
 if __name__ == "__main__":

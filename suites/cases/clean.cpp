@@ -16,7 +16,7 @@ namespace dsv32::suites {
 namespace {
 
 using harness::CaseRun;
-using harness::Subject;
+using harness::JudgedTrace;
 using harness::Verdict;
 
 /// A correct way to compute the same function.
@@ -144,9 +144,9 @@ void print(const Extremes& extremes) {
 
 std::string false_alarm(const CaseRun& run, const Variant& variant, Extremes& extremes) {
   const Trace trace = run_variant(run, variant);
-  const Subject subject{
-      .name = variant.name, .dtype = variant.dtype, .trace = &trace, .is_file = true};
-  const std::vector<Verdict> verdicts = run.judge_subject(subject);
+  const JudgedTrace judged{
+      .subject = {.label = variant.name}, .dtype = variant.dtype, .trace = &trace, .is_file = true};
+  const std::vector<Verdict> verdicts = run.judge_subject(judged);
   note_extremes(verdicts, variant.dtype,
                 run.the_case().name + " seed " + std::to_string(run.the_case().seed), extremes);
   const Verdict* failure = harness::first_failure(verdicts);

@@ -133,7 +133,7 @@ TEST_P(KlStages, CleanReferencePasses) {
   RunOptions options;
   options.backward = run.backward();
   const Trace trace = run.run(options, "clean");
-  const auto verdicts = run.judge_subject({.name = "clean", .trace = &trace});
+  const auto verdicts = run.judge_subject({.subject = {.label = "clean"}, .trace = &trace});
   const harness::Verdict* failure = harness::first_failure(verdicts);
   EXPECT_EQ(failure == nullptr ? "" : complaints({*failure}), "");
   const auto judged = [&](const std::string& tap) {

@@ -17,7 +17,7 @@ namespace dsv32::suites {
 namespace {
 
 using harness::CaseRun;
-using harness::Subject;
+using harness::JudgedTrace;
 using harness::Verdict;
 
 struct Row {
@@ -56,8 +56,8 @@ class MutantCase {
   }
 
   Row judge(const std::string& mutant, const std::string& expected, const Trace& trace) const {
-    const Subject subject{.name = "mutant", .trace = &trace, .is_file = true};
-    const std::vector<Verdict> verdicts = run_.judge_subject(subject);
+    const JudgedTrace judged{.subject = {.label = "mutant"}, .trace = &trace, .is_file = true};
+    const std::vector<Verdict> verdicts = run_.judge_subject(judged);
     Row row{.mutant = mutant, .expected = expected};
     const Verdict* failure = harness::first_failure(verdicts);
     if (failure == nullptr) return row;
@@ -68,7 +68,7 @@ class MutantCase {
     for (const harness::Measure& m : failure->measures) {
       if (!m.within()) row.caught_by += " " + m.metric;
     }
-    for (const std::string& cause : harness::find_causes(run_, subject, verdicts)) {
+    for (const std::string& cause : harness::find_causes(run_, judged, verdicts)) {
       row.named = row.named || cause.find(mutant + ":") != std::string::npos ||
                   cause.find("dialect") != std::string::npos;
     }

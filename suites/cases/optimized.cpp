@@ -37,10 +37,13 @@ struct World {
     return trace(how, {.dtype = dtype, .backward = run.backward()});
   }
   std::string judged(const Trace& trace, DType dtype = DType::float32) const {
-    harness::Subject subject{
-        .name = "optimized", .impl = "optimized", .dtype = dtype, .trace = &trace};
-    if (dtype == DType::bfloat16) subject.dialect.rounding = RoundingStyle::transformers;
-    return complaints(run.judge_subject(subject));
+    harness::JudgedTrace judged{
+        .subject = {.party = harness::Party::optimized, .label = "optimized"},
+        .impl = "optimized",
+        .dtype = dtype,
+        .trace = &trace};
+    if (dtype == DType::bfloat16) judged.dialect.rounding = RoundingStyle::transformers;
+    return complaints(run.judge_subject(judged));
   }
 
   harness::CaseRun run;

@@ -118,7 +118,7 @@ class Usage(CliTest):
         return json.loads(done.stdout)
 
     def subjects_of(self, *words: object) -> set[str]:
-        return {v["subject"] for v in self.report_of(*words)["verdicts"]}
+        return {v["subject"]["label"] for v in self.report_of(*words)["verdicts"]}
 
     def test_implementations_side_by_side(self) -> None:
         types = ("float32", "bfloat16")
@@ -133,7 +133,7 @@ class Usage(CliTest):
         both = ("float32", "float64")
         report = self.report_of("--case", "tiny", "--dtype", ",".join(both))
         ours = {f"reference {t}" for t in both} | {"optimized float32"}
-        self.assertEqual({v["subject"] for v in report["verdicts"]}, {"golden"} | ours)
+        self.assertEqual({v["subject"]["label"] for v in report["verdicts"]}, {"golden"} | ours)
         reason = "tiny: optimized: float64: expected float32 or bfloat16"
         self.assertEqual(report["not_tested"], [reason])
         alone = run("--case", "tiny", "--impl", "optimized", "--dtype", "float64")
@@ -144,7 +144,7 @@ class Usage(CliTest):
         path = scratch / "wide.json"
         path.write_text(json.dumps(config | {"index_head_dim": 256}))
         report = self.report_of("--config", path, "--dtype", "float32")
-        self.assertEqual({v["subject"] for v in report["verdicts"]}, {"reference float32"})
+        self.assertEqual({v["subject"]["label"] for v in report["verdicts"]}, {"reference float32"})
         self.assertIn("index_head_dim: expected at most 128, got 256", str(report["not_tested"]))
 
     def test_ops_that_do_not_promise_their_bits_are_named(self) -> None:

@@ -69,15 +69,14 @@ TEST(SelfJudge, CleanTracesPassEveryCheck) {
 TEST(SelfJudge, EveryTapHasAStagedAndAForcedVerdictInOrder) {
   const World world(1);
   const std::vector<Verdict> verdicts = judge_all(world.evidence());
-  std::vector<std::string> expected = {"selection exercised"}, got;
+  std::vector<std::string> expected = {"selection.exercised"}, got;
   for (int pass = 0; pass < 2; ++pass)
     for (const std::string& tap : forward_taps(world.c.config)) expected.push_back(tap);
   for (const std::string& tap : gradient_taps(world.c.config)) expected.push_back(tap);
   for (const Verdict& verdict : verdicts) got.push_back(verdict.tap);
   EXPECT_EQ(got, expected);
   for (const Verdict& verdict : verdicts) {
-    EXPECT_EQ(verdict.case_name, "world");
-    EXPECT_EQ(verdict.subject, "judged");
+    EXPECT_EQ(verdict.subject.label, "judged");
     EXPECT_GT(verdict.checked, 0) << verdict.tap;
     EXPECT_FALSE(verdict.measures.empty()) << verdict.tap;
   }
@@ -153,7 +152,7 @@ TEST(SelfJudge, StagedFailuresComeBeforeForcedOnes) {
 
 TEST(SelfJudge, AnExactFailureBeforeAllTapsIsTheFirst) {
   std::vector<Verdict> verdicts(3);
-  verdicts[0].tap = "weights loaded";
+  verdicts[0].tap = "load.weights";
   verdicts[0].mode = Mode::exact;
   verdicts[1].mode = Mode::staged;
   for (Verdict& verdict : verdicts) verdict.trust = Trust::fail;
@@ -176,7 +175,7 @@ TEST(SelfJudge, ATraceFullOfNanFailsFromTheFirstTapOn) {
   EXPECT_EQ(first_failure(verdicts)->tap, "embed");
   for (const Verdict& verdict : verdicts) {
     const bool set = verdict.tap.ends_with("topk") || verdict.tap.ends_with("router.experts");
-    if (set || verdict.tap == "selection exercised") continue;
+    if (set || verdict.tap == "selection.exercised") continue;
     EXPECT_TRUE(fails(verdict)) << show(verdict);
   }
 }
@@ -357,7 +356,7 @@ TEST(SelfJudge, OtherTapsAreListed) {
   World world(16);
   world.judged.put("train.loss", HostTensor(DType::float32, {3}));
   const std::vector<Verdict> verdicts = judge_all(world.evidence());
-  EXPECT_EQ(verdicts.back().tap, "train.loss");
+  EXPECT_EQ(verdicts.back().tap, "curve.loss");
   EXPECT_EQ(verdicts.back().trust, Trust::skipped);
 }
 

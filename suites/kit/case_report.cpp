@@ -35,7 +35,6 @@ const Report& case_report(const std::string& suite, const std::vector<std::strin
     } else {
       job.cases = {c};
     }
-    job.command = "dsv32-verify --case " + suite_case() + " --suite " + suite;
     return harness::run_job(job);
   }();
   return report;
@@ -44,7 +43,7 @@ const Report& case_report(const std::string& suite, const std::vector<std::strin
 std::vector<Verdict> verdicts_of(const Report& report, const std::string& subject) {
   std::vector<Verdict> out;
   for (const Verdict& verdict : report.verdicts) {
-    if (verdict.subject == subject) out.push_back(verdict);
+    if (verdict.subject.label == subject) out.push_back(verdict);
   }
   return out;
 }
@@ -53,8 +52,8 @@ std::string complaints(const std::vector<Verdict>& verdicts) {
   std::ostringstream text;
   for (const Verdict& v : verdicts) {
     if (v.trust == Trust::pass || v.trust == Trust::skipped) continue;
-    text << v.subject << " " << v.tap << " (" << to_string(v.mode) << "): " << to_string(v.trust)
-         << " " << v.note;
+    text << v.subject.label << " " << v.tap << " (" << to_string(v.mode)
+         << "): " << to_string(v.trust) << " " << v.note;
     for (const harness::Measure& m : v.measures)
       text << ", " << m.metric << " " << m.measured << " of " << m.limit;
     text << "\n";

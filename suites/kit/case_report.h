@@ -12,7 +12,7 @@ namespace dsv32::suites {
 const harness::Report& case_report(const std::string& suite,
                                    const std::vector<std::string>& impls = {"reference"});
 
-/// The verdicts of one subject ("golden", "reference float32", ...).
+/// The verdicts about the subject of this label ("golden", "reference float32", ...).
 std::vector<harness::Verdict> verdicts_of(const harness::Report& report,
                                           const std::string& subject);
 

@@ -7,6 +7,7 @@
 #include <map>
 #include <string>
 
+#include "src/model/check_name.h"
 #include "suites/kit/case_report.h"
 
 namespace dsv32::suites {
@@ -14,12 +15,10 @@ namespace {
 
 constexpr uint64_t kRuns = 100;
 
-/// "param" of all parameters, "step loss" of all steps, "step by step: grad" of all gradients.
+/// "end param" of all parameters, "step loss" of all steps, "steps grad" of all gradients.
 std::string family_of(const std::string& check) {
-  if (check.starts_with("param ")) return "param";
-  if (const size_t dot = check.find(".model."); dot != std::string::npos)
-    return check.substr(0, dot);
-  return check.starts_with("step ") ? "step" + check.substr(check.rfind(' ')) : check;
+  const CheckName name = check_of(check);
+  return to_string(name.scope) + " " + name.what;
 }
 
 using Largest = std::map<std::string, double>;
@@ -27,8 +26,8 @@ using Largest = std::map<std::string, double>;
 void note_largest(const harness::TrainingResult& result, Largest& largest) {
   for (const harness::Verdict& v : result.verdicts) {
     for (const harness::Measure& m : v.measures) {
-      double& value = largest[v.subject + ": " + family_of(v.tap) + " " + m.metric + ", limit " +
-                              std::to_string(m.limit)];
+      double& value = largest[v.subject.label + ": " + family_of(v.tap) + " " + m.metric +
+                              ", limit " + std::to_string(m.limit)];
       value = std::max(value, m.measured);
     }
   }

@@ -220,8 +220,7 @@ void World::make_router(int64_t layer) {
 
 harness::Comparison World::comparison(const std::string& tap, harness::Mode mode) const {
   harness::Comparison comparison;
-  comparison.case_name = c.name;
-  comparison.subject = "judged";
+  comparison.subject.label = "judged";
   comparison.config = &c.config;
   comparison.batch = &batch;
   comparison.tap = *parse_tap(tap);
@@ -236,7 +235,7 @@ harness::Comparison World::comparison(const std::string& tap, harness::Mode mode
 
 harness::Evidence World::evidence() const {
   harness::Evidence evidence;
-  evidence.subject = "judged";
+  evidence.subject.label = "judged";
   evidence.c = &c;
   evidence.batch = &batch;
   evidence.dtype = dtype;

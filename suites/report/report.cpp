@@ -23,10 +23,15 @@ namespace fs = std::filesystem;
 
 constexpr size_t kMarkdownBytes = 65536;
 
+const Subject kGolden{.party = Party::golden, .label = "golden"};
+const Subject kReference{.party = Party::reference, .label = "reference float32"};
+const Subject kNarrow{.party = Party::reference, .label = "reference bfloat16"};
+const Subject kFork{.party = Party::candidate, .label = "candidate fork.safetensors"};
+
 Verdict passing(const std::string& tap, Mode mode, double measured) {
   Verdict v;
   v.case_name = "tiny";
-  v.subject = "golden";
+  v.subject = kGolden;
   v.tap = tap;
   v.mode = mode;
   v.trust = Trust::pass;
@@ -45,7 +50,7 @@ Verdict with_trust(Trust trust, const std::string& note) {
 
 Verdict failing() {
   Verdict v = passing("layers.0.ix.q", Mode::staged, 612.345);
-  v.subject = "candidate fork.safetensors";
+  v.subject = kFork;
   v.trust = Trust::fail;
   v.layer = 0;
   v.worst = Worst{.index = {1, 4, 0, 3}, .row = 36, .expected = 0.125, .got = -0.456789};
@@ -64,7 +69,7 @@ Report passing_report() {
                      passing("layers.0.ix.q", Mode::staged, 1.83),
                      passing("layers.0.ix.q", Mode::forced, 1.2),
                      passing("grad.lm_head.weight", Mode::forced, 0.3)};
-  report.timing = {{"total", 96.34}};
+  report.seconds = 96.34;
   return report;
 }
 
@@ -77,7 +82,7 @@ Report failing_report() {
   report.verdicts.push_back(later);
   report.findings = {
       {.case_name = "tiny",
-       .subject = "candidate fork.safetensors",
+       .subject = kFork,
        .fault = Fault::candidate,
        .first_tap = "layers.0.ix.q",
        .headline = "FAIL: first divergence layers.0.ix.q (staged), 612x the reference error",
@@ -87,7 +92,7 @@ Report failing_report() {
   return report;
 }
 
-Verdict of_suite(const std::string& suite, const std::string& subject, const std::string& check) {
+Verdict of_suite(const std::string& suite, const Subject& subject, const std::string& check) {
   Verdict v = passing(check, Mode::forced, 1.5);
   v.suite = suite;
   v.subject = subject;
@@ -98,21 +103,21 @@ Verdict of_suite(const std::string& suite, const std::string& subject, const std
 Report training_report() {
   Report report = passing_report();
   report.suites.push_back("loss_descent");
-  report.verdicts.push_back(of_suite("loss_descent", "golden", "step 0 loss"));
-  report.verdicts.push_back(of_suite("loss_descent", "reference float32", "step 0 loss"));
-  Verdict red = of_suite("loss_descent", "reference float32", "step 7 loss");
+  report.verdicts.push_back(of_suite("loss_descent", kGolden, "step.0.loss"));
+  report.verdicts.push_back(of_suite("loss_descent", kReference, "step.0.loss"));
+  Verdict red = of_suite("loss_descent", kReference, "step.7.loss");
   red.trust = Trust::fail;
   red.measures[0].measured = 6;
   report.verdicts.push_back(red);
   report.findings = {{.case_name = "tiny",
-                      .subject = "reference float32",
+                      .subject = kReference,
                       .fault = Fault::reference,
-                      .first_tap = "step 7 loss",
+                      .first_tap = "step.7.loss",
                       .suite = "loss_descent"}};
   report.figures = {{"tiny", "loss_descent", "final loss", 4.21}};
-  report.timing["tiny loss_descent"] = 3.2;
-  report.timing["tiny loss_descent tokens per second"] = 1030;
-  report.timing["tiny loss_descent peak memory GiB"] = 0.61;
+  report.costs = {{.case_name = "tiny", .seconds = 90},
+                  {"tiny", "loss_descent", 3.2, 1030, 0.61},
+                  {"tiny", "sharded", 7, 0, 0}};
   return report;
 }
 
@@ -169,7 +174,7 @@ TEST(SelfReportExit, OneFailedCheckIsAFailure) {
 
 TEST(SelfReportExit, NamedFaultIsAFailure) {
   Report report = passing_report();
-  report.findings = {{"tiny", "candidate x", Fault::configuration, "", "", {}}};
+  report.findings = {{"tiny", kFork, Fault::configuration, "", "", {}}};
   EXPECT_EQ(report.exit_code(), ExitCode::parity);
 }
 
@@ -219,7 +224,7 @@ TEST(SelfReportTerminal, TellsWhyItIsNotGreen) {
 
 TEST(SelfReportTerminal, LeavesOutSubjectsWithoutChecksAndNews) {
   Report report = passing_report();
-  report.findings = {{"tiny", "reference float32", Fault::none, "", "", {}}};
+  report.findings = {{"tiny", kReference, Fault::none, "", "", {}}};
   EXPECT_FALSE(holds(to_terminal(report, false, false), "reference float32"));
   report.findings[0].headline = "crashed while loading";
   EXPECT_TRUE(holds(to_terminal(report, false, false), "reference float32"));
@@ -243,7 +248,7 @@ Report many_passing() {
   Report report = passing_report();
   report.verdicts.clear();
   for (int c = 0; c < 12; ++c) {
-    for (const char* subject : {"golden", "reference float32", "reference bfloat16"}) {
+    for (const Subject& subject : {kGolden, kReference, kNarrow}) {
       Verdict v = passing("embed", Mode::staged, 1);
       v.case_name = "case" + std::to_string(c);
       v.subject = subject;
@@ -291,8 +296,8 @@ TEST(SelfReportTerminal, ShowsATrainingSuiteInRowsOfItsOwn) {
        {"tiny  golden vs oracle                           PASS     2 taps, 1 gradient",
         "tiny  loss_descent: golden vs oracle             PASS     1 check",
         "tiny  loss_descent: reference float32 vs oracle  FAIL     2 checks, 1 failure",
-        "first     step 7 loss (forced): row ratio 6 (limit 3)",
-        "--suite loss_descent -k 'tiny/loss_descent/reference float32/step 7 loss'",
+        "first     step.7.loss (forced): row ratio 6 (limit 3)",
+        "--suite loss_descent -k 'tiny/loss_descent/reference float32/step.7.loss'",
         "figures   final loss 4.21\n",
         "cost      3.2 s, 1.03e+03 tokens per second, 0.61 GiB at its peak\n"}) {
     EXPECT_TRUE(holds(text, part)) << part << "\nin\n" << text;
@@ -301,11 +306,11 @@ TEST(SelfReportTerminal, ShowsATrainingSuiteInRowsOfItsOwn) {
 
 TEST(SelfReportTerminal, WorstIsNeverAGuardThatHolds) {
   Report report = passing_report();
-  report.verdicts.push_back(passing("selection exercised", Mode::exact, 2.99));
+  report.verdicts.push_back(passing("selection.exercised", Mode::exact, 2.99));
   EXPECT_TRUE(holds(to_terminal(report, false, false), "worst layers.0.ix.q 0.61 of limit"));
   report.verdicts.back().measures[0].measured = 4;
   report.verdicts.back().trust = Trust::fail;
-  EXPECT_TRUE(holds(to_terminal(report, false, false), "worst selection exercised 1.33 of limit"));
+  EXPECT_TRUE(holds(to_terminal(report, false, false), "worst selection.exercised 1.33 of limit"));
 }
 
 // --- hostile text -------------------------------------------------------------------------------
@@ -318,9 +323,9 @@ const std::string kHostile =
 Report hostile_report() {
   Report report = failing_report();
   for (Verdict& v : report.verdicts)
-    v.subject = v.tap = v.note = v.structure = v.case_name = kHostile;
+    v.subject.label = v.tap = v.note = v.structure = v.case_name = kHostile;
   for (Finding& f : report.findings) {
-    f.case_name = f.subject = f.headline = f.first_tap = kHostile;
+    f.case_name = f.subject.label = f.headline = f.first_tap = kHostile;
     f.causes = {kHostile};
   }
   report.warnings = report.not_tested = report.cases = {kHostile};
@@ -383,8 +388,8 @@ TEST(SelfReportHostile, JsonIsPlainAscii) {
 
 TEST(SelfReportHostile, ReproCommandQuotesForTheShell) {
   Report report = failing_report();
-  for (Verdict& v : report.verdicts) v.subject = "it's $(id)";
-  for (Finding& f : report.findings) f.subject = "it's $(id)";
+  for (Verdict& v : report.verdicts) v.subject.label = "it's $(id)";
+  for (Finding& f : report.findings) f.subject.label = "it's $(id)";
   EXPECT_TRUE(holds(to_terminal(report, false, false), R"(-k 'tiny/it'\''s $(id)/layers.0.ix.q')"));
 }
 
@@ -424,7 +429,8 @@ TEST(SelfReportJson, KeepsNumbersExactly) {
 
 TEST(SelfReportJson, OnlyTimingDiffersBetweenEqualRuns) {
   Report slow = failing_report();
-  slow.timing["total"] = 200;
+  slow.seconds = 200;
+  slow.costs = {{"tiny", "", 199, 0, 0}};
   const std::string a = to_json(failing_report()), b = to_json(slow);
   EXPECT_EQ(a.substr(0, a.find("\"timing\"")), b.substr(0, b.find("\"timing\"")));
   EXPECT_EQ(to_markdown(failing_report()), to_markdown(slow));
@@ -454,9 +460,10 @@ TEST(SelfReportJson, RefusesWhatIsNotAReport) {
   expect_refused("[]", "an object");
   expect_refused("{}", "format");
   expect_refused(std::string(100000, '['), "JSON");
-  expect_refused(changed("\"schema_version\": 2", "\"schema_version\": 3"), "schema_version");
+  expect_refused(changed("\"schema_version\": 3", "\"schema_version\": 2"), "schema_version");
   expect_refused(changed("\"trust\":\"pass\"", "\"trust\":\"green\""), "one of pass, fail");
   expect_refused(changed("\"limit\":3.0", "\"limit\":\"3\""), "a number");
+  expect_refused(changed("\"party\":\"golden\"", "\"party\":\"silver\""), "one of golden");
   expect_refused(changed("\"checked\":59", "\"checked\":18446744073709551615"), "an integer");
   expect_refused(changed("\"mode\":", "\"mood\":"), "mode");
 }
@@ -486,7 +493,7 @@ TEST(SelfReportMarkdown, HasRowsAndFiguresOfATrainingSuite) {
   const std::string text = to_markdown(training_report());
   for (const char* part :
        {"### `tiny` / `loss_descent` / `reference float32`",
-        "| `tiny` | `loss_descent` `golden` | PASS | 1 check | `step 0 loss` (forced) |",
+        "| `tiny` | `loss_descent` `golden` | PASS | 1 check | `step.0.loss` (forced) |",
         "**Figures**\n\n- `tiny` / `loss_descent`: final loss 4.21\n"}) {
     EXPECT_TRUE(holds(text, part)) << part << "\nin\n" << text;
   }
@@ -497,14 +504,14 @@ TEST(SelfReportMarkdown, NeverExceedsItsSize) {
   const std::string huge(100000, '&');
   Verdict v = failing();
   for (int i = 0; i < 100000; ++i) {
-    v.subject = "s" + std::to_string(i % 500) + kHostile;
+    v.subject.label = "s" + std::to_string(i % 500) + kHostile;
     v.trust = static_cast<Trust>(i % 5);
     v.note = huge.substr(0, 300) + std::to_string(i);
     report.verdicts.push_back(v);
   }
   for (int i = 0; i < 500; ++i) {
     report.findings.push_back(
-        {"tiny", "s" + std::to_string(i), Fault::candidate, "", huge, {huge, huge}});
+        {"tiny", {.label = "s" + std::to_string(i)}, Fault::candidate, "", huge, {huge, huge}});
     report.warnings.push_back(huge);
     report.figures.push_back({"tiny", "s" + std::to_string(i), huge, 1});
     report.not_tested.push_back(huge);
@@ -521,7 +528,7 @@ TEST(SelfReportJunit, NamesTheTrainingSuite) {
   const std::string text = to_junit(training_report());
   for (const char* part : {"<testsuite name=\"tiny golden\"",
                            "<testsuite name=\"tiny loss_descent reference float32\" tests=\"2\"",
-                           "classname=\"tiny.loss_descent.reference float32\" name=\"step 7"}) {
+                           "classname=\"tiny.loss_descent.reference float32\" name=\"step.7"}) {
     EXPECT_TRUE(holds(text, part)) << part << "\nin\n" << text;
   }
 }

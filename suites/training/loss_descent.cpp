@@ -22,23 +22,23 @@ bool has(const std::string& subject, const std::string& tap, Mode mode) {
 }
 
 TEST(LossDescent, GoldenAgreesWithTheOracleUnderReplay) {
-  EXPECT_TRUE(has("golden", "train.loss", Mode::forced));
+  EXPECT_TRUE(has("golden", "curve.loss", Mode::forced));
   EXPECT_EQ(complaints(verdicts_of(report(), "golden")), "");
   EXPECT_EQ(complaints(verdicts_of(report(), "golden, memorised")), "");
 }
 
 TEST(LossDescent, BothModelsAgreeWithTheOracleStepByStepAndFree) {
   for (const std::string side : {"reference float32", "optimized float32"}) {
-    EXPECT_TRUE(has(side, "step by step", Mode::forced));
-    EXPECT_TRUE(has(side, "train.loss", Mode::free));
-    EXPECT_TRUE(has(side + ", 2 micro-batches", "step by step", Mode::forced));
+    EXPECT_TRUE(has(side, "steps", Mode::forced));
+    EXPECT_TRUE(has(side, "curve.loss", Mode::free));
+    EXPECT_TRUE(has(side + ", 2 micro-batches", "steps", Mode::forced));
     for (const char* note : {"", ", memorised", ", 2 micro-batches"})
       EXPECT_EQ(complaints(verdicts_of(report(), side + note)), "");
   }
 }
 
 TEST(LossDescent, AMemorisedRunIsJudgedOnTheTinyCase) {
-  EXPECT_EQ(has("golden, memorised", "train.loss", Mode::forced), suite_case() == "tiny-wide");
+  EXPECT_EQ(has("golden, memorised", "curve.loss", Mode::forced), suite_case() == "tiny-wide");
 }
 
 TEST(LossDescent, ReportIsGreenAndHasItsFigures) {

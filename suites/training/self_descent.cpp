@@ -9,6 +9,7 @@
 
 #include "harness/training/loss_descent.h"
 #include "src/io/io.h"
+#include "src/model/check_name.h"
 #include "suites/kit/case_report.h"
 
 namespace dsv32::suites {
@@ -16,6 +17,7 @@ namespace {
 
 using harness::DescentPlan;
 using harness::Mode;
+using harness::Party;
 using harness::TrainingJob;
 using harness::TrainingResult;
 using harness::Trust;
@@ -35,17 +37,17 @@ TrainingResult short_descent(const TrainingJob& task, int64_t steps = kShort) {
 
 const Verdict& verdict_of(const TrainingResult& result, const std::string& tap, Mode mode) {
   for (const Verdict& v : result.verdicts)
-    if (v.subject != "golden" && v.tap == tap && v.mode == mode) return v;
+    if (v.subject.party != Party::golden && v.tap == tap && v.mode == mode) return v;
   static const Verdict none;
   return none;
 }
 
 std::string first_bad(const TrainingResult& result) {
-  return verdict_of(result, "step by step", Mode::forced).note;
+  return verdict_of(result, steps_name(), Mode::forced).note;
 }
 
-std::string expect_first(int64_t step, const std::string& tap) {
-  return "first bad: step " + std::to_string(step) + ", " + tap;
+std::string expect_first(int64_t step, const char* what, const std::string& of = "") {
+  return "first bad: " + step_name(step, what, of);
 }
 
 /// The first parameter in table order that has a gradient, and the one that is neglected.
@@ -64,20 +66,18 @@ struct Planted {
 };
 
 std::vector<Planted> planted() {
-  const std::string update = std::string("param.") + kFirst,
-                    gradient = std::string("grad.") + kFirst;
-  return {{"l2_decay", Bug::l2_decay, expect_first(0, update)},
+  return {{"l2_decay", Bug::l2_decay, expect_first(0, "update", kFirst)},
           // After one step both moments are corrected to the same numbers.
-          {"betas_swapped", Bug::betas_swapped, expect_first(1, update)},
-          {"no_bias_correction", Bug::no_bias_correction, expect_first(0, update)},
+          {"betas_swapped", Bug::betas_swapped, expect_first(1, "update", kFirst)},
+          {"no_bias_correction", Bug::no_bias_correction, expect_first(0, "update", kFirst)},
           // The first step divides by the gradient's own size: clipping shows where that is not far
           // above eps.
-          {"clip_after_step", Bug::clip_after_step, expect_first(0, update)},
-          {"lr_1_05", Bug::lr_1_05, expect_first(0, update)},
+          {"clip_after_step", Bug::clip_after_step, expect_first(0, "update", kFirst)},
+          {"lr_1_05", Bug::lr_1_05, expect_first(0, "update", kFirst)},
           {"one_never_updated", Bug::one_never_updated,
-           expect_first(0, "param." + neglected_parameter())},
-          {"gradients_not_zeroed", Bug::gradients_not_zeroed, expect_first(1, gradient)},
-          {"batch_repeated", Bug::batch_repeated, expect_first(1, "train.loss")}};
+           expect_first(0, "update", neglected_parameter())},
+          {"gradients_not_zeroed", Bug::gradients_not_zeroed, expect_first(1, "grad", kFirst)},
+          {"batch_repeated", Bug::batch_repeated, expect_first(1, "loss")}};
 }
 
 class PlantedBug : public testing::TestWithParam<size_t> {};
@@ -85,11 +85,11 @@ class PlantedBug : public testing::TestWithParam<size_t> {};
 TEST_P(PlantedBug, IsCaughtAtItsFirstStepAndPlace) {
   const Planted bug = planted()[GetParam()];
   const TrainingResult result = short_descent(job(bug.bug));
-  const Verdict& free = verdict_of(result, "train.loss", Mode::free);
+  const Verdict& free = verdict_of(result, curve_name("loss"), Mode::free);
   std::printf("%-22s %-60s free curve: %s, %.3g of the limit\n", bug.name.c_str(),
               first_bad(result).c_str(), std::string(to_string(free.trust)).c_str(), free.margin());
   EXPECT_EQ(first_bad(result), bug.first_bad);
-  EXPECT_EQ(verdict_of(result, "step by step", Mode::forced).trust, Trust::fail);
+  EXPECT_EQ(verdict_of(result, steps_name(), Mode::forced).trust, Trust::fail);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, PlantedBug, testing::Range<size_t>(0, planted().size()),
@@ -97,15 +97,15 @@ INSTANTIATE_TEST_SUITE_P(All, PlantedBug, testing::Range<size_t>(0, planted().si
 
 TEST(PlantedBugs, WrongMeanOverMicroBatchesShowsWhereThereAreMicroBatches) {
   EXPECT_EQ(first_bad(judge_accumulation(job(Bug::micro_batch_mean))),
-            expect_first(0, std::string("grad.") + kFirst));
+            expect_first(0, "grad", kFirst));
   EXPECT_EQ(complaints(judge_accumulation(job()).verdicts), "");
 }
 
 TEST(PlantedBugs, OnlyTheNeglectedParameterIsNamed) {
   std::vector<std::string> names;
   for (const Verdict& v : short_descent(job(Bug::one_never_updated)).verdicts)
-    if (v.trust == Trust::fail && v.tap.rfind("param.", 0) == 0) names.push_back(v.tap);
-  EXPECT_EQ(names, std::vector<std::string>{"param." + neglected_parameter()});
+    if (v.trust == Trust::fail && check_of(v.tap).what == "update") names.push_back(v.tap);
+  EXPECT_EQ(names, std::vector<std::string>{steps_name("update", neglected_parameter())});
 }
 
 /// The free curve alone, over the whole recipe.
@@ -114,7 +114,7 @@ Verdict free_verdict(Bug bug) {
   const harness::Descent descent = harness::full_descent(task.the_case);
   const DescentPlan plan{
       .steps = descent.recipe.steps, .judged = [](int64_t) { return false; }, .golden = false};
-  return verdict_of(judge_descent(task, descent, plan), "train.loss", Mode::free);
+  return verdict_of(judge_descent(task, descent, plan), curve_name("loss"), Mode::free);
 }
 
 TEST(FreeCurve, LeavesTheBandUnderEveryPlantedBug) {
@@ -139,21 +139,21 @@ TrainingResult under_learning_rate(double lr) {
 
 Trust golden_trust(const TrainingResult& result, const std::string& tap) {
   for (const Verdict& v : result.verdicts)
-    if (v.subject == "golden" && v.tap == tap) return v.trust;
+    if (v.subject.party == Party::golden && v.tap == tap) return v.trust;
   return Trust::missing;
 }
 
 TEST(Golden, OfAnotherLearningRateFailsByRecipeCurveAndParameters) {
   const TrainingResult result = under_learning_rate(1.05e-3);
-  for (const char* tap :
-       {"recipe", "train.loss", "train.grad_norm", "param model.layers.0.input_layernorm.weight"})
+  for (const char* tap : {"recipe", "curve.loss", "curve.grad_norm",
+                          "end.param.model.layers.0.input_layernorm.weight"})
     EXPECT_EQ(golden_trust(result, tap), Trust::fail) << tap;
 }
 
 TEST(Descent, ThatDoesNotFallIsVacuous) {
   const TrainingResult result = under_learning_rate(0);
-  EXPECT_EQ(verdict_of(result, "loss falls", Mode::forced).trust, Trust::vacuous);
-  EXPECT_EQ(golden_trust(result, "loss falls"), Trust::pass);
+  EXPECT_EQ(verdict_of(result, curve_name("loss.falls"), Mode::forced).trust, Trust::vacuous);
+  EXPECT_EQ(golden_trust(result, curve_name("loss.falls")), Trust::pass);
 }
 
 /// Largest share of each limit, by check.
@@ -162,7 +162,8 @@ using Extremes = std::map<std::string, double>;
 void note_extremes(const TrainingResult& result, Extremes& extremes) {
   for (const Verdict& v : result.verdicts) {
     for (const harness::Measure& m : v.measures) {
-      const std::string kind = v.tap.substr(0, v.tap.find('.', 6)) + ", " + m.metric;
+      const CheckName check = check_of(v.tap);
+      const std::string kind = to_string(check.scope) + " " + check.what + ", " + m.metric;
       extremes[kind] = std::max(extremes[kind], m.measured);
     }
   }

@@ -10,6 +10,7 @@
 #include "harness/training/kl_step.h"
 #include "harness/training/suite.h"
 #include "src/io/io.h"
+#include "src/model/check_name.h"
 #include "suites/kit/case_report.h"
 
 namespace dsv32::suites {
@@ -33,7 +34,7 @@ std::vector<KnownBug> kl_bugs() {
 std::string first_failing_tap(const TrainingResult& result, const std::string& task) {
   std::vector<Verdict> theirs;
   for (const Verdict& v : result.verdicts)
-    if (v.subject.ends_with(", " + task)) theirs.push_back(v);
+    if (v.subject.label.ends_with(", " + task)) theirs.push_back(v);
   const Verdict* failure = harness::first_failure(theirs);
   return failure == nullptr ? "" : failure->tap;
 }
@@ -72,17 +73,16 @@ TEST_P(IndexerKlTraining, IsCaughtInItsFirstStep) {
   harness::judge_kl_task(job, harness::kl_tasks(tiny_wide())[1], result);
   std::string caught;
   for (const Verdict& v : result.verdicts)
-    if (v.tap == "step by step" && v.trust == Trust::fail) caught = v.note;
+    if (v.tap == "steps" && v.trust == Trust::fail) caught = v.note;
   EXPECT_TRUE(caught.starts_with(std::string("first bad: ") + first)) << caught;
-  EXPECT_EQ(first_failing_tap(result, "sparse"), "kl curve");
+  EXPECT_EQ(first_failing_tap(result, "sparse"), "curve.kl");
 }
 
 INSTANTIATE_TEST_SUITE_P(
     All, IndexerKlTraining,
-    testing::Values(std::pair(training::Bug::lr_1_05, "step 0, param.model.layers.0."),
-                    std::pair(training::Bug::one_never_updated, "step 0, param.model.layers.1."),
-                    std::pair(training::Bug::gradients_not_zeroed,
-                              "step 1, grad.model.layers.0.")));
+    testing::Values(std::pair(training::Bug::lr_1_05, "step.0.update.model.layers.0."),
+                    std::pair(training::Bug::one_never_updated, "step.0.update.model.layers.1."),
+                    std::pair(training::Bug::gradients_not_zeroed, "step.1.grad.model.layers.0.")));
 
 /// Largest value of every measure over the clean runs.
 struct Largest {
@@ -92,11 +92,10 @@ struct Largest {
 
 /// What a check is about: "golden gradient", "reference param", ...
 std::string family_of(const Verdict& v) {
-  const std::string side = v.subject.substr(0, v.subject.find_first_of(" ,"));
-  const auto tap = parse_tap(v.tap);
-  std::string what = v.tap.starts_with("param ") ? "param" : v.tap;
-  if (tap) what = tap->info.kind == TapKind::gradient ? "gradient" : tap_stem(v.tap);
-  return side + " " + what;
+  const std::string side(to_string(v.subject.party));
+  const CheckName check = check_of(v.tap);
+  if (check.scope == CheckScope::model && check.of.empty()) return side + " " + tap_stem(v.tap);
+  return side + " " + to_string(check.scope) + " " + check.what;
 }
 
 /// One objective in turn: the first of each to its end, the others two cycles through the batches.
@@ -124,7 +123,7 @@ TEST(IndexerKlClean, NoFalseAlarmIn100Runs) {
         const std::string mode(to_string(v.mode));
         Largest& largest = extremes[family_of(v) + " " + mode + " " + m.metric];
         if (m.measured < largest.measured) continue;
-        largest = {m.measured, m.limit, std::to_string(seed) + " " + v.subject + " " + v.tap};
+        largest = {m.measured, m.limit, std::to_string(seed) + " " + v.subject.label + " " + v.tap};
       }
     }
   }

@@ -71,7 +71,7 @@ TEST(Sharded, EveryWorldEqualsTheUnshardedRunAndDeepSpeed) {
   EXPECT_EQ(complaints(result.verdicts), "");
   EXPECT_GT(result.tokens, 0);
   std::set<std::string> subjects;
-  for (const Verdict& verdict : result.verdicts) subjects.insert(verdict.subject);
+  for (const Verdict& verdict : result.verdicts) subjects.insert(verdict.subject.label);
   EXPECT_EQ(subjects, expected_subjects());
 }
 
@@ -84,14 +84,14 @@ struct Planted {
 /// What must be seen first, on three ranks: 24 rows fall 8, 8, 8 and no share divides.
 const std::vector<Planted>& planted_bugs() {
   static const std::vector<Planted> all = {
-      {Bug::sum_instead_of_mean, "step 0 grad.model.embed_tokens.weight", ""},
-      {Bug::gradient_accumulated_twice, "step 0 grad.model.embed_tokens.weight", ""},
-      {Bug::token_mean, "step 0 grad.model.embed_tokens.weight", ""},
-      {Bug::padding_in_norm, "step 0 grad_norm", ""},
-      {Bug::clip_by_local_norm, "step 0 update", "model.embed_tokens.weight"},
+      {Bug::sum_instead_of_mean, "step.0.grad.model.embed_tokens.weight", ""},
+      {Bug::gradient_accumulated_twice, "step.0.grad.model.embed_tokens.weight", ""},
+      {Bug::token_mean, "step.0.grad.model.embed_tokens.weight", ""},
+      {Bug::padding_in_norm, "step.0.grad_norm", ""},
+      {Bug::clip_by_local_norm, "step.0.updates", "model.embed_tokens.weight"},
       // The first parameter that reaches into the last third of all elements.
-      {Bug::last_shard_dropped, "step 0 update", "model.layers.1.mlp.experts.6.up_proj.weight"},
-      {Bug::stale_parameters, "step 0 ranks agree", "rank 1"},
+      {Bug::last_shard_dropped, "step.0.updates", "model.layers.1.mlp.experts.6.up_proj.weight"},
+      {Bug::stale_parameters, "step.0.ranks", "rank 1"},
   };
   return all;
 }

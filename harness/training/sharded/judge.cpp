@@ -11,6 +11,7 @@
 #include "harness/training/side.h"
 #include "src/bridge/bridge.h"
 #include "src/io/io.h"
+#include "src/model/check_name.h"
 #include "src/training/zero2.h"
 
 namespace dsv32::harness {
@@ -81,8 +82,8 @@ class WorldJudge {
   void judge_step(int64_t step) {
     const StepRecord oracle = measure(oracle_, DType::float64, step);
     const StepRecord reference = measure(reference_, DType::float32, step);
-    check(step, "loss", by_limit("sharded.loss", relative(mean(run_.loss[step]), oracle.loss)),
-          plan_.ranks);
+    check(step_name(step, "loss"),
+          by_limit("sharded.loss", relative(mean(run_.loss[step]), oracle.loss)), plan_.ranks);
     judge_gradients(step, oracle.gradients, reference.gradients);
     for (size_t group = 0; group < recipe_.groups.size(); ++group) {
       const double norm = judge_norm(step, group);
@@ -97,27 +98,26 @@ class WorldJudge {
   StepRecord measure(ShardedPupil& side, DType dtype, int64_t step) const {
     side.trainables->table().assign(before_);
     const auto unused = training::make_adamw({}, side.trainables->table());
-    training::Trainer trainer(job_.the_case, recipe_, *side.model, *side.trainables, *unused,
-                              {.dtype = dtype,
-                               .device = job_.settings.device,
-                               .progress = side_progress(job_.the_case, subject_, job_.settings)});
+    training::Trainer trainer(
+        job_.the_case, recipe_, *side.model, *side.trainables, *unused,
+        {.dtype = dtype,
+         .device = job_.settings.device,
+         .progress = side_progress(job_.the_case, subject_.label, job_.settings)});
     return trainer.measure(step, &run_.decisions[step]);
   }
 
-  Verdict& check(int64_t step, const std::string& what, Measure measure, int64_t checked) {
-    return keep(training_check(subject_, "step " + std::to_string(step) + " " + what,
-                               std::move(measure), checked));
+  Verdict& check(const std::string& name, Measure measure, int64_t checked) {
+    return keep(training_check(subject_, name, std::move(measure), checked));
   }
 
   Verdict& keep(Verdict verdict) {
-    verdict.case_name = job_.the_case.name;
     verdicts_.push_back(std::move(verdict));
     return verdicts_.back();
   }
 
   /// One verdict for all weights of a step; the failing ones stand for themselves.
   void judge_gradients(int64_t step, const TensorTable& oracle, const TensorTable& reference) {
-    Verdict all = training_check(subject_, "step " + std::to_string(step) + " gradients",
+    Verdict all = training_check(subject_, step_name(step, "gradients"),
                                  {"exact", 0, 0, "every weight has a gradient, and no other"}, 0);
     const TensorTable& own = run_.gradients[step];
     for (const std::string& name : oracle.names()) {
@@ -146,7 +146,7 @@ class WorldJudge {
 
   Verdict gradient(int64_t step, const std::string& name, const TensorTable& own,
                    const TensorTable& oracle, const TensorTable& reference) const {
-    const std::string tap = "step " + std::to_string(step) + " grad." + name;
+    const std::string tap = step_name(step, "grad", name);
     if (!own.has(name)) return training_check(subject_, tap, {"exact", 1, 0, "no gradient"}, 1);
     const auto parsed = parse_tap("grad." + name);
     Verdict verdict = parsed && tap_shape(*parsed, job_.the_case.config, 1, 1)
@@ -164,8 +164,7 @@ class WorldJudge {
     const HostTensor exact = to_host(oracle.at(name), DType::float64);
     const HostTensor clean = to_host(reference.at(name), DType::float32);
     const HostTensor judged = to_host(own.at(name), DType::float32);
-    return compare_values({.case_name = job_.the_case.name,
-                           .subject = subject_,
+    return compare_values({.subject = subject_,
                            .config = &job_.the_case.config,
                            .batch = &batch_,
                            .tap = tap,
@@ -199,7 +198,8 @@ class WorldJudge {
     double worst = 0;
     for (const auto& rank : run_.norms[step])
       worst = std::max(worst, relative(rank.at(group), norm));
-    check(step, "grad_norm" + suffix(group), by_limit("sharded.grad_norm", worst), plan_.ranks);
+    check(step_name(step, "grad_norm", suffix(group)), by_limit("sharded.grad_norm", worst),
+          plan_.ranks);
     return norm;
   }
 
@@ -212,7 +212,7 @@ class WorldJudge {
   }
 
   std::string suffix(size_t group) const {
-    return recipe_.groups.size() == 1 ? "" : " " + recipe_.groups[group].name;
+    return recipe_.groups.size() == 1 ? "" : recipe_.groups[group].name;
   }
 
   /// Every parameter against AdamW's formula on the world's own gradient.
@@ -240,8 +240,8 @@ class WorldJudge {
       worst = error;
       where = name;
     }
-    Verdict& verdict =
-        check(step, "update" + suffix(group), by_limit("step.update", worst.roundings), checked);
+    Verdict& verdict = check(step_name(step, "updates", suffix(group)),
+                             by_limit("step.update", worst.roundings), checked);
     verdict.note =
         (failed > 0 ? std::to_string(failed) + " parameters, first: " : "worst: ") + where;
     verdict.layer = weight_layer(where);
@@ -274,7 +274,7 @@ class WorldJudge {
       if (moved++ == 0) first = name;
     }
     if (checked == 0) return;
-    check(step, "untouched",
+    check(step_name(step, "untouched"),
           {"exact", static_cast<double>(moved), 0, "without a gradient the bits stay"}, checked)
         .note = first;
   }
@@ -285,7 +285,7 @@ class WorldJudge {
     const auto odd = std::find_if(prints.begin(), prints.end(),
                                   [&](int64_t print) { return print != prints.front(); });
     Verdict& verdict =
-        check(step, "ranks agree",
+        check(step_name(step, "ranks"),
               {"exact", odd == prints.end() ? 0.0 : 1.0, 0, "the same parameters on every rank"},
               plan_.ranks);
     if (odd != prints.end())
@@ -303,7 +303,7 @@ class WorldJudge {
     double worst = 0;
     for (const int64_t bytes : run_.state_bytes)
       worst = std::max(worst, std::fabs(static_cast<double>(bytes - expected)));
-    keep(training_check(subject_, "optimizer bytes per rank",
+    keep(training_check(subject_, rule_name("optimizer.bytes"),
                         {"exact", worst, 0, "8 bytes for 1 / ranks of the elements, rounded up"},
                         std::ssize(run_.state_bytes)))
         .note = std::to_string(expected) + " bytes per rank";
@@ -318,7 +318,7 @@ class WorldJudge {
     int64_t odd = 0;
     for (const int64_t print : run_.integer_fingerprints) odd += print != expected;
     keep(training_check(
-        subject_, "integer mode",
+        subject_, rule_name("optimizer.integers"),
         {"exact", static_cast<double>(odd), 0, "integer gradients: the bits of an unsharded run"},
         plan_.ranks));
   }
@@ -326,7 +326,7 @@ class WorldJudge {
   const TrainingJob& job_;
   const ShardedPlan& plan_;
   const ShardedRun& run_;
-  const std::string subject_;
+  const Subject subject_;
   const Batch batch_;
   ShardedPupil oracle_, reference_;
   const training::Recipe recipe_;

@@ -1,6 +1,7 @@
 #include <charconv>
 #include <map>
 
+#include "harness/cases/implementations.h"
 #include "harness/training/sharded/run.h"
 #include "src/io/io.h"
 #include "src/model/errors.h"
@@ -95,7 +96,9 @@ std::string describe(const ShardedPlan& plan) {
   return text;
 }
 
-std::string sharded_subject(const ShardedPlan& plan) { return plan.impl + ", " + describe(plan); }
+Subject sharded_subject(const ShardedPlan& plan) {
+  return implementation_subject(plan.impl, ", " + describe(plan));
+}
 
 double rank_timeout() {
   constexpr double kDefault = 60, kLongest = 24 * 3600;

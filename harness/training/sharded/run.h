@@ -91,11 +91,11 @@ ExitCode sharded_rank_command(const std::vector<std::string>& words);
 double rank_timeout();
 
 /// Every step of a world against the unsharded run in float64 and float32.
-std::vector<Verdict> judge_world(const TrainingJob& job, const ShardedPlan& plan,
-                                 const ShardedRun& run);
+[[nodiscard]] std::vector<Verdict> judge_world(const TrainingJob& job, const ShardedPlan& plan,
+                                               const ShardedRun& run);
 /// "3 ranks", "2 ranks, accumulation 3".
 std::string describe(const ShardedPlan& plan);
-/// "reference, 3 ranks": in the verdicts.
-std::string sharded_subject(const ShardedPlan& plan);
+/// Who a world is in the verdicts: "reference, 3 ranks".
+Subject sharded_subject(const ShardedPlan& plan);
 
 }  // namespace dsv32::harness

@@ -5,6 +5,7 @@
 #include "harness/training/sharded/run.h"
 #include "harness/training/side.h"
 #include "src/io/io.h"
+#include "src/model/check_name.h"
 #include "src/training/rank_env.h"
 
 namespace dsv32::harness {
@@ -85,14 +86,14 @@ void judge_golden(const TrainingJob& job, const ShardedPlan& plan, TrainingResul
   TrainingSide oracle(job, recipe, {.name = "oracle of DeepSpeed", .dtype = DType::float64});
   const ReplayedRun run =
       replay_run(oracle, recipe, golden.decisions, [](const std::string&) { return false; });
+  const Subject subject = golden_side(", " + describe(plan));
   std::vector<Verdict> verdicts =
-      judge_curve(job.the_case.config_name, "golden", golden.series.at("loss"),
+      judge_curve(job.the_case.config_name, subject, golden.series.at("loss"),
                   golden.series.at("grad_norm"), run);
   for (Verdict& verdict : judge_golden_parameters(golden, run))
     verdicts.push_back(std::move(verdict));
   for (Verdict& verdict : verdicts) {
-    verdict.case_name = job.the_case.name;
-    verdict.subject = "golden, " + describe(plan);
+    verdict.subject = subject;
     result.verdicts.push_back(std::move(verdict));
   }
 }
@@ -130,9 +131,8 @@ TrainingResult judge_given_world(const TrainingJob& job, const training::RankEnv
       const auto& prints = runs[i].fingerprints[step];
       result.verdicts.push_back(training_check(
           sharded_subject(plans[i]),
-          "step " + std::to_string(step) + " rank " + std::to_string(env.rank),
+          step_name(static_cast<int64_t>(step), "rank", std::to_string(env.rank)),
           {"exact", prints[env.rank] == prints[0] ? 0.0 : 1.0, 0, "the parameters of rank 0"}, 1));
-      result.verdicts.back().case_name = job.the_case.name;
     }
   }
   return result;
