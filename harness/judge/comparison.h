@@ -30,8 +30,7 @@ struct Yardstick {
 };
 
 struct Comparison {
-  std::string case_name;
-  std::string subject;
+  Subject subject;
   const ModelConfig* config = nullptr;
   const Batch* batch = nullptr;
   TapName tap;

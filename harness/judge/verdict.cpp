@@ -86,7 +86,7 @@ void settle(Verdict& verdict) {
     if (!measure.within()) verdict.trust = Trust::fail;
 }
 
-Verdict exact_check(const std::string& subject, const std::string& name, double wrong,
+Verdict exact_check(const Subject& subject, const std::string& name, double wrong,
                     const std::string& basis, int64_t checked, const std::string& note) {
   Verdict verdict;
   verdict.subject = subject;

@@ -83,7 +83,7 @@ struct [[nodiscard]] Verdict {
 /// Fails the verdict when one of its measures is not within its limit.
 void settle(Verdict& verdict);
 /// A check whose answer is determined: how many things are wrong, of how many, and which first.
-Verdict exact_check(const std::string& subject, const std::string& name, double wrong,
+Verdict exact_check(const Subject& subject, const std::string& name, double wrong,
                     const std::string& basis, int64_t checked, const std::string& note = "");
 void append(std::vector<Verdict>& to, std::vector<Verdict> from);
 
