@@ -6,7 +6,6 @@ import contextlib
 import functools
 import os
 import subprocess
-import sys
 import tempfile
 import unittest
 import warnings
@@ -14,14 +13,12 @@ from pathlib import Path
 from unittest import mock
 
 import peft
+import synthetic
 import torch
-from program import ARTEFACT, OK, ROOT, USAGE, run
 from peft.utils import transformers_weight_conversion as conversion
+from program import ARTEFACT, OK, ROOT, USAGE, run
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-
-sys.path.insert(0, str(ROOT / "golden"))
-import synthetic  # noqa: E402
 
 TOOL = os.environ["DSV32_ADAPTER_TOOL"]
 CASE = "tiny-wide"

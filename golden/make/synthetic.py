@@ -11,10 +11,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import dump
+import dsv32_dump as dump
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SHARD_BYTES = 256 << 20
 
 # First suffix that matches: (kind, g). FORMATS section 1.

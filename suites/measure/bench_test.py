@@ -1,6 +1,6 @@
 """What ci/bench writes about what it measured, and what it refuses.
 
-Needs the golden environment: .venv-golden/bin/python golden/test_bench.py
+Needs the golden environment: .venv-golden/bin/python suites/measure/bench_test.py
 """
 
 from __future__ import annotations
@@ -8,11 +8,8 @@ from __future__ import annotations
 import importlib.util
 import sys
 import unittest
-from pathlib import Path
 from typing import Any
 from unittest import mock
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import bench_page as page
 from bench_transformers import Times

@@ -14,7 +14,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
-import dump
+import dsv32_dump as dump
 import generate
 import h5file
 import h5py

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-import dump
+import dsv32_dump as dump
 
 
 @dataclasses.dataclass(frozen=True)

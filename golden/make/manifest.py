@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import dump
+import dsv32_dump as dump
 from synthetic import load_cases
 
 FORMAT = "dsv32-verify.golden-manifest"

@@ -14,25 +14,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import dump
+import dsv32_dump as dump
 import generate
 import numpy as np
 import sketch
 import synthetic
 import torch
-import training_h5
-from indexer_kl import LayerKl, index_scores, layer_kl, mean_kl
 from torch import Tensor, nn
-from training_h5 import PROJECTIONS, Content
-from training_recipe import Recipe
+from training.h5 import PROJECTIONS, Content
+from training.indexer_kl import LayerKl, index_scores, layer_kl, mean_kl
+from training.recipe import Recipe
+
+from training import h5
 
 # Taken at import, like the code itself: an edit during the run is not what made the golden.
 SOURCES = {
-    file: generate.sha256(synthetic.ROOT / "golden" / file)
+    file: generate.sha256(synthetic.ROOT / "golden" / "make" / file)
     for file in (
-        "generate_training.py training_run.py training_recipe.py training_h5.py indexer_kl.py "
-        "training_lm.py training_kl.py training_lora.py training_sharded.py dump.py synthetic.py "
-        "sketch.py h5file.py generate.py"
+        "training/generate.py training/run.py training/recipe.py training/h5.py "
+        "training/indexer_kl.py training/lm.py training/kl.py training/lora.py "
+        "training/sharded.py ../dump/dsv32_dump/__init__.py synthetic.py sketch.py h5file.py "
+        "generate.py"
     ).split()
 }
 
@@ -276,7 +278,7 @@ class Log:
     def content(
         self,
         attributes: dict[str, str | int],
-        band: training_h5.Band | None = None,
+        band: h5.Band | None = None,
         tensors: dict[str, np.ndarray] | None = None,
     ) -> Content:
         series = {name: np.array(values) for name, values in self.series.items()}
@@ -301,8 +303,8 @@ def attributes(
     """Root attributes. `libraries`: versions beyond those of every golden (peft, deepspeed)."""
     config = dump.canonical_json(case.config)
     return {
-        "format": training_h5.FORMAT,
-        "version": training_h5.VERSION,
+        "format": h5.FORMAT,
+        "version": h5.VERSION,
         "suite": suite,
         "recipe": recipe.json,
         "case_name": case.name,

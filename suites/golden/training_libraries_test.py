@@ -1,6 +1,6 @@
 """The goldens of real peft and real DeepSpeed: they come out again, and their checks can fail.
 
-Needs the golden environment: .venv-golden/bin/python golden/test_training_libraries.py
+Needs the golden environment: .venv-golden/bin/python suites/golden/training_libraries_test.py
 """
 
 from __future__ import annotations
@@ -12,15 +12,12 @@ from unittest import mock
 
 import compare
 import generate
-import generate_training
-import indexer_kl
 import numpy as np
 import synthetic
 import torch
-import training_h5
-import training_lora
-import training_run
-import training_sharded
+
+from training import generate as generate_training
+from training import h5, indexer_kl, lora, run, sharded
 
 # Two float32 runs of the same model.
 AGREEMENT = compare.AGREEMENT
@@ -31,8 +28,8 @@ TORCH_NORM = 3e-4
 warnings.simplefilter("ignore")
 
 
-def committed(name: str) -> training_h5.Content:
-    return training_h5.read(generate.DATA / f"{name}.h5")
+def committed(name: str) -> h5.Content:
+    return h5.read(generate.DATA / f"{name}.h5")
 
 
 class Again(unittest.TestCase):
@@ -51,10 +48,10 @@ class Again(unittest.TestCase):
 
 
 class Lora(unittest.TestCase):
-    def start(self, experts: bool = False) -> training_lora.DualLora:
+    def start(self, experts: bool = False) -> lora.DualLora:
         case = synthetic.load_cases()["tiny-wide"]
-        model = training_run.load(case).model
-        return training_lora.DualLora(model, case, training_lora.recipe_of(1), experts)
+        model = run.load(case).model
+        return lora.DualLora(model, case, lora.recipe_of(1), experts)
 
     def test_adapters_sit_on_dense_and_shared_mlps(self) -> None:
         names = set(self.start().adapters)
@@ -76,9 +73,9 @@ class Lora(unittest.TestCase):
 
     def test_zero_b_changes_nothing(self) -> None:
         case = synthetic.load_cases()["tiny-wide"]
-        batch = training_run.tensors_of(synthetic.make_batch(case, 0))
+        batch = run.tensors_of(synthetic.make_batch(case, 0))
         with torch.no_grad():
-            bare = training_run.load(case).model(**batch).logits
+            bare = run.load(case).model(**batch).logits
             self.assertTrue(torch.equal(self.start(experts=True).model(**batch).logits, bare))
 
     def test_merging_is_the_adapter_path(self) -> None:
@@ -94,9 +91,9 @@ class Lora(unittest.TestCase):
 
     def test_a_base_weight_that_moves_is_noticed(self) -> None:
         model = self.start().model
-        before = training_lora.base_digest(model)
+        before = lora.base_digest(model)
         model.model.norm.weight.data[3] += 1e-6
-        self.assertNotEqual(training_lora.base_digest(model), before)
+        self.assertNotEqual(lora.base_digest(model), before)
 
 
 class Sharded(unittest.TestCase):
@@ -109,8 +106,8 @@ class Sharded(unittest.TestCase):
 
     def test_rows_are_dealt_out_once_and_in_order(self) -> None:
         case = synthetic.load_cases()["tiny-shard"]
-        recipe = training_sharded.RECIPES["sharded_accum3", "tiny-shard"]
-        world = training_sharded.World(case, recipe, generate.DATA)
+        recipe = sharded.RECIPES["sharded_accum3", "tiny-shard"]
+        world = sharded.World(case, recipe, generate.DATA)
         parts = [b["input_ids"] for rank in range(2) for b in world.micro_batches(rank, 1)]
         self.assertEqual([len(part) for part in parts], [4] * 6)
         whole = synthetic.make_batch(case, 1)["input_ids"]
@@ -119,11 +116,11 @@ class Sharded(unittest.TestCase):
     def test_the_other_rule_would_show(self) -> None:
         """Mean over all counted tokens is another number: counted tokens differ per row."""
         case = synthetic.load_cases()["tiny-shard"]
-        recipe = dataclasses.replace(training_sharded.RECIPES["sharded", "tiny-shard"], world=1)
-        world = training_sharded.World(case, recipe, generate.DATA)
+        recipe = dataclasses.replace(sharded.RECIPES["sharded", "tiny-shard"], world=1)
+        world = sharded.World(case, recipe, generate.DATA)
         (batch,) = world.micro_batches(0, 0)
         with torch.no_grad():
-            other = float(training_run.load(case).model(**batch).loss)
+            other = float(run.load(case).model(**batch).loss)
         ours = committed("sharded.tiny-shard").series["loss"][0]
         self.assertGreater(abs(other - ours), 2 * AGREEMENT * ours)
 

@@ -8,10 +8,11 @@ import functools
 import numpy as np
 import synthetic
 import torch
-import training_run as run
 from torch import nn
-from training_h5 import COMPONENTS, Band, Content
-from training_recipe import Group, Recipe
+from training.h5 import COMPONENTS, Band, Content
+from training.recipe import Group, Recipe
+
+from training import run
 
 RUNS = 64
 DEFAULT = Group()

@@ -60,7 +60,7 @@ from torch.overrides import TorchFunctionMode
 
 CASE_KEYS = ("config", "overrides", "seed", "B", "S", "pad", "bias_offset", "chunks")
 CASE_FILE = "dsv32_case.json"
-CASE_LIST = Path(__file__).resolve().parent.parent / "configs" / "cases.json"
+CASE_LIST = Path(__file__).resolve().parents[3] / "configs" / "cases.json"
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -2791,6 +2791,3 @@ def main(words: list[str] | None = None) -> int:
         say(f"internal error: {type(error).__name__}: {error} at {_raised_at(error)}")
         return 3
 
-
-if __name__ == "__main__":
-    sys.exit(main())

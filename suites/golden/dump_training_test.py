@@ -1,6 +1,6 @@
 """dump.py's KL and training modes: real transformers, an unseen model, a fork with a KL of its own.
 
-Needs the golden environment: .venv-golden/bin/python golden/test_dump_training.py
+Needs the golden environment: .venv-golden/bin/python suites/golden/dump_training_test.py
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import dump
+import dsv32_dump as dump
+import dump_test as base
 import generate
 import plain_model as plain
 import synthetic
-import test_dump as base
 import torch
-import training_h5
 from safetensors.torch import load_file, safe_open
 from torch import Tensor
+
+from training import h5
 
 AGREEMENT = base.AGREEMENT
 CASE = "tiny-wide"
@@ -209,7 +210,7 @@ class Training(unittest.TestCase):
             for case, steps in zip(("tiny-wide", "small-train"), recipe.steps, strict=True):
                 name = f"{suite}.{case}.h5"
                 if (generate.DATA / name).is_file():
-                    golden = training_h5.read(generate.DATA / name).attributes["recipe"]
+                    golden = h5.read(generate.DATA / name).attributes["recipe"]
                     wrong += [name] if golden != recipe.recipe(steps) else []
         self.assertEqual(wrong, [])
 

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import dump
+import dsv32_dump as dump
 import torch
 from calibrate import reseed
 from synthetic import Case, load_cases

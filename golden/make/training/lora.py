@@ -17,13 +17,14 @@ import numpy as np
 import peft
 import synthetic
 import torch
-import training_run as run
 from generate import GoldenError
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from peft.utils import transformers_weight_conversion
 from torch import Tensor, nn
-from training_h5 import Content
-from training_recipe import Group, Recipe
+from training.h5 import Content
+from training.recipe import Group, Recipe
+
+from training import run
 
 RANK, ALPHA = 8, 16
 TARGETS = {

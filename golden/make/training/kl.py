@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-import indexer_kl
 import numpy as np
 import synthetic
 import torch
-import training_run as run
 from generate import GoldenError
 from torch import nn
-from training_h5 import Content
-from training_recipe import Recipe
+from training.h5 import Content
+from training.recipe import Recipe
+
+from training import indexer_kl, run
 
 JOINT_WEIGHT = 0.1
 

@@ -22,7 +22,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import dump
+import dsv32_dump as dump
 import h5file
 import h5py
 import manifest
@@ -47,7 +47,13 @@ THREADS = 2  # sums depend on it, so it is part of the golden
 # Taken at import, like the code itself: an edit during the run is not what made the golden.
 SOURCES = {
     name: sha256(ROOT / "golden" / name)
-    for name in ("generate.py", "dump.py", "synthetic.py", "sketch.py", "h5file.py")
+    for name in (
+        "make/generate.py",
+        "dump/dsv32_dump/__init__.py",
+        "make/synthetic.py",
+        "make/sketch.py",
+        "make/h5file.py",
+    )
 }
 
 

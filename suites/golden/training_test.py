@@ -13,21 +13,18 @@ import tempfile
 import unittest
 from pathlib import Path
 
-import compare_training
 import generate
-import generate_training
 import h5file
-import indexer_kl
 import manifest
 import numpy as np
 import synthetic
 import torch
-import training_h5
-import training_kl
-import training_lm
-import training_run as run
-from training_h5 import Content
-from training_recipe import Group, Recipe
+from training.h5 import Content
+from training.recipe import Group, Recipe
+
+from training import compare as compare_training
+from training import generate as generate_training
+from training import h5, indexer_kl, kl, lm, run
 
 CASE = synthetic.load_cases()["tiny-wide"]
 STEPS = 3  # of each golden that are made again
@@ -35,7 +32,7 @@ TOTAL_LIMIT = 8_000_000  # bytes of all training goldens together
 
 
 def committed(name: str) -> Content:
-    return training_h5.read(generate.DATA / f"{name}.h5")
+    return h5.read(generate.DATA / f"{name}.h5")
 
 
 class TestGoldens(unittest.TestCase):
@@ -53,18 +50,18 @@ class TestGoldens(unittest.TestCase):
             self.assertLessEqual(error, compare_training.SERIES * np.linalg.norm(kept), name)
 
     def test_lm_training_comes_out_again(self) -> None:
-        for suite in training_lm.RECIPES:
+        for suite in lm.RECIPES:
             with self.subTest(suite):
-                self.check(training_lm, suite)
+                self.check(lm, suite)
 
     def test_indexer_training_comes_out_again(self) -> None:
-        for suite in training_kl.RECIPES:
+        for suite in kl.RECIPES:
             with self.subTest(suite):
-                self.check(training_kl, suite)
+                self.check(kl, suite)
 
     def test_training_starts_where_the_case_golden_is(self) -> None:
         start = h5file.read(generate.DATA / "tiny-wide.h5")
-        for suite in training_lm.RECIPES:
+        for suite in lm.RECIPES:
             golden = committed(f"{suite}.tiny-wide")
             self.assertEqual(golden.series["loss"][0], float(start.taps["loss.lm"]))
             for name, value in golden.decisions[0].items():
@@ -84,11 +81,11 @@ class TestGoldens(unittest.TestCase):
     def test_band_holds_the_golden_and_its_spread(self) -> None:
         golden = committed("loss_descent.tiny-wide")
         band = golden.band
-        self.assertEqual(band.runs, training_lm.RUNS)
+        self.assertEqual(band.runs, lm.RUNS)
         distance = np.abs(golden.series["loss"] - band.mean)
         self.assertLess((distance / band.deviation).max(), 6)
         product = band.components @ band.components.T
-        np.testing.assert_allclose(product, np.eye(training_h5.COMPONENTS), atol=1e-12)
+        np.testing.assert_allclose(product, np.eye(h5.COMPONENTS), atol=1e-12)
         self.assertTrue((np.diff(band.variances) <= 0).all())
 
     def test_all_of_them_are_there_and_small(self) -> None:
@@ -135,10 +132,10 @@ class TestDifferences(unittest.TestCase):
         self.expect("attribute recipe")
 
     def test_a_higher_learning_rate(self) -> None:
-        case, recipe = CASE, training_lm.RECIPES["loss_descent"]["tiny-wide"]
+        case, recipe = CASE, lm.RECIPES["loss_descent"]["tiny-wide"]
         group = dataclasses.replace(recipe.groups[0], lr=1.05e-3)
         wrong = dataclasses.replace(recipe, steps=1, groups=(group,))
-        fresh = training_lm.golden("loss_descent", case, wrong, None)
+        fresh = lm.golden("loss_descent", case, wrong, None)
         golden = committed("loss_descent.tiny-wide")
         self.assertNotEqual(compare_training.compare_step(golden, fresh, 0), [])
 
@@ -151,8 +148,8 @@ class TestFiles(unittest.TestCase):
     def test_written_files_read_back(self) -> None:
         golden = committed("indexer_kl_joint.tiny-wide")
         golden.band = committed("loss_descent.tiny-wide").band
-        training_h5.write(self.folder / "a.h5", golden)
-        back = training_h5.read(self.folder / "a.h5")
+        h5.write(self.folder / "a.h5", golden)
+        back = h5.read(self.folder / "a.h5")
         self.assertEqual(back.attributes, golden.attributes)
         self.assertEqual(back.parameters, golden.parameters)
         for name, value in golden.series.items():
@@ -169,7 +166,7 @@ class TestFiles(unittest.TestCase):
     def test_same_content_is_the_same_bytes(self) -> None:
         golden = committed("loss_descent.tiny-wide")
         for name in ("a", "b"):
-            training_h5.write(self.folder / name, golden)
+            h5.write(self.folder / name, golden)
         committed_bytes = (generate.DATA / "loss_descent.tiny-wide.h5").read_bytes()
         self.assertEqual((self.folder / "a").read_bytes(), committed_bytes)
         self.assertEqual((self.folder / "b").read_bytes(), committed_bytes)
@@ -202,14 +199,14 @@ class TestParts(unittest.TestCase):
         flat = value.astype(np.float32).reshape(-1).astype(np.float64)
         self.assertAlmostEqual(norm, np.linalg.norm(flat), places=12)
         stream = synthetic.philox_words(0, "sketch.param." + name, 9).view(np.uint8)
-        for p in range(training_h5.PROJECTIONS):
+        for p in range(h5.PROJECTIONS):
             bits = stream[2 * np.arange(35) + p // 8] >> (p % 8) & 1
             self.assertAlmostEqual(projections[p], float(flat @ (bits * 2.0 - 1)), places=12)
 
     def test_a_perturbed_start_moves_by_one_or_two_ulps(self) -> None:
         weight = torch.from_numpy(synthetic.weight(1, "lm_head.weight", (100, 64)))
         moved = {"lm_head.weight": weight.clone()}
-        training_lm.perturb(moved, {"lm_head.weight": weight}, 3)
+        lm.perturb(moved, {"lm_head.weight": weight}, 3)
         steps = (moved["lm_head.weight"] - weight).numpy() / np.spacing(np.abs(weight.numpy()))
         sizes = np.unique(np.abs(steps[weight.numpy() != 0]))
         self.assertTrue(set(sizes) <= {1.0, 2.0}, sizes)
@@ -220,7 +217,7 @@ class TestParts(unittest.TestCase):
         direction = np.sin(np.arange(20.0))
         direction /= np.linalg.norm(direction)
         curves = 5 + random.normal(size=(40, 1)) * direction + 1e-3 * random.normal(size=(40, 20))
-        band = training_lm.band_of(curves)
+        band = lm.band_of(curves)
         self.assertGreater(abs(float(band.components[0] @ direction)), 0.999)
         self.assertGreater(band.components[0][np.abs(band.components[0]).argmax()], 0)
         np.testing.assert_allclose(band.deviation, curves.std(axis=0, ddof=1), rtol=1e-12)
@@ -270,7 +267,7 @@ class TestParts(unittest.TestCase):
     def test_warm_up_is_dense_and_puts_the_setting_back(self) -> None:
         model = run.load(CASE).model
         batch = run.tensors_of(synthetic.make_batch(CASE))
-        step = run.forward(model, batch, training_kl.RECIPES["indexer_kl_warmup"]["tiny-wide"])
+        step = run.forward(model, batch, kl.RECIPES["indexer_kl_warmup"]["tiny-wide"])
         self.assertEqual(step.seen.picks[0].shape[-1], CASE.S)
         self.assertEqual(model.config.index_topk, CASE.config["index_topk"])
         self.assertNotIn("layers.0.topk", step.decisions)
@@ -289,11 +286,11 @@ class TestRefusals(unittest.TestCase):
     def test_a_kl_that_leaks_is_refused(self) -> None:
         model = run.load(CASE).model
         batch = run.tensors_of(synthetic.make_batch(CASE))
-        recipe = training_kl.RECIPES["indexer_kl_joint"]["tiny-wide"]
+        recipe = kl.RECIPES["indexer_kl_joint"]["tiny-wide"]
         step = run.forward(model, batch, recipe)
         step.kl = step.kl + 1e-3 * step.lm
         with self.assertRaisesRegex(generate.GoldenError, "the KL has a gradient of"):
-            training_kl.backward(model, step, recipe)
+            kl.backward(model, step, recipe)
 
     def test_an_unknown_golden_is_a_usage_error(self) -> None:
         with self.assertRaises(SystemExit) as stopped:

@@ -8,7 +8,7 @@ whole file only against itself (bytes) or against the band (the suites do that).
 from __future__ import annotations
 
 import numpy as np
-from training_h5 import Content
+from training.h5 import Content
 
 STEPS = 3  # compared
 # Two float32 runs of the same model (compare.AGREEMENT). Seen in three steps from starts that

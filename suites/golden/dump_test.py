@@ -1,6 +1,6 @@
 """dump.py on real transformers, on a model that nobody has seen before, and on broken ones.
 
-Needs the golden environment: .venv-golden/bin/python golden/test_dump.py
+Needs the golden environment: .venv-golden/bin/python suites/golden/dump_test.py
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import dump
+import dsv32_dump as dump
 import numpy as np
 import plain_model as plain
 import torch

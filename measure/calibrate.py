@@ -5,8 +5,8 @@
 For each seed the parameters of a live model are overwritten with that seed's synthetic weights, the
 taps and gradients go into a trace file, and dsv32-verify judges it as a candidate of dialect `hf`.
 Every run is correct, so every failure is a false alarm. What is kept is the largest value of every
-measure in every run, by mode, family of tap and dtype: the limits of harness/judge/limits.cpp are set
-from that table.
+measure in every run, by mode, family of tap and dtype: the limits of harness/judge/limits.cpp are
+set from that table.
 
 Finished chunks stay in build/calibration/ and are used again while program and sources are the
 same.
@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import dump
+import dsv32_dump as dump
 import torch
 from synthetic import ROOT, Case, load_cases, weight, weight_specs, write_checkpoint
 
@@ -190,8 +190,12 @@ def _seed(subject: str) -> int:
 def fingerprint() -> str:
     """Of everything that a stored chunk depends on."""
     total = hashlib.sha256(VERIFY.read_bytes())
-    for name in ("calibrate.py", "dump.py", "synthetic.py"):
-        total.update((ROOT / "golden" / name).read_bytes())
+    for name in (
+        "measure/calibrate.py",
+        "golden/dump/dsv32_dump/__init__.py",
+        "golden/make/synthetic.py",
+    ):
+        total.update((ROOT / name).read_bytes())
     total.update(dump.import_transformers(None).__version__.encode())
     return total.hexdigest()
 

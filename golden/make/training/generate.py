@@ -22,16 +22,17 @@ from pathlib import Path
 # Before torch starts its threads: waiting threads must not burn the other ones' time.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import dump
+import dsv32_dump as dump
 import manifest
-import training_h5
-from compare_training import differences
 from generate import DATA, GoldenError
 from synthetic import load_cases
-from training_run import Job
+from training.compare import differences
+from training.run import Job
 
-# Each has JOBS: a list of training_run.Job.
-MODULES = ("training_lm", "training_kl", "training_lora", "training_sharded")
+from training import h5
+
+# Each has JOBS: a list of run.Job.
+MODULES = ("training.lm", "training.kl", "training.lora", "training.sharded")
 
 
 def jobs() -> dict[str, Job]:
@@ -45,10 +46,10 @@ def make(job: Job, folder: Path) -> Path:
     names = (f"{job.name}.h5",) if job.once else (f"{job.name}.h5", f"{job.name}.again")
     files = [folder / name for name in names]
     for file in files:
-        training_h5.write(file, job.make(case))
+        h5.write(file, job.make(case))
         gc.collect()
     if manifest.sha256(files[0]) != manifest.sha256(files[-1]):
-        found = differences(*(training_h5.read(file) for file in files))
+        found = differences(*(h5.read(file) for file in files))
         raise GoldenError(f"{job.name}: two runs gave different bytes: {found or 'rounding'}")
     return files[0]
 
@@ -59,11 +60,11 @@ def check(job: Job, committed: Path) -> list[str]:
         raise GoldenError(f"{job.name}: there is no {committed.name} to compare with")
     with tempfile.TemporaryDirectory() as folder:
         fresh = Path(folder) / committed.name
-        training_h5.write(fresh, job.make(load_cases()[job.case]))
+        h5.write(fresh, job.make(load_cases()[job.case]))
         if fresh.read_bytes() == committed.read_bytes():
             say(f"{job.name}: identical bytes")
             return []
-        found = differences(training_h5.read(committed), training_h5.read(fresh))
+        found = differences(h5.read(committed), h5.read(fresh))
         if not found:
             say(f"{job.name}: other bytes, same decisions and values")
         return [f"{job.name}: {line}" for line in found]

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 import synthetic
 import torch
-import training_run as run
 from torch import Tensor, nn
-from training_h5 import Content
-from training_lm import names_of
-from training_recipe import Recipe
+from training.h5 import Content
+from training.lm import names_of
+from training.recipe import Recipe
+
+from training import run
 
 
 @dataclasses.dataclass(frozen=True)
