@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from agreement import limit
 from bench_transformers import Times
 from synthetic import Case
-
-ALIKE = 0.05  # an op and its composition that are further apart do not compute the same
 
 # Rows of the table of growth that are sums of others.
 FORWARD = ("index_scores", "select_topk", "sparse_mla")
@@ -116,7 +115,7 @@ def number(value: float) -> str:
 def op_row(run: Run) -> list[str]:
     _, *name, dtype = words_of(run)
     apart = run["difference"]
-    if not apart <= ALIKE:
+    if not apart <= limit("bench.op"):
         raise SystemExit(f"ci/bench: {' '.join(name)} {dtype}: differs from ATen by {apart:.2g}")
     work, unit = (run["flops"], "GFLOP/s") if run["flops"] else (run["bytes"], "GB/s")
     rate = work / run["op"]

@@ -18,10 +18,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import dsv32_dump as dump
 import torch
 from calibrate import reseed
-from synthetic import Case, load_cases
+from dsv32_dump.load import import_transformers
+from synthetic import Case, load_cases, make_batch
 
 PASSES = ("forward", "forward and backward")
 
@@ -52,12 +52,12 @@ class Times:
 
 
 def release() -> str:
-    return dump.import_transformers(None).__version__
+    return import_transformers().__version__
 
 
 def live_model(case: Case, dtype: str) -> torch.nn.Module:
     """transformers' own model with the case's weights."""
-    transformers = dump.import_transformers(None)
+    transformers = import_transformers()
     transformers.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(case.config))
@@ -71,8 +71,7 @@ def live_model(case: Case, dtype: str) -> torch.nn.Module:
 
 
 def live_batch(case: Case) -> dict[str, Any]:
-    arrays = dump.make_batch(case.fields(), case.config["vocab_size"])
-    return {name: torch.from_numpy(value) for name, value in arrays.items()}
+    return {name: torch.from_numpy(value) for name, value in make_batch(case).items()}
 
 
 def run(model: torch.nn.Module, batch: dict[str, Any], backward: bool) -> float:

@@ -29,8 +29,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import dsv32_dump as dump
 import torch
+from dsv32_dump import Options, dump
+from dsv32_dump.environment import package_sha256
+from dsv32_dump.load import Loading, import_transformers, load_model
+from dsv32_dump.weights import loaded_tensors
 from synthetic import ROOT, Case, load_cases, weight, weight_specs, write_checkpoint
 
 VERIFY = Path(os.environ.get("DSV32_VERIFY", ROOT / "build" / "dsv32-verify"))
@@ -96,20 +99,19 @@ class Row:
             self.largest, self.limit, self.where = measured, limit, where
 
 
-def load_model(setup: Setup, case: Case) -> torch.nn.Module:
-    transformers = dump.import_transformers(None)
+def model_of(setup: Setup, case: Case) -> torch.nn.Module:
+    transformers = import_transformers()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(case, Path(folder))
-        words = ["--checkpoint", folder, "--out", folder]
-        words += ["--attn", setup.attention, "--dtype", setup.dtype]
-        return dump.load_model(transformers, dump.parse_arguments(words))
+        loading = Loading(Path(folder), attn=setup.attention, dtype=setup.dtype)
+        return load_model(transformers, loading)
 
 
 def reseed(model: torch.nn.Module, case: Case, seed: int) -> None:
     """The synthetic weights of another seed, in place."""
-    own = dump.loaded_tensors(model, case.config["hidden_size"])
+    own = loaded_tensors(model, case.config["hidden_size"])
     with torch.no_grad():
         for name, shape in weight_specs(case.config).items():
             own[name].copy_(torch.from_numpy(weight(seed, name, shape, case.bias_offset)))
@@ -118,16 +120,15 @@ def reseed(model: torch.nn.Module, case: Case, seed: int) -> None:
 def write_traces(
     setup: Setup, model: torch.nn.Module, case: Case, seeds: list[int], folder: Path
 ) -> None:
+    options = Options(
+        backward=True,
+        attn_implementation=setup.attention,
+        experts_implementation=setup.experts,
+    )
     for seed in seeds:
         reseed(model, case, seed)
-        dump.dump(
-            model,
-            case.fields() | {"seed": seed},
-            folder / f"{seed}.safetensors",
-            backward=True,
-            attn_implementation=setup.attention,
-            experts_implementation=setup.experts,
-        )
+        file = folder / f"{seed}.safetensors"
+        dump(model, case.fields() | {"seed": seed}, file, options)
 
 
 def judge(setup: Setup, seeds: list[int], folder: Path) -> dict[str, Any]:
@@ -190,13 +191,10 @@ def _seed(subject: str) -> int:
 def fingerprint() -> str:
     """Of everything that a stored chunk depends on."""
     total = hashlib.sha256(VERIFY.read_bytes())
-    for name in (
-        "measure/calibrate.py",
-        "golden/dump/dsv32_dump/__init__.py",
-        "golden/make/synthetic.py",
-    ):
+    for name in ("measure/calibrate.py", "golden/make/synthetic.py"):
         total.update((ROOT / name).read_bytes())
-    total.update(dump.import_transformers(None).__version__.encode())
+    total.update(package_sha256().encode())
+    total.update(import_transformers().__version__.encode())
     return total.hexdigest()
 
 
@@ -231,7 +229,7 @@ def measure(count: int) -> list[dict[str, Any]]:
                 if kept.get("key") == key and kept.get("seeds") == seeds:
                     results.append(pool.submit(dict, kept))
                     continue
-                model = model or load_model(setup, case)
+                model = model or model_of(setup, case)
                 folder = tempfile.TemporaryDirectory(dir=KEPT)
                 write_traces(setup, model, case, seeds, Path(folder.name))
                 results.append(pool.submit(finish, file, key, setup, seeds, folder))
@@ -266,7 +264,7 @@ def markdown(results: list[dict[str, Any]], count: int) -> str:
         "are over the runs. `reference` is our own reference in the same cases: it has no ratio to",
         "itself. Exact rules (limit 0) are not in the table, but count as alarms when broken.",
         "",
-        f"- transformers {dump.import_transformers(None).__version__}, torch {torch.__version__},",
+        f"- transformers {import_transformers().__version__}, torch {torch.__version__},",
         f"  CPU, one thread, seeds 1 to {count}; other backends and bfloat16 on every {PART}th",
     ]
     runs: dict[str, int] = {}

@@ -1,4 +1,7 @@
-"""Runs an implementation of DeepSeek-V3.2 and writes its trace file: python golden/dump --help."""
+"""Writes the trace of an implementation of DeepSeek-V3.2: `python golden/dump --help`.
+
+The folder, and the zipped file that `ci/pyz` makes of it, run this. dsv32_dump tells the rest.
+"""
 
 import sys
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 import h5file
 import numpy as np
 import sketch
+from agreement import limit
 
-# Two float32 runs of the same model: each is within 4e-6 of the exact value (FORMATS, seen on every
-# tap and gradient), so they are within twice that of each other.
-AGREEMENT = 8e-6
 # What has to be the same in both files. The others say who made them and on what.
 SAME_ATTRIBUTES = (
     "format version case_name case kind dialect dtype mode rope_layout mask forced config taps "
@@ -72,6 +70,6 @@ def _relative(name: str, a: np.ndarray, b: np.ndarray) -> list[str]:
         return [f"{name}: -inf at other places"]
     a, b = (np.where(np.isneginf(x), 0, x).astype(np.float64) for x in (a, b))
     error, norm = np.linalg.norm(a - b), np.linalg.norm(a)
-    if not error <= AGREEMENT * norm:
+    if not error <= limit("golden.value") * norm:
         return [f"{name}: relative difference {error / norm if norm else error:.3g}"]
     return []

@@ -1,4 +1,4 @@
-"""Writes and reads golden HDF5 files (layout: README.md). The same input gives the same bytes."""
+"""Writes and reads golden HDF5 files (docs/formats.md). The same input gives the same bytes."""
 
 from __future__ import annotations
 

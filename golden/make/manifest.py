@@ -1,11 +1,11 @@
-"""data/manifest.json: every golden in a folder with its hash (README.md section 1)."""
+"""data/manifest.json: every golden in a folder with its hash (docs/formats.md)."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
-import dsv32_dump as dump
+from dsv32_dump.case import canonical_json
 from synthetic import load_cases
 
 FORMAT = "dsv32-verify.golden-manifest"
@@ -27,4 +27,4 @@ def update(folder: Path) -> None:
         if file.is_file()
     ]
     document = {"format": FORMAT, "version": 1, "files": files}
-    (folder / "manifest.json").write_text(dump.canonical_json(document) + "\n")
+    (folder / "manifest.json").write_text(canonical_json(document) + "\n")

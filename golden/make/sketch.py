@@ -1,6 +1,6 @@
 """What a sketch golden keeps of a tap: chosen rows, row norms, 8 seeded projections.
 
-Twin of src/model/sketch.h; the definition is in README.md section 6.
+Twin of src/model/sketch.h; the definition is in docs/formats.md.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from synthetic import philox_words
+from dsv32_dump.batch import philox_lanes
 
 PROJECTIONS = 8
 BLOCK_ROWS = 256  # rows whose float64 copy is held at once
@@ -27,7 +27,7 @@ class Sketch:
 
 def signs(tap: str, size: int) -> np.ndarray:
     """[size] uint8: bit p is 1 where element i counts +1 in projection p, 0 where it counts -1."""
-    return philox_words(0, "sketch." + tap, -(-size // 8)).view(np.uint8)[:size]
+    return philox_lanes(0, "sketch." + tap, size, "u1")
 
 
 def chosen_rows(B: int, S: int, index_topk: int) -> np.ndarray:

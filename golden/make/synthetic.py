@@ -1,6 +1,6 @@
-"""Synthetic weights, batches and cases: the numpy twin of src/model/ (FORMATS sections 1 to 3).
+"""Cases with their configs, weights and checkpoints: the numpy twin of src/model/.
 
-Used by generate.py and the tests. Batches and JSON are those of dump.py, which has to be one file.
+The values of weights and batches are those of dsv32_dump, which runs where this folder is not.
 """
 
 from __future__ import annotations
@@ -11,32 +11,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import dsv32_dump as dump
 import numpy as np
+from dsv32_dump import batch
+from dsv32_dump.case import CASE_KEYS, canonical_json
+from dsv32_dump.synthetic import synthetic_values
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARD_BYTES = 256 << 20
-
-# First suffix that matches: (kind, g). FORMATS section 1.
-RULES: tuple[tuple[str, str, int], ...] = (
-    ("embed_tokens.weight", "abs", -4),
-    ("input_layernorm.weight", "one", -6),
-    ("post_attention_layernorm.weight", "one", -6),
-    ("q_a_layernorm.weight", "one", -6),
-    ("kv_a_layernorm.weight", "one", -6),
-    ("model.norm.weight", "one", -6),
-    ("indexer.k_norm.weight", "one", -6),
-    ("indexer.k_norm.bias", "abs", -6),
-    ("e_score_correction_bias", "abs", -6),
-    ("indexer.wk.weight", "fan", -4),
-    ("q_b_proj.weight", "fan", 2),
-    ("indexer.wq_b.weight", "fan", 1),
-    ("lm_head.weight", "fan", 1),
-    ("mlp.gate.weight", "fan", 1),
-    ("lora_A.weight", "fan", 0),
-    ("lora_B.weight", "abs", -10),
-    ("", "fan", 0),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +42,7 @@ class Case:
         return self.config.get("use_sparse_attention", True)
 
     def fields(self) -> dict:
-        """The case as dump.py takes it: an entry of cases.json."""
+        """The case as dsv32_dump takes it: an entry of cases.json."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         fields["config"] = fields.pop("config_name")
         return fields | {"chunks": list(self.chunks)}
@@ -69,7 +50,7 @@ class Case:
     @property
     def json(self) -> str:
         fields = self.fields()
-        return dump.canonical_json({key: fields[key] for key in dump.CASE_KEYS})
+        return canonical_json({key: fields[key] for key in CASE_KEYS})
 
 
 def load_config(name: str) -> dict:
@@ -96,38 +77,10 @@ def _case(entry: dict) -> Case:
     )
 
 
-def philox_words(seed: int, name: str, count: int) -> np.ndarray:
-    """Whole blocks that cover `count` words, little-endian uint64. FORMATS section 1."""
-    # numpy increments the counter before it makes a block, so this starts at block 1.
-    stream = np.random.Philox(key=np.array([seed, dump.fnv1a64(name)], dtype=np.uint64))
-    return stream.random_raw(-(-count // 4) * 4).astype("<u8", copy=False)
-
-
-def bell(seed: int, name: str, count: int) -> np.ndarray:
-    """`count` integers in [-30, 30], int16: the four nibbles of each lane summed, minus 30."""
-    lanes = philox_words(seed, name, -(-count // 4)).view("<u2")[:count]
-    pairs = (lanes & 0x0F0F) + ((lanes >> 4) & 0x0F0F)
-    return ((pairs & 0xFF) + (pairs >> 8)).astype(np.int16) - 30
-
-
-def fan_shift(last: int) -> int:
-    """Smallest k with 4^k >= 85 * last."""
-    k = 0
-    while 4**k < 85 * last:
-        k += 1
-    return k
-
-
 def weight(seed: int, name: str, shape: tuple[int, ...], bias_offset: float = 0) -> np.ndarray:
     """One tensor of the unfused checkpoint, float32 (every value is exact in bfloat16)."""
-    _, kind, g = next(rule for rule in RULES if name.endswith(rule[0]))
-    exponent = g - fan_shift(shape[-1]) if kind == "fan" else g
-    value = bell(seed, name, int(np.prod(shape))).astype(np.float32) * np.float32(2.0**exponent)
-    if kind == "one":
-        value += 1
-    if name.endswith("e_score_correction_bias"):
-        value += np.float32(bias_offset)
-    return value.reshape(shape)
+    count = int(np.prod(shape))
+    return synthetic_values(seed, name, shape[-1], count, bias_offset).reshape(shape)
 
 
 def weight_specs(config: dict) -> dict[str, tuple[int, ...]]:
@@ -198,8 +151,8 @@ def model_digest(config: dict, seed: int, bias_offset: float = 0) -> str:
 
 
 def make_batch(case: Case, index: int = 0) -> dict[str, np.ndarray]:
-    """input_ids, attention_mask, position_ids, labels: [B, S] int64. FORMATS section 2."""
-    return dump.make_batch(case.fields(), case.config["vocab_size"], index)
+    """input_ids, attention_mask, position_ids, labels of batch `index`: [B, S] int64."""
+    return batch.make_batch(case.fields(), case.config["vocab_size"], index)
 
 
 def write_checkpoint(case: Case, directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tests of the golden generator: FORMATS vectors, sketches, files, the committed goldens again.
+"""Tests of the golden generator: published vectors, sketches, files, the committed goldens again.
 
 Runs in .venv-golden (real transformers); TestReleases starts the environments of other releases.
 """
@@ -14,18 +14,25 @@ import tempfile
 import unittest
 from pathlib import Path
 
-import dsv32_dump as dump
-import generate
+import cases
+import command
 import h5file
 import h5py
 import numpy as np
 import sketch
 import synthetic
+from command import DATA
 from compare import differences
+from dsv32_dump import Capture
+from dsv32_dump.batch import fnv1a64
+from dsv32_dump.weights import Checkpoint
+from manifest import sha256
+from real import GoldenError, check_loaded
+from synthetic import ROOT
 
-COMMITTED_LIMIT = 32_000_000  # bytes of all goldens together (DESIGN section 4)
+COMMITTED_LIMIT = 32_000_000  # bytes of all goldens together
 OTHER_RELEASES = ("5.17", "5.12")
-# tensor, shape, first four values, last value, first 16 digits of the sha256: FORMATS section 1
+# tensor, shape, first four values, last value, first 16 digits of the sha256: docs/formats.md
 VECTORS = (
     (
         "model.embed_tokens.weight",
@@ -125,7 +132,7 @@ class TestSynthetic(unittest.TestCase):
         case = CASES["tiny-bias"]
         with tempfile.TemporaryDirectory() as folder:
             synthetic.write_checkpoint(case, Path(folder))
-            read = {name: value.numpy() for name, value in dump.Checkpoint(Path(folder)).tensors()}
+            read = {name: value.numpy() for name, value in Checkpoint(Path(folder)).tensors()}
         specs = synthetic.weight_specs(case.config)
         self.assertEqual(set(read), set(specs))
         for name, shape in specs.items():
@@ -135,7 +142,7 @@ class TestSynthetic(unittest.TestCase):
 
 class TestSketch(unittest.TestCase):
     def test_signs_are_the_bytes_of_the_philox_stream(self) -> None:
-        key = np.array([0, dump.fnv1a64("sketch.embed")], dtype=np.uint64)
+        key = np.array([0, fnv1a64("sketch.embed")], dtype=np.uint64)
         words = np.random.Philox(key=key).random_raw(8)
         signs = sketch.signs("embed", 50)
         for i in (0, 7, 8, 31, 32, 49):
@@ -308,46 +315,48 @@ class TestRefusals(unittest.TestCase):
     """A run that lacks something does not become a golden."""
 
     def test_a_missing_tap_is_refused(self) -> None:
-        capture = dump.Capture(taps={}, missing=["layers.0.topk"])
-        with self.assertRaisesRegex(generate.GoldenError, "layers.0.topk"):
-            generate.ordered_taps(CASES["tiny-chunk"], capture)
+        capture = Capture(taps={}, missing=["layers.0.topk"])
+        with self.assertRaisesRegex(GoldenError, "layers.0.topk"):
+            cases.ordered_taps(CASES["tiny-chunk"], capture)
 
     def test_a_weight_that_was_not_loaded_is_refused(self) -> None:
         loaded = {"identical": 50, "different": ["lm_head.weight"], "missing": [], "unexpected": []}
-        with self.assertRaisesRegex(generate.GoldenError, "lm_head.weight"):
-            generate.check_loaded(CASES["tiny"], loaded)
+        with self.assertRaisesRegex(GoldenError, "lm_head.weight"):
+            check_loaded(CASES["tiny"], loaded)
 
 
 class TestCommitted(unittest.TestCase):
     def test_manifest_matches_the_files(self) -> None:
-        manifest = json.loads((generate.DATA / "manifest.json").read_text())
+        manifest = json.loads((DATA / "manifest.json").read_text())
         cases = [entry["case"] for entry in manifest["files"] if entry["kind"] != "train"]
         self.assertEqual(cases, list(CASES))
         for entry in manifest["files"]:
-            file = generate.DATA / entry["file"]
-            self.assertEqual(generate.sha256(file), entry["sha256"], entry["case"])
+            file = DATA / entry["file"]
+            self.assertEqual(sha256(file), entry["sha256"], entry["case"])
             self.assertEqual(file.stat().st_size, entry["size"])
         self.assertLess(sum(entry["size"] for entry in manifest["files"]), COMMITTED_LIMIT)
 
     def test_provenance_names_the_pinned_release_and_no_place(self) -> None:
         for name in CASES:
-            attributes = h5file.read(generate.DATA / f"{name}.h5").attributes
+            attributes = h5file.read(DATA / f"{name}.h5").attributes
             producer = json.loads(attributes["producer"])
-            self.assertEqual(producer["transformers"], generate.PINNED)
+            self.assertEqual(producer["transformers"], command.PINNED)
             self.assertNotIn(str(synthetic.ROOT), attributes["producer"])
 
     def test_tiny_cases_come_out_again(self) -> None:
+        goldens = command.goldens_of_cases()
         for name in TINY:
             with self.subTest(name):
-                found = generate.check(CASES[name], generate.DATA / f"{name}.h5", None)
+                found = command.check(goldens[name], DATA / f"{name}.h5")
                 self.assertEqual(found, [])
 
 
 class TestReleases(unittest.TestCase):
     def test_other_releases_agree_on_the_tiny_cases(self) -> None:
         for release in OTHER_RELEASES:
-            command = [sys.executable, generate.__file__, "--check", "--transformers", release]
-            result = subprocess.run([*command, "--case", *TINY], capture_output=True, text=True)
+            words = [sys.executable, ROOT / "golden" / "make", "--check", "--golden", *TINY]
+            words += ["--transformers", release]
+            result = subprocess.run(words, capture_output=True, text=True)
             with self.subTest(release):
                 self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
 

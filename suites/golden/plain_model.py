@@ -1,9 +1,9 @@
-"""DeepSeek-V3.2 in plain torch, written for the tests of dump.py: the formulas of SPEC alone.
+"""DeepSeek-V3.2 in plain torch, written for the tests of golden/dump: the formulas alone.
 
 It shares the checkpoint's names with Hugging Face code and otherwise as little as possible: other
 class names, experts as single modules, a gate that returns weights and indices, main rotation
 written inline and in place, head weights of the indexer applied as a function. In float64 it is the
-check of the values that dump.py takes from real code; as a model to dump it is a fork that nobody
+check of the values that dump takes from real code; as a model to dump it is a fork that nobody
 has seen before.
 """
 

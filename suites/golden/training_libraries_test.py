@@ -1,6 +1,6 @@
 """The goldens of real peft and real DeepSpeed: they come out again, and their checks can fail.
 
-Needs the golden environment: .venv-golden/bin/python suites/golden/training_libraries_test.py
+ctest: `golden.training_libraries`, in .venv-golden.
 """
 
 from __future__ import annotations
@@ -10,32 +10,27 @@ import unittest
 import warnings
 from unittest import mock
 
-import compare
-import generate
+import command
 import numpy as np
 import synthetic
 import torch
+from agreement import limit
+from command import DATA
+from real import GoldenError
 
-from training import generate as generate_training
 from training import h5, indexer_kl, lora, run, sharded
-
-# Two float32 runs of the same model.
-AGREEMENT = compare.AGREEMENT
-# torch sums the squares of a float32 tensor in float32, DeepSpeed in float64: seen 9.5e-5 on an
-# embedding of 10 million values.
-TORCH_NORM = 3e-4
 
 warnings.simplefilter("ignore")
 
 
 def committed(name: str) -> h5.Content:
-    return h5.read(generate.DATA / f"{name}.h5")
+    return h5.read(DATA / f"{name}.h5")
 
 
 class Again(unittest.TestCase):
     def check(self, name: str) -> None:
-        job = generate_training.jobs()[name]
-        self.assertEqual(generate_training.check(job, generate.DATA / f"{name}.h5"), [])
+        golden = command.goldens_of_training()[name]
+        self.assertEqual(command.check(golden, DATA / f"{name}.h5"), [])
 
     def test_dual_lora(self) -> None:
         self.check("dual_lora.tiny-wide")
@@ -82,11 +77,12 @@ class Lora(unittest.TestCase):
         for name in ("dual_lora.tiny-wide", "dual_lora_experts.tiny-wide", "dual_lora.small-train"):
             tensors = committed(name).tensors
             a, b = tensors["logits.adapter"], tensors["logits.merged"]
-            self.assertLessEqual(np.linalg.norm(a - b), AGREEMENT * np.linalg.norm(a), name)
+            apart = np.linalg.norm(a - b) / np.linalg.norm(a)
+            self.assertLessEqual(apart, limit("golden.merged_lora"), name)
 
     def test_a_kl_that_leaks_is_refused(self) -> None:
         with mock.patch.object(indexer_kl, "_detached", lambda value: value):
-            with self.assertRaisesRegex(generate.GoldenError, "the KL reached an LM adapter"):
+            with self.assertRaisesRegex(GoldenError, "the KL reached an LM adapter"):
                 self.start().step(0)
 
     def test_a_base_weight_that_moves_is_noticed(self) -> None:
@@ -100,14 +96,16 @@ class Sharded(unittest.TestCase):
     def test_deepspeed_agrees_with_one_process(self) -> None:
         for name in ("sharded.tiny-shard", "sharded.small-train", "sharded_accum3.tiny-shard"):
             series = committed(name).series
-            for key, limit in (("loss", AGREEMENT), ("grad_norm", TORCH_NORM)):
+            loss, norm = limit("golden.sharded_loss"), limit("golden.sharded_norm")
+            for key, most in (("loss", loss), ("grad_norm", norm)):
                 a, b = series[key], series[f"unsharded.{key}"]
-                self.assertLessEqual(np.abs(a - b).max(), limit * np.abs(b).max(), (name, key))
+                apart = np.abs(a - b).max() / np.abs(b).max()
+                self.assertLessEqual(apart, most, (name, key))
 
     def test_rows_are_dealt_out_once_and_in_order(self) -> None:
         case = synthetic.load_cases()["tiny-shard"]
         recipe = sharded.RECIPES["sharded_accum3", "tiny-shard"]
-        world = sharded.World(case, recipe, generate.DATA)
+        world = sharded.World(case, recipe, DATA)
         parts = [b["input_ids"] for rank in range(2) for b in world.micro_batches(rank, 1)]
         self.assertEqual([len(part) for part in parts], [4] * 6)
         whole = synthetic.make_batch(case, 1)["input_ids"]
@@ -117,12 +115,12 @@ class Sharded(unittest.TestCase):
         """Mean over all counted tokens is another number: counted tokens differ per row."""
         case = synthetic.load_cases()["tiny-shard"]
         recipe = dataclasses.replace(sharded.RECIPES["sharded", "tiny-shard"], world=1)
-        world = sharded.World(case, recipe, generate.DATA)
+        world = sharded.World(case, recipe, DATA)
         (batch,) = world.micro_batches(0, 0)
         with torch.no_grad():
             other = float(run.load(case).model(**batch).loss)
         ours = committed("sharded.tiny-shard").series["loss"][0]
-        self.assertGreater(abs(other - ours), 2 * AGREEMENT * ours)
+        self.assertGreater(abs(other - ours), 2 * limit("golden.sharded_loss") * ours)
 
 
 if __name__ == "__main__":

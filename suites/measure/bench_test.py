@@ -1,6 +1,6 @@
 """What ci/bench writes about what it measured, and what it refuses.
 
-Needs the golden environment: .venv-golden/bin/python suites/measure/bench_test.py
+ctest: `measure.bench`, in .venv-golden.
 """
 
 from __future__ import annotations

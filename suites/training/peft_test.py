@@ -15,6 +15,7 @@ from unittest import mock
 import peft
 import synthetic
 import torch
+from agreement import limit
 from peft.utils import transformers_weight_conversion as conversion
 from program import ARTEFACT, OK, ROOT, USAGE, run
 from safetensors.torch import load_file
@@ -22,7 +23,6 @@ from transformers import AutoModelForCausalLM
 
 TOOL = os.environ["DSV32_ADAPTER_TOOL"]
 CASE = "tiny-wide"
-LIMIT = 1e-5  # relative; float32 logits of two correct models under equal decisions
 ATTENTION = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
 MLP = ["gate_proj", "up_proj", "down_proj"]
 INDEXER = ["wq_b", "wk", "weights_proj"]
@@ -81,10 +81,10 @@ class Peft(unittest.TestCase):
     def expect_equal(self, ours: torch.Tensor, theirs: torch.Tensor) -> None:
         rows = inputs()["attention_mask"].bool()
         gap = (ours[rows] - theirs[rows]).norm() / theirs[rows].norm()
-        self.assertLess(float(gap), LIMIT)
+        self.assertLessEqual(float(gap), limit("peft.logits"))
         plain = our_logits()[rows]  # without an adapter
         moved = (ours[rows] - plain).norm() / plain.norm()
-        self.assertGreater(float(moved), 100 * LIMIT, "the adapter changes nothing")
+        self.assertGreater(float(moved), 100 * limit("peft.logits"), "the adapter changes nothing")
 
     def expect_loaded(self, path: Path) -> None:
         self.expect_equal(

@@ -8,15 +8,11 @@ whole file only against itself (bytes) or against the band (the suites do that).
 from __future__ import annotations
 
 import numpy as np
+from agreement import limit
+
 from training.h5 import Content
 
 STEPS = 3  # compared
-# Two float32 runs of the same model (compare.AGREEMENT). Seen in three steps from starts that
-# differ by one ulp: 5e-7.
-SERIES = 8e-6
-# Of a parameter's norm. AdamW divides a gradient by its own size: where that is rounding noise, an
-# element moves by the learning rate in either direction. Seen from such starts: 1.3e-5.
-PARAMETERS = 5e-5
 SAME_ATTRIBUTES = (
     "format version suite recipe case_name case kind dialect dtype mode mask forced config weights "
     "seed"
@@ -52,12 +48,12 @@ def compare_step(a: Content, b: Content, step: int) -> list[str]:
         scale = float(a.norms[step, i])
         change = np.abs(a.projections[step, i] - b.projections[step, i]).max()
         change = max(float(change), abs(scale - float(b.norms[step, i])))
-        if not change <= PARAMETERS * scale:
+        if not change <= limit("golden.parameter") * scale:
             out.append(f"{name}: moved by {change / scale:.3g} of its norm")
     return out
 
 
 def relative(name: str, a: float, b: float) -> list[str]:
-    if not abs(a - b) <= SERIES * abs(a):
+    if not abs(a - b) <= limit("golden.series") * abs(a):
         return [f"{name}: {a:.9g} became {b:.9g}"]
     return []

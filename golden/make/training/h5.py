@@ -1,4 +1,4 @@
-"""Writes and reads training goldens (layout: README.md section 8). Same input, same bytes."""
+"""Writes and reads training goldens (docs/formats.md). Same input, same bytes."""
 
 from __future__ import annotations
 

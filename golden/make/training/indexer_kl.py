@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from generate import GoldenError
+from real import GoldenError
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -50,7 +50,7 @@ class LayerKl:
 
 
 def layer_kl(probs: Tensor, scores: Tensor, support: Tensor, valid: Tensor) -> LayerKl:
-    """SPEC Eq. 3 and 4: KL(p || softmax of the scores on the support), exact xlogy."""
+    """docs/spec.md, Eq. 3 and 4: KL(p || softmax of the scores on the support), exact xlogy."""
     valid = valid.bool()
     support = support & valid[..., None]
     target = torch.where(support, probs.detach().sum(dim=1), 0.0)
@@ -65,7 +65,7 @@ def layer_kl(probs: Tensor, scores: Tensor, support: Tensor, valid: Tensor) -> L
 
 
 def kl_taps(layers: list[LayerKl]) -> dict[str, np.ndarray]:
-    """The taps of FORMATS section 4, float32."""
+    """The taps of docs/formats.md, float32."""
     taps = {}
     for number, layer in enumerate(layers):
         for name in ("target", "student", "rows"):

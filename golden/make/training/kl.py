@@ -8,12 +8,12 @@ import functools
 import numpy as np
 import synthetic
 import torch
-from generate import GoldenError
+from real import GoldenError
 from torch import nn
-from training.h5 import Content
-from training.recipe import Recipe
 
 from training import indexer_kl, run
+from training.h5 import Content
+from training.recipe import Recipe
 
 JOINT_WEIGHT = 0.1
 
@@ -89,7 +89,7 @@ def golden(suite: str, case: synthetic.Case, recipe: Recipe) -> Content:
     log = run.Log(names_of(case, recipe))
     first = train(loaded.model, case, recipe, log)
     kept = first if case.config_name == "tiny" else {}
-    return log.content(run.attributes(suite, case, recipe, loaded, {}), tensors=kept)
+    return log.content(run.attributes(suite, case, recipe, loaded, __name__), tensors=kept)
 
 
 def alone(steps: int, stage: str) -> Recipe:

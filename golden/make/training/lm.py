@@ -8,11 +8,12 @@ import functools
 import numpy as np
 import synthetic
 import torch
+from dsv32_dump.batch import philox_lanes
 from torch import nn
-from training.h5 import COMPONENTS, Band, Content
-from training.recipe import Group, Recipe
 
 from training import run
+from training.h5 import COMPONENTS, Band, Content
+from training.recipe import Group, Recipe
 
 RUNS = 64
 DEFAULT = Group()
@@ -48,8 +49,8 @@ def train(model: nn.Module, case: synthetic.Case, recipe: Recipe, log: run.Log |
 def perturb(tensors: dict[str, torch.Tensor], start: dict[str, torch.Tensor], number: int) -> None:
     """Every parameter times 1 +- 2^-23; sign = bit 0 of byte i of the stream ulp.NUMBER.NAME."""
     for name, value in tensors.items():
-        words = synthetic.philox_words(0, f"ulp.{number}.{name}", -(-value.numel() // 8))
-        up = (words.view(np.uint8)[: value.numel()] & 1).astype(bool).reshape(value.shape)
+        lanes = philox_lanes(0, f"ulp.{number}.{name}", value.numel(), "u1")
+        up = (lanes & 1).astype(bool).reshape(value.shape)
         factor = np.where(up, np.float32(1 + 2.0**-23), np.float32(1 - 2.0**-23))
         value.copy_(start[name] * torch.from_numpy(factor))
 
@@ -83,7 +84,7 @@ def golden(suite: str, case: synthetic.Case, recipe: Recipe, band: Band | None) 
     run.freeze(loaded.model, indexer=True)
     log = run.Log(names_of(case))
     train(loaded.model, case, recipe, log)
-    return log.content(run.attributes(suite, case, recipe, loaded, {}), band)
+    return log.content(run.attributes(suite, case, recipe, loaded, __name__), band)
 
 
 def spread(case: synthetic.Case, recipe: Recipe) -> Band:

@@ -1,4 +1,4 @@
-"""dual_lora goldens: real peft adapters on a real transformers model (README.md section 9).
+"""dual_lora goldens: real peft adapters on a real transformers model (docs/formats.md).
 
 Two adapters on one model: `lm` is driven by the LM loss, `kl` by the indexer's KL of the same
 forward pass, each by an AdamW of its own.
@@ -17,14 +17,14 @@ import numpy as np
 import peft
 import synthetic
 import torch
-from generate import GoldenError
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from peft.utils import transformers_weight_conversion
+from real import GoldenError
 from torch import Tensor, nn
-from training.h5 import Content
-from training.recipe import Group, Recipe
 
 from training import run
+from training.h5 import Content
+from training.recipe import Group, Recipe
 
 RANK, ALPHA = 8, 16
 TARGETS = {
@@ -58,7 +58,7 @@ def without_expert_conversion() -> Iterator[None]:
 
 
 def attach(model: nn.Module, case: synthetic.Case, experts: bool) -> peft.PeftModel:
-    """Both adapters, active and trainable: A of FORMATS section 1, B zero."""
+    """Both adapters, active and trainable: A synthetic like the weights, B zero."""
     config = {
         group: peft.LoraConfig(
             r=RANK,
@@ -84,7 +84,7 @@ def attach(model: nn.Module, case: synthetic.Case, experts: bool) -> peft.PeftMo
 
 
 def adapters(wrapped: peft.PeftModel, case: synthetic.Case) -> dict[str, Adapter]:
-    """Stream name (FORMATS section 1) -> adapter, in the order of weight_specs, A before B."""
+    """Stream name (docs/formats.md) -> adapter, in the order of weight_specs, A before B."""
     found: dict[str, Adapter] = {}
     for path, module in wrapped.named_modules():
         if not isinstance(module, LoraLayer):
@@ -221,8 +221,8 @@ def make(suite: str, steps: int, case: synthetic.Case) -> Content:
     if base_digest(lora.model) != start:
         raise GoldenError(f"{case.name}: base weights moved")
     tensors = lora.finish() | (lora.gradients if case.config_name == "tiny" else {})
-    libraries = {"peft": peft.__version__}
-    return lora.log.content(run.attributes(suite, case, recipe, loaded, libraries), tensors=tensors)
+    attributes = run.attributes(suite, case, recipe, loaded, __name__, peft=peft.__version__)
+    return lora.log.content(attributes, tensors=tensors)
 
 
 STEPS = {

@@ -1,10 +1,10 @@
-"""What a training golden did, step by step: the attribute `recipe` (README.md section 8)."""
+"""What a training golden did, step by step: the attribute `recipe` (docs/formats.md)."""
 
 from __future__ import annotations
 
 import dataclasses
 
-import dsv32_dump as dump
+from dsv32_dump.case import canonical_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Recipe:
 
     @property
     def json(self) -> str:
-        return dump.canonical_json(dataclasses.asdict(self))
+        return canonical_json(dataclasses.asdict(self))
 
     def batch_index(self, step: int) -> int:
         return 0 if self.batches == "memorised" else step % 4

@@ -1,6 +1,6 @@
 """One training run of real transformers: model, objective, decisions, parameters after each step.
 
-Used by the suite modules (training_lm.py and its like), which choose recipes and optimizers.
+Used by the modules of the suites (lm.py and its like), which choose recipes and optimizers.
 """
 
 from __future__ import annotations
@@ -9,75 +9,50 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-import dsv32_dump as dump
-import generate
 import numpy as np
+import provenance
 import sketch
 import synthetic
 import torch
+from dsv32_dump.batch import philox_lanes
+from dsv32_dump.case import canonical_json
+from dsv32_dump.environment import environment as environment_of
+from dsv32_dump.parts import Part, find_parts
+from dsv32_dump.settings import widen_selection
+from dsv32_dump.weights import checkpoint_views, is_transposed
+from real import THREADS, Loaded, open_model
 from torch import Tensor, nn
+
+from training import h5
 from training.h5 import PROJECTIONS, Content
 from training.indexer_kl import LayerKl, index_scores, layer_kl, mean_kl
 from training.recipe import Recipe
 
-from training import h5
-
-# Taken at import, like the code itself: an edit during the run is not what made the golden.
-SOURCES = {
-    file: generate.sha256(synthetic.ROOT / "golden" / "make" / file)
-    for file in (
-        "training/generate.py training/run.py training/recipe.py training/h5.py "
-        "training/indexer_kl.py training/lm.py training/kl.py training/lora.py "
-        "training/sharded.py ../dump/dsv32_dump/__init__.py synthetic.py sketch.py h5file.py "
-        "generate.py"
-    ).split()
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One training golden. once: why it is not made twice."""
+    """One training golden."""
 
     suite: str
     case: str
     make: Callable[[synthetic.Case], Content]
-    once: str = ""
 
     @property
     def name(self) -> str:
         return f"{self.suite}.{self.case}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-    """A model as from_pretrained gave it, and what its weights were compared with."""
-
-    model: nn.Module
-    weights: dict[str, Any]  # as dump.compare_weights says it
-
-
 def load(case: synthetic.Case) -> Loaded:
-    """The case's checkpoint opened by real transformers: float32, eager, deterministic."""
-    transformers = dump.import_transformers(None)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    """The case's checkpoint opened by real transformers, ready to be trained."""
     # Tensors of tiny cases are too small to be split: one thread, the same bits, no waiting.
-    torch.set_num_threads(1 if case.config_name == "tiny" else generate.THREADS)
-    torch.use_deterministic_algorithms(True)
-    with tempfile.TemporaryDirectory() as folder:
-        synthetic.write_checkpoint(case, Path(folder))
-        words = ["--checkpoint", folder, "--out", folder, "--attn", "eager", "--dtype", "float32"]
-        model = dump.load_model(transformers, dump.parse_arguments(words))
-        weights = dump.compare_weights(model, dump.Checkpoint(Path(folder)))
-    generate.check_loaded(case, weights)
-    model.set_experts_implementation("eager")
-    model.config.use_cache = False  # an indexer that runs a second time must not append its keys
-    return Loaded(model.train(), weights)
+    loaded = open_model(case, 1 if case.config_name == "tiny" else THREADS)
+    loaded.model.set_experts_implementation("eager")
+    loaded.model.config.use_cache = False  # an indexer that runs twice must not append its keys
+    loaded.model.train()
+    return loaded
 
 
 # --- names and values -----------------------------------------------------------------------------
@@ -101,8 +76,8 @@ def checkpoint_gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 def views(model: nn.Module, name: str, value: Tensor) -> dict[str, Tensor]:
-    transposed = dump.is_transposed(model, name)
-    return dict(dump.checkpoint_views(name, value, model.config.hidden_size, transposed))
+    transposed = is_transposed(model, name)
+    return dict(checkpoint_views(name, value, model.config.hidden_size, transposed))
 
 
 def freeze(model: nn.Module, indexer: bool) -> None:
@@ -114,8 +89,7 @@ def freeze(model: nn.Module, indexer: bool) -> None:
 @functools.cache
 def parameter_codes(name: str, size: int) -> np.ndarray:
     """[size] uint16: bit p is 1 where element i counts +1 in projection p."""
-    words = synthetic.philox_words(0, "sketch.param." + name, -(-size // 4))
-    return words.view("<u2")[:size]
+    return philox_lanes(0, "sketch.param." + name, size, "<u2")
 
 
 def measure(name: str, value: np.ndarray) -> tuple[float, np.ndarray]:
@@ -153,7 +127,7 @@ def watch(model: nn.Module) -> Iterator[Watched]:
     seen = Watched()
     modules = dict(model.named_modules())
     with contextlib.ExitStack() as stack:
-        for name, part in dump.find_parts(model).items():
+        for name, part in find_parts(model).items():
             if part.role in ("indexer", "gate", "attention"):
                 hook = functools.partial(_record, seen, part)
                 handle = modules[name].register_forward_hook(hook, with_kwargs=True)
@@ -162,7 +136,7 @@ def watch(model: nn.Module) -> Iterator[Watched]:
 
 
 def _record(
-    seen: Watched, part: dump.Part, module: nn.Module, args: tuple, kwargs: dict, out: Any
+    seen: Watched, part: Part, module: nn.Module, args: tuple, kwargs: dict, out: Any
 ) -> None:
     if part.role == "indexer":
         seen.picks[part.layer] = out.detach()
@@ -229,7 +203,7 @@ def forward(model: nn.Module, batch: dict[str, Tensor], recipe: Recipe) -> Step:
     dense = recipe.kl == "warmup"
     with contextlib.ExitStack() as stack:
         if dense:
-            dump._widen_selection(model, batch["input_ids"].shape[1], stack)
+            widen_selection(model, batch["input_ids"].shape[1], stack)
         seen = stack.enter_context(watch(model))
         with torch.set_grad_enabled(recipe.lm):
             lm = model(**batch).loss
@@ -298,10 +272,21 @@ class Log:
 
 
 def attributes(
-    suite: str, case: synthetic.Case, recipe: Recipe, loaded: Loaded, libraries: dict[str, str]
+    suite: str,
+    case: synthetic.Case,
+    recipe: Recipe,
+    loaded: Loaded,
+    maker: str,
+    **libraries: str,
 ) -> dict[str, str | int]:
-    """Root attributes. `libraries`: versions beyond those of every golden (peft, deepspeed)."""
-    config = dump.canonical_json(case.config)
+    """Root attributes.
+
+    maker: the module that made the golden. libraries: versions beyond those of every golden.
+    """
+    config = canonical_json(case.config)
+    environment = environment_of(loaded.model)
+    experts = str(loaded.model.config._experts_implementation)
+    more = libraries | {"experts_implementation": experts}
     return {
         "format": h5.FORMAT,
         "version": h5.VERSION,
@@ -319,23 +304,7 @@ def attributes(
         "config": config,
         "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
         "weights": f"synthetic:{case.seed}",
-        "weights_loaded": dump.canonical_json(loaded.weights),
+        "weights_loaded": canonical_json(loaded.weights),
         "seed": case.seed,
-        "producer": producer(suite, case, loaded.model, libraries),
+        "producer": provenance.producer(f"{suite}.{case.name}", maker, environment, **more),
     }
-
-
-def producer(suite: str, case: synthetic.Case, model: nn.Module, libraries: dict[str, str]) -> str:
-    environment = dump.environment(model)
-    kept = ("transformers", "torch", "numpy", "python", "safetensors", "model_class", "device")
-    document = {key: environment[key] for key in (*kept, "modeling_sha256", "threads")} | {
-        "command": f"golden/generate_training.py --golden {suite}.{case.name}",
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
-        "experts_implementation": str(model.config._experts_implementation),
-        "h5py": generate.h5py.__version__,
-        "hdf5": generate.h5py.version.hdf5_version,
-        "sources": SOURCES,
-        "tool": "golden/generate_training.py",
-    }
-    return dump.canonical_json(document | libraries)

@@ -1,7 +1,7 @@
 """sharded goldens: real DeepSpeed ZeRO-2 on CPU ranks, and the same steps on one process.
 
 Ranks take contiguous rows, micro-batches contiguous rows of those; the gradient is the mean over
-ranks and micro-batches of each one's own mean loss (DeepSpeed's rule). README.md section 10.
+ranks and micro-batches of each one's own mean loss (DeepSpeed's rule). docs/formats.md.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import synthetic
 import torch
+from real import Loaded
 from torch import Tensor, nn
+
+from training import run
 from training.h5 import Content
 from training.lm import names_of
 from training.recipe import Recipe
-
-from training import run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ class World:
             yield run.tensors_of({n: v[first : first + self.rows] for n, v in whole.items()})
 
 
-def student(world: World) -> run.Loaded:
+def student(world: World) -> Loaded:
     """The model as every process trains it."""
     loaded = run.load(world.case)
     torch.set_num_threads(1)
@@ -169,8 +170,8 @@ def make(suite: str, recipe: Recipe, case: synthetic.Case) -> Content:
     }
     loaded = student(world)
     log.series |= unsharded(world, loaded.model)
-    libraries = {"deepspeed": importlib.metadata.version("deepspeed")}
-    return log.content(run.attributes(suite, case, recipe, loaded, libraries))
+    version = importlib.metadata.version("deepspeed")
+    return log.content(run.attributes(suite, case, recipe, loaded, __name__, deepspeed=version))
 
 
 RECIPES = {
