@@ -47,7 +47,7 @@ std::vector<Verdict> missing_goldens(const TrainingSuite& suite, const Case& c) 
                         .tap = "golden file " + golden.suite + "." + c.name,
                         .trust = Trust::missing,
                         .note = "no golden of this suite and case; make it with "
-                                "golden/generate_training.py"});
+                                "golden/make"});
   }
   return verdicts;
 }

@@ -22,7 +22,7 @@ Verdict no_golden(const KlTask& task) {
   verdict.subject = kl_subject("golden", task);
   verdict.tap = "golden file";
   verdict.trust = Trust::missing;
-  verdict.note = "make it with golden/generate_training.py";
+  verdict.note = "make it with golden/make";
   return verdict;
 }
 

@@ -19,6 +19,7 @@ import command
 import h5file
 import h5py
 import numpy as np
+import provenance
 import sketch
 import synthetic
 from command import DATA
@@ -323,6 +324,17 @@ class TestRefusals(unittest.TestCase):
         loaded = {"identical": 50, "different": ["lm_head.weight"], "missing": [], "unexpected": []}
         with self.assertRaisesRegex(GoldenError, "lm_head.weight"):
             check_loaded(CASES["tiny"], loaded)
+
+
+class TestProvenance(unittest.TestCase):
+    def test_sources_are_what_the_maker_imports(self) -> None:
+        of_cases, of_lm = provenance.sources("cases"), provenance.sources("training.lm")
+        self.assertLessEqual({"cases.py", "synthetic.py", "dsv32_dump"}, of_cases.keys())
+        self.assertLessEqual({"training/lm.py", "training/run.py", "real.py"}, of_lm.keys())
+        others = {"training/lora.py", "agreement.py", "compare.py", "command.py", "cases.py"}
+        self.assertEqual(others & of_lm.keys(), set())
+        text = (ROOT / "golden" / "make" / "synthetic.py").read_bytes()
+        self.assertEqual(of_cases["synthetic.py"], hashlib.sha256(text).hexdigest())
 
 
 class TestCommitted(unittest.TestCase):
