@@ -16,15 +16,19 @@ or, on a live model, with golden/dump or dump.pyz on PYTHONPATH:
 
 From the outside in:
 
-    command      words to a case, a model and Options       deliver   a live model to a trace file
-    case, batch  which tokens                               load      the fork's own from_pretrained
-    weights      what was loaded, bit for bit               synthetic values of the weights
-    run          one capture                                training, lora   one training run
-    settings     Options; switches set and put back         objective, kl    losses of the indexer
-    recorder     what passes through torch, with            watch     hooks and rotary functions
-    parts        which module is what in the paper          taps      raw material to taps
-    environment  provenance                                 packages  what is not installed
-    gradients, trace, tensors, errors
+    command       words to a case, a model and Options
+    case, batch   which tokens
+    load          the fork's own from_pretrained
+    deliver       a live model to a trace file
+    weights       what was loaded, bit for bit; synthetic: what the values should be
+    run           one capture; training, lora: one training run
+    settings      Options; switches set on the model and put back
+    recorder      what passes through modules and through torch; watch: installs it
+    parts         which module is what in the paper
+    taps          raw material to taps
+    objective     the losses that train the indexer; kl: their formula
+    environment   provenance; packages: what is not installed
+    trace         the file; gradients, tensors, errors
 
 Modules are found by structure and checkpoint name, never by class name. Index scores, softmax
 inputs and routing are read where they pass through torch, while the forward pass runs. Nothing is

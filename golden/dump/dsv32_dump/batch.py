@@ -78,13 +78,8 @@ def read_batch(path: Path, case: dict[str, Any], vocab: int) -> dict[str, np.nda
     shape = (case["B"], case["S"])
     unknown = set(batch) - {"input_ids", "attention_mask", "labels"}
     if unknown or "input_ids" not in batch:
-        raise DumpError(
-            4,
-            str(path),
-            "names",
-            "input_ids, attention_mask, labels",
-            ", ".join(sorted(batch)) or "none",
-        )
+        got = ", ".join(sorted(batch)) or "none"
+        raise DumpError(4, str(path), "names", "input_ids, attention_mask, labels", got)
     for name, value in batch.items():
         if value.shape != shape or value.dtype != np.int64:
             raise DumpError(

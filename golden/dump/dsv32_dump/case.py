@@ -68,9 +68,8 @@ def check_case(case: dict[str, Any], where: str) -> dict[str, Any]:
         case["mask_given"] = case.pop("mask") != "none"
     for key in CASE_KEYS:
         if key not in case:
-            raise DumpError(
-                4, where, f"case.{key}", "a value", "a missing key", "keys: " + " ".join(CASE_KEYS)
-            )
+            hint = "keys: " + " ".join(CASE_KEYS)
+            raise DumpError(4, where, f"case.{key}", "a value", "a missing key", hint)
     for key, least in (("seed", 0), ("B", 1), ("S", 1), ("pad", 0)):
         if not isinstance(case[key], int) or isinstance(case[key], bool) or case[key] < least:
             raise DumpError(4, where, f"case.{key}", f"an integer >= {least}", repr(case[key]))
@@ -82,13 +81,8 @@ def check_case(case: dict[str, Any], where: str) -> dict[str, Any]:
     ):
         raise DumpError(4, where, "case.chunks", "a list of positive lengths", repr(chunks))
     if chunks and sum(chunks) != case["S"]:
-        raise DumpError(
-            4,
-            where,
-            "case.chunks",
-            f"lengths that sum to S = {case['S']}",
-            f"a sum of {sum(chunks)}",
-        )
+        want, got = f"lengths that sum to S = {case['S']}", f"a sum of {sum(chunks)}"
+        raise DumpError(4, where, "case.chunks", want, got)
     return case
 
 
@@ -118,43 +112,40 @@ def find_case(text: str | None, checkpoint: Path) -> dict[str, Any]:
     A checkpoint that was made for another case is refused: its weights would not be the case's.
     """
     file = checkpoint / CASE_FILE
-    own = (
-        check_case(json_object(file.read_text(), str(file)), str(file)) if file.is_file() else None
-    )
-    if text is None:
-        if own is None:
-            raise DumpError(
-                2,
-                "--case",
-                "no case given",
-                f"a name or JSON, or {CASE_FILE} in the checkpoint",
-                "neither",
-            )
-        return _named(own)
+    own = None
+    if file.is_file():
+        own = check_case(json_object(file.read_text(), str(file)), str(file))
+    if text is not None:
+        case = _asked_for(text, own)
+        _check_made_for(case, own, file)
+        return case
+    if own is None:
+        want = f"a name or JSON, or {CASE_FILE} in the checkpoint"
+        raise DumpError(2, "--case", "no case given", want, "neither")
+    return _named(own)
+
+
+def _asked_for(text: str, own: dict[str, Any] | None) -> dict[str, Any]:
+    """The case that the command line names or holds; `own` is the checkpoint's."""
     if text.lstrip().startswith("{"):
-        case = _named(check_case(json_object(text, "--case"), "--case"))
-    elif text in listed_cases():
-        case = check_case(dict(listed_cases()[text]), text)
-    elif own is not None and own.get("name") == text:
-        case = own
-    else:
-        near = (
-            ", ".join(listed_cases())
-            or "none: configs/cases.json is not in reach; pass the case as JSON"
-        )
-        raise DumpError(2, "--case", "unknown case", f"one of {near}", repr(text))
+        return _named(check_case(json_object(text, "--case"), "--case"))
+    if text in listed_cases():
+        return check_case(dict(listed_cases()[text]), text)
+    if own is not None and own.get("name") == text:
+        return own
+    unlisted = "none: configs/cases.json is not in reach; pass the case as JSON"
+    known = ", ".join(listed_cases()) or unlisted
+    raise DumpError(2, "--case", "unknown case", f"one of {known}", repr(text))
+
+
+def _check_made_for(case: dict[str, Any], own: dict[str, Any] | None, file: Path) -> None:
+    """Throws DumpError unless the weights of the checkpoint are those of the case."""
+    hint = "make the checkpoint of this case"
     for key in ("config", "overrides", "seed", "bias_offset") if own else ():
         if own[key] != case[key]:
-            got = f"a checkpoint made for {canonical_json(own[key])}"
-            raise DumpError(
-                4,
-                str(file),
-                f"case.{key}",
-                canonical_json(case[key]),
-                got,
-                "make the checkpoint of this case",
-            )
-    return case
+            want, got = (canonical_json(each[key]) for each in (case, own))
+            got = f"a checkpoint made for {got}"
+            raise DumpError(4, str(file), f"case.{key}", want, got, hint)
 
 
 def json_object(text: str, where: str) -> dict[str, Any]:
