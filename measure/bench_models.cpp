@@ -1,4 +1,4 @@
-// Time and memory of our implementations on one case, for golden/bench.py: the weights are resident
+// Time and memory of our implementations on one case, for measure/bench.py: the weights are resident
 // before the clock starts, in the dtype of the run, and nothing but the loss is kept.
 //
 //   bench_models [--case small] [--benchmark_... flags of Google Benchmark]

@@ -1,4 +1,4 @@
-// Time of every op of the library on the sizes of one case, for golden/bench.py. Taking turns in
+// Time of every op of the library on the sizes of one case, for measure/bench.py. Taking turns in
 // one process: the op's CPU kernel, the ATen ops that give the same, and what the machine can do, a
 // matrix product or a copy of as many bytes. Medians over the rounds; no limits here.
 //

@@ -9,7 +9,7 @@
 #include "src/model/case.h"
 #include "src/model/trace.h"
 
-/// The face of golden/: HDF5 files made by real Hugging Face transformers (golden/generate.py).
+/// The face of golden/: HDF5 files made by real Hugging Face transformers (golden/make).
 /// A file is opened only after its sha256 matched golden/data/manifest.json. Layout:
 /// golden/README.md.
 namespace dsv32::golden {

@@ -93,7 +93,7 @@ namespace {
               .what = io::printable(what),
               .expected = expected,
               .got = io::printable(got),
-              .hint = "golden/README.md tells the layout; golden/generate.py makes the file"});
+              .hint = "docs/formats.md tells the layout; golden/make makes the file"});
 }
 
 std::string kind_name(H5O_type_t type) {

@@ -17,7 +17,7 @@ namespace {
               .what = what,
               .expected = expected,
               .got = io::printable(got),
-              .hint = "golden/generate.py makes the goldens of configs/cases.json anew"});
+              .hint = "golden/make makes the goldens of configs/cases.json anew"});
 }
 
 /// Forward taps that Hugging Face code can show (no selection in dense mode), then gradients.

@@ -10,7 +10,7 @@
 #include "golden/reader/golden.h"
 
 /// Goldens of the training suites: one HDF5 file per suite and case, `<suite>.<case>.h5`, made by
-/// golden/generate_training.py with real transformers, torch, peft and DeepSpeed. Layout:
+/// golden/make with real transformers, torch, peft and DeepSpeed. Layout:
 /// golden/README.md.
 namespace dsv32::golden {
 

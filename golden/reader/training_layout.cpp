@@ -26,7 +26,7 @@ constexpr size_t kMaxRank = 4;
               .what = what,
               .expected = expected,
               .got = io::printable(got),
-              .hint = "golden/generate_training.py makes the training goldens anew"});
+              .hint = "golden/make makes the training goldens anew"});
 }
 
 void require(const TrainingGolden& golden, const std::string& name, const std::string& expected,

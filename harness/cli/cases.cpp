@@ -17,7 +17,7 @@ Case case_of_candidate(const std::string& path) {
                                    .what = "metadata \"case\"",
                                    .expected = "a case name or a case as JSON",
                                    .got = "none",
-                                   .hint = "golden/dump.py writes trace files"});
+                                   .hint = "golden/dump writes trace files"});
 }
 
 [[noreturn]] void contradiction(const std::string& path, const std::string& option,

@@ -16,7 +16,7 @@ constexpr char kFooter[] =
     "Examples:\n"
     "  dsv32-verify --config small --out report/\n"
     "  dsv32-verify weights make --case small --out ckpt/\n"
-    "  python golden/dump.py --checkpoint ckpt/ --case small --out fork.safetensors\n"
+    "  python golden/dump --checkpoint ckpt/ --case small --out fork.safetensors\n"
     "  dsv32-verify --candidate fork.safetensors --out report/\n"
     "  dsv32-verify compare fork.safetensors oracle.safetensors\n"
     "\n"

@@ -135,7 +135,7 @@ std::optional<golden::Golden> CaseJob::load_golden() {
   if (!golden::exists(c.name)) {
     findings_.add(kGolden, {{.tap = rule_name("golden.file"),
                              .trust = Trust::missing,
-                             .note = "no golden of this case; make it with golden/generate.py"}});
+                             .note = "no golden of this case; make it with golden/make"}});
     return std::nullopt;
   }
   golden::Golden golden = golden::load(c.name);

@@ -30,7 +30,7 @@ std::vector<Verdict> missing_goldens(const TrainingSuite& suite, const Case& c) 
                         .tap = rule_name("golden.file", golden.suite),
                         .trust = Trust::missing,
                         .note = "no golden of this suite and case; make it with "
-                                "golden/generate_training.py"});
+                                "golden/make"});
   }
   return verdicts;
 }

@@ -23,7 +23,7 @@ Verdict no_golden(const KlTask& task) {
   verdict.subject = golden_side(kl_note(task));
   verdict.tap = rule_name("golden.file", "indexer_kl_" + task.name);
   verdict.trust = Trust::missing;
-  verdict.note = "make it with golden/generate_training.py";
+  verdict.note = "make it with golden/make";
   return verdict;
 }
 

@@ -210,7 +210,7 @@ std::string golden_suite_of(const Candidate& candidate) {
                .expected = known.empty() ? "a case with a training golden, such as tiny-wide"
                                          : "the recipe of a golden of " + name + ": " + known,
                .got = recipe == candidate.trace.metadata.end() ? "none" : recipe->second,
-               .hint = "golden/dump.py --mode train writes it"});
+               .hint = "golden/dump --mode train writes it"});
 }
 
 std::vector<Verdict> judge_train_candidate(const Candidate& candidate, const std::string& suite) {

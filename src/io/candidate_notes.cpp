@@ -11,7 +11,7 @@ namespace {
           .what = "metadata." + key,
           .expected = "JSON as FORMATS 4 says",
           .got = got,
-          .hint = "make the file with golden/dump.py"});
+          .hint = "make the file with golden/dump"});
 }
 
 std::optional<Json> parsed(const Trace& trace, const std::string& key, Json::value_t type,

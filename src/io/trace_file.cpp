@@ -45,7 +45,7 @@ void check_required(const Metadata& metadata, const std::string& where) {
               .what = "metadata." + key,
               .expected = values.empty() ? "a value" : alternatives(values),
               .got = it == metadata.end() ? "a missing key" : "an empty text",
-              .hint = "a trace is made by golden/dump.py or dsv32-verify dump"});
+              .hint = "a trace is made by golden/dump or dsv32-verify dump"});
     if (!values.empty() && !values.contains(it->second))
       refuse({.where = where,
               .what = "metadata." + key,

@@ -29,7 +29,7 @@ def dump(release: str, case: str, *words: str) -> Path:
     """The trace that this release of transformers gives."""
     out = folder / f"{release}-{case}{'-'.join(words)}.safetensors"
     python = ROOT / RELEASES[release] / "bin" / "python"
-    command = [python, ROOT / "golden" / "dump.py", "--checkpoint", checkpoint(case), "--out", out]
+    command = [python, ROOT / "golden" / "dump", "--checkpoint", checkpoint(case), "--out", out]
     done = subprocess.run(
         [*map(str, command), "--mode", "backward", "--experts", "eager", *words],
         capture_output=True,

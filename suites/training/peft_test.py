@@ -6,7 +6,6 @@ import contextlib
 import functools
 import os
 import subprocess
-import sys
 import tempfile
 import unittest
 import warnings
@@ -14,18 +13,16 @@ from pathlib import Path
 from unittest import mock
 
 import peft
+import synthetic
 import torch
-from program import ARTEFACT, OK, ROOT, USAGE, run
+from agreement import limit
 from peft.utils import transformers_weight_conversion as conversion
+from program import ARTEFACT, OK, ROOT, USAGE, run
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-sys.path.insert(0, str(ROOT / "golden"))
-import synthetic  # noqa: E402
-
 TOOL = os.environ["DSV32_ADAPTER_TOOL"]
 CASE = "tiny-wide"
-LIMIT = 1e-5  # relative; float32 logits of two correct models under equal decisions
 ATTENTION = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
 MLP = ["gate_proj", "up_proj", "down_proj"]
 INDEXER = ["wq_b", "wk", "weights_proj"]
@@ -84,10 +81,10 @@ class Peft(unittest.TestCase):
     def expect_equal(self, ours: torch.Tensor, theirs: torch.Tensor) -> None:
         rows = inputs()["attention_mask"].bool()
         gap = (ours[rows] - theirs[rows]).norm() / theirs[rows].norm()
-        self.assertLess(float(gap), LIMIT)
+        self.assertLessEqual(float(gap), limit("peft.logits"))
         plain = our_logits()[rows]  # without an adapter
         moved = (ours[rows] - plain).norm() / plain.norm()
-        self.assertGreater(float(moved), 100 * LIMIT, "the adapter changes nothing")
+        self.assertGreater(float(moved), 100 * limit("peft.logits"), "the adapter changes nothing")
 
     def expect_loaded(self, path: Path) -> None:
         self.expect_equal(

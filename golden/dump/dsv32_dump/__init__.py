@@ -1,0 +1,50 @@
+"""Runs one implementation of DeepSeek-V3.2 in its own Python environment and writes its trace.
+
+It needs torch >= 2.4, numpy, safetensors and the transformers under test, nothing else. It runs
+from the folder, or as one zipped file that can be copied to wherever the implementation is
+(`ci/pyz` makes golden/dump.pyz):
+
+    python golden/dump --checkpoint ckpt/ --case small --out fork.safetensors
+        [--transformers PATH] [--mode backward | kl-warmup | kl-sparse | train --suite loss_descent]
+    python dump.pyz ...
+
+or, on a live model, with golden/dump or dump.pyz on PYTHONPATH:
+
+    from dsv32_dump import Options, capture, dump
+    run = capture(model, case, Options(backward=True))   # run.taps, run.missing, run.metadata
+    dump(model, case, "fork.safetensors")                # the same, as a trace file
+
+From the outside in:
+
+    command       words to a case, a model and Options
+    case, batch   which tokens
+    load          the fork's own from_pretrained
+    deliver       a live model to a trace file
+    weights       what was loaded, bit for bit; synthetic: what the values should be
+    run           one capture; training, lora: one training run
+    settings      Options; switches set on the model and put back
+    recorder      what passes through modules and through torch; watch: installs it
+    parts         which module is what in the paper
+    taps          raw material to taps
+    objective     the losses that train the indexer; kl: their formula
+    environment   provenance; packages: what is not installed
+    trace         the file; gradients, tensors, errors
+
+Modules are found by structure and checkpoint name, never by class name. Index scores, softmax
+inputs and routing are read where they pass through torch, while the forward pass runs. Nothing is
+computed on the model's behalf but what `derived_taps` in the metadata lists.
+
+Exit codes: 0 written · 1 the implementation crashed (the file has the account of it in `failure`,
+and the taps seen until then) · 2 usage · 3 a bug of this tool · 4 wrong input (checkpoint, case,
+another transformers than asked for) · 6 environment (output not writable, a package missing) · 130
+interrupted · 143 terminated.
+"""
+
+from .command import main
+from .deliver import dump
+from .errors import Capture, DumpError, ModelCrash
+from .run import capture
+from .settings import Options
+from .training import train
+
+__all__ = ["Capture", "DumpError", "ModelCrash", "Options", "capture", "dump", "main", "train"]

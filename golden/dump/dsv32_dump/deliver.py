@@ -1,0 +1,84 @@
+"""A live model to a trace file, and the account of the run for people on stderr."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .case import canonical_json, check_case
+from .errors import Capture, ModelCrash, say
+from .packages import refuse_missing_package, with_stand_in
+from .parts import Sizes
+from .run import capture
+from .settings import Options
+from .trace import write_trace
+from .training import train
+from .weights import Checkpoint, compare_weights, loaded_tensors, weights_identity
+
+NAMES_SHOWN = 8
+
+
+def dump(
+    model: nn.Module,
+    case: dict[str, Any],
+    out: str | Path,
+    options: Options | None = None,
+    *,
+    checkpoint: str | Path | None = None,
+) -> Capture:
+    """Captures a live model, or trains it when `options` name a suite, and writes the trace file.
+
+    checkpoint: the directory that the model was loaded from; its weights are compared with it bit
+    for bit.
+    A crash of the model is written as a trace with `failure` and then returned, not raised.
+    """
+    case, options = check_case(case, "case"), options or Options()
+    identity = identity_of(model, case, checkpoint)
+    work = train if options.suite else capture
+    try:
+        run = with_stand_in(lambda: work(model, case, options))
+    except ModelCrash as crash:
+        refuse_missing_package(crash)
+        run = crash.capture
+    run.metadata |= identity
+    if run.failure:
+        run.metadata["failure"] = canonical_json(run.failure)
+    write_trace(Path(out), run.taps, run.metadata)
+    return run
+
+
+def identity_of(
+    model: nn.Module, case: dict[str, Any], checkpoint: str | Path | None
+) -> dict[str, str]:
+    """What the trace says of the weights: which they are, and whether they are the checkpoint's."""
+    if checkpoint is None:
+        own = loaded_tensors(model, Sizes.of(model.config).hidden)
+        return {"weights": weights_identity(lambda: iter(own.items()), case)}
+    files = Checkpoint(Path(checkpoint))
+    loaded = compare_weights(model, files)
+    report_weights(loaded)
+    identity = weights_identity(files.tensors, case)
+    return {"weights": identity, "weights_loaded": canonical_json(loaded)}
+
+
+def report_weights(loaded: dict[str, Any]) -> None:
+    """Says which tensors the model did not load as they are in the checkpoint."""
+    for kind in ("different", "missing", "unexpected"):
+        names = loaded[kind]
+        if names:
+            shown = ", ".join(names[:NAMES_SHOWN]) + (" ..." if len(names) > NAMES_SHOWN else "")
+            say(f"weights {kind}: {len(names)}: {shown}")
+
+
+def report_run(run: Capture, out: Path) -> None:
+    """Says what was written, what is missing, and how the model crashed."""
+    for name in run.missing if not run.failure else ():
+        say(f"tap {name}: {run.reasons.get(name, 'not found')}")
+    if run.failure:
+        failure = run.failure
+        say(f"the model crashed: {failure['where']}: {failure['phase']}: {failure['message']}")
+        say(f"inputs of that module: {failure['shapes']}; raised at {failure['raised_at']}")
+    backend = run.metadata["attn_implementation"]
+    say(f"{out}: {len(run.taps)} taps, {len(run.missing)} missing, {backend} attention")

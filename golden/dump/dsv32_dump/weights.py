@@ -1,0 +1,161 @@
+"""The model's parameters under their checkpoint names, compared bit for bit with the files.
+
+A fork may fuse, transpose or wrap parameters, or quietly initialise one again: then every tap
+differs and no op is to blame. So what was loaded is compared with the checkpoint before anything is
+judged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from .errors import DumpError
+from .synthetic import synthetic_values
+
+SPOT_CHECK = 64  # leading values of each tensor that tell a synthetic checkpoint from another
+# What a wrapper (DataParallel, torch.compile, peft) puts before a parameter's name.
+WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.)+")
+# All experts of a layer in one tensor, as recent transformers keeps them.
+FUSED = re.compile(r"^(.*\.experts)\.(gate_up_proj|gate_proj|up_proj|down_proj)(?:\.weight)?$")
+
+
+def checkpoint_views(
+    name: str, value: Tensor, hidden: int, transposed: bool = False
+) -> Iterator[tuple[str, Tensor]]:
+    """A parameter (or its gradient) as the unfused tensors of the checkpoint: names and views."""
+    name = WRAPPERS.sub("", name)
+    if re.match(r"(layers\.\d+|embed_tokens|norm)\.", name):
+        name = "model." + name  # the bare model without its head
+    fused = FUSED.match(name) if value.dim() == 3 else None
+    if not fused:
+        yield name, value
+        return
+    prefix, kind = fused.groups()
+    inward = kind != "down_proj"  # rows of the checkpoint tensor are inner channels
+    want = value.shape[2] if inward else value.shape[1]
+    if transposed or (want != hidden and hidden in value.shape[1:]):
+        value = value.transpose(1, 2)
+    for expert in range(value.shape[0]):
+        if kind == "gate_up_proj":
+            gate, up = value[expert].chunk(2, dim=0)
+            yield f"{prefix}.{expert}.gate_proj.weight", gate
+            yield f"{prefix}.{expert}.up_proj.weight", up
+        else:
+            yield f"{prefix}.{expert}.{kind}.weight", value[expert]
+
+
+def is_transposed(model: nn.Module, name: str) -> bool:
+    """Whether the module that owns a fused parameter says that it keeps it [in, out]."""
+    owner = model.get_submodule(name.rpartition(".")[0])
+    return bool(getattr(owner, "is_transposed", False))
+
+
+def loaded_tensors(model: nn.Module, hidden: int) -> dict[str, Tensor]:
+    """Every parameter and persistent buffer under its checkpoint name."""
+    out: dict[str, Tensor] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if isinstance(value, Tensor) and not name.endswith("inv_freq"):
+            out.update(checkpoint_views(name, value.detach(), hidden, is_transposed(model, name)))
+    return out
+
+
+class Checkpoint:
+    """Reads tensors of a directory of safetensors files one at a time."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        index = directory / "model.safetensors.index.json"
+        single = directory / "model.safetensors"
+        try:
+            if index.is_file():
+                self.files: dict[str, str] = json.loads(index.read_text())["weight_map"]
+            elif single.is_file():
+                with safetensors.safe_open(str(single), framework="pt") as file:
+                    self.files = dict.fromkeys(file.keys(), single.name)
+            else:
+                got = "neither"
+                raise DumpError(
+                    4, str(directory), "checkpoint", "model.safetensors or its index", got
+                )
+        except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+            raise DumpError(
+                4, str(directory), "checkpoint", "readable safetensors", str(error)
+            ) from error
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for file_name in sorted(set(self.files.values())):
+            path = self.directory / file_name
+            try:
+                with safetensors.safe_open(str(path), framework="pt") as file:
+                    for name in sorted(n for n, f in self.files.items() if f == file_name):
+                        yield name, file.get_tensor(name)
+            except (OSError, safetensors.SafetensorError) as error:
+                raise DumpError(
+                    4, str(path), "checkpoint", "a safetensors file", str(error)
+                ) from error
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one dtype are the same bytes; NaN equals itself, 0 is not -0."""
+    if a.shape != b.shape or a.is_meta:
+        return False
+    a, b = a.detach().cpu().contiguous(), b.contiguous()
+    bytes_of = [x.view(-1).view(torch.uint8) for x in (a, b)] if a.numel() else [a, b]
+    return torch.equal(*bytes_of)
+
+
+def compare_weights(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Compares every loaded tensor with the checkpoint, bit for bit after a cast to its dtype.
+
+    missing: the checkpoint has it, the implementation has no such parameter; unexpected: the other
+    way round.
+    """
+    config = getattr(model.config, "text_config", None) or model.config
+    loaded = loaded_tensors(model, config.hidden_size)
+    beyond = f"model.layers.{config.num_hidden_layers}."  # the MTP layer is not part of the model
+    out: dict[str, Any] = {"identical": 0, "different": [], "missing": [], "unexpected": []}
+    seen = set()
+    for name, value in checkpoint.tensors():
+        if name.startswith(beyond):
+            continue
+        seen.add(name)
+        if name not in loaded:
+            out["missing"].append(name)
+        elif same_bits(loaded[name], value.to(loaded[name].dtype)):
+            out["identical"] += 1
+        else:
+            out["different"].append(name)
+    out["unexpected"] = sorted(set(loaded) - seen)
+    return {key: sorted(value) if isinstance(value, list) else value for key, value in out.items()}
+
+
+def weights_identity(
+    tensors: Callable[[], Iterator[tuple[str, Tensor]]], case: dict[str, Any]
+) -> str:
+    """`synthetic:SEED` when every tensor starts as the synthetic one does, else a digest."""
+    if all(_is_synthetic(name, value, case) for name, value in tensors()):
+        return f"synthetic:{case['seed']}"
+    digests = {}
+    for name, value in tensors():
+        data = value.detach().cpu().float().contiguous().numpy().tobytes()
+        digests[name] = hashlib.sha256(data).digest()
+    total = hashlib.sha256(b"".join(n.encode() + digest for n, digest in sorted(digests.items())))
+    return f"sha256:{total.hexdigest()}"
+
+
+def _is_synthetic(name: str, value: Tensor, case: dict[str, Any]) -> bool:
+    if value.is_meta or value.dim() == 0:
+        return False
+    count = min(SPOT_CHECK, value.numel())
+    want = synthetic_values(case["seed"], name, value.shape[-1], count, case["bias_offset"])
+    got = value.detach().reshape(-1)[:count].cpu().double()
+    return torch.equal(got, torch.from_numpy(want).double())
