@@ -278,7 +278,7 @@ OpCase masked_mha_backward(const Setting& s) {
 
 // --- KL -----------------------------------------------------------------------------------------
 
-/// target, student, rows, dscores over all keys (SPEC 2). seen: [B or 1,S,T].
+/// target, student, rows, dscores over all keys (docs/spec.md 2). seen: [B or 1,S,T].
 Tensors eager_kl(const Absorbed& a, const Tensor& lse, const Tensor& scores, const Tensor& seen) {
   const Tensor hidden = seen.logical_not();
   const Tensor logits = Absorbed::logits(a.q, a.kv, a.scale).to(at::kFloat);

@@ -11,7 +11,7 @@
 
 /// The face of golden/: HDF5 files made by real Hugging Face transformers (golden/make).
 /// A file is opened only after its sha256 matched golden/data/manifest.json. Layout:
-/// golden/README.md.
+/// docs/formats.md 8.
 namespace dsv32::golden {
 
 /// What a sketch golden keeps of one tap (of one gradient: the whole tensor is one row).

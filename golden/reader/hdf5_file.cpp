@@ -44,7 +44,7 @@ struct NativeType {
   hid_t file, memory;
 };
 
-/// The number types of golden/README.md section 2.
+/// The number types of docs/formats.md 8.2.
 NativeType native_type(DType dtype) {
   switch (dtype) {
     case DType::float32:

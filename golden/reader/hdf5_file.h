@@ -7,7 +7,7 @@
 
 #include "src/model/tensor.h"
 
-/// HDF5 behind a policy: only what golden/README.md section 2 allows is ever read. The one place
+/// HDF5 behind a policy: only what docs/formats.md 8.2 allows is ever read. The one place
 /// that includes hdf5.h is hdf5_file.cpp.
 namespace dsv32::golden {
 

@@ -7,7 +7,7 @@
 #include "golden/reader/golden.h"
 #include "src/model/case.h"
 
-/// What a golden of a case must hold: golden/README.md in code. Pure functions, no HDF5.
+/// What a golden of a case must hold: docs/formats.md 8 in code. Pure functions, no HDF5.
 namespace dsv32::golden {
 
 inline constexpr const char* kFileFormat = "dsv32-verify.golden";

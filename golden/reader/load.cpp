@@ -151,7 +151,7 @@ class Loader {
     }
   }
 
-  /// As a trace file of the same run would say (FORMATS section 4).
+  /// As a trace file of the same run would say (docs/formats.md 4).
   void fill_metadata() {
     for (const auto& [name, value] : golden_.attributes) {
       if (name != "taps" && name != "config" && name != "config_sha256")

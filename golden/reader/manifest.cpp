@@ -18,7 +18,7 @@ constexpr uint64_t kMaxManifestBytes = 1 << 20;
               .what = what,
               .expected = expected,
               .got = io::printable(got),
-              .hint = "golden/README.md section 1 tells the format"});
+              .hint = "docs/formats.md 8.1 tells the format"});
 }
 
 const io::Json& field(const io::Json& object, const std::string& key, const std::string& where) {

@@ -11,7 +11,7 @@
 
 /// Goldens of the training suites: one HDF5 file per suite and case, `<suite>.<case>.h5`, made by
 /// golden/make with real transformers, torch, peft and DeepSpeed. Layout:
-/// golden/README.md.
+/// docs/formats.md 10.
 namespace dsv32::golden {
 
 /// Spread of a free-running curve over clean runs (one-ulp perturbations of the start weights).

@@ -8,7 +8,7 @@
 #include "golden/reader/training_golden.h"
 #include "src/model/case.h"
 
-/// What a training golden must hold: golden/README.md section 8 in code. Pure functions, no HDF5.
+/// What a training golden must hold: docs/formats.md 10 in code. Pure functions, no HDF5.
 namespace dsv32::golden {
 
 inline constexpr const char* kTrainingFormat = "dsv32-verify.training-golden";

@@ -12,7 +12,7 @@ namespace dsv32::harness {
 void expect_one_of(const std::string& where, const std::string& what, const std::string& word,
                    const std::vector<std::string>& known);
 
-/// Throws Error (usage): DESIGN promises `name`, a later version has it.
+/// Throws Error (usage): docs/architecture.md 4 keeps `name` for a later version.
 [[noreturn]] void not_in_this_version(const std::string& name);
 
 /// Turns text into a number or a type; throws Error (usage).

@@ -90,7 +90,7 @@ void add_how(CLI::App& app, Raw& raw) {
   add(app, "--timeout", raw.timeout, "SECONDS", "give up after this time (exit 6)", kHow);
 }
 
-/// Flags that DESIGN promises for later: known, so that they are not called unknown.
+/// Flags that docs/architecture.md 4 keeps for later: known, so that they are not called unknown.
 void add_later(Parser& parser) {
   CLI::App& app = parser.app;
   app.add_option("--html", parser.raw.html)->group("");

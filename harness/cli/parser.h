@@ -39,7 +39,7 @@ struct Parser {
   std::vector<CLI::App*> later;  // subcommands of later versions
 };
 
-/// The whole surface of DESIGN 4 "CLI".
+/// The whole command line of docs/architecture.md 4.
 std::unique_ptr<Parser> make_parser();
 
 }  // namespace dsv32::harness

@@ -10,7 +10,7 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr auto kRedraw = 250ms;  // often enough to look alive, too seldom to flicker
-/// DESIGN 4: one line per 30 s where nothing can be redrawn.
+/// docs/architecture.md 4: one line per 30 s where nothing can be redrawn.
 constexpr auto kLine = 30s;
 constexpr char kWipe[] = "\r\033[2K";
 

@@ -21,7 +21,7 @@ class Findings {
   /// Keeps the verdicts of a training suite, each about the subject that it names.
   void add(std::vector<Verdict> verdicts);
   /// Says who is wrong, which needs the answers about golden, reference and candidate together
-  /// (DESIGN 3, arbitration), and moves everything into the report.
+  /// (docs/architecture.md 3, arbitration), and moves everything into the report.
   void settle();
 
  private:

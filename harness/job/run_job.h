@@ -12,7 +12,7 @@
 namespace dsv32::harness {
 
 /// Runs a job and returns its report. Errors of one candidate become findings of the report where
-/// DESIGN says so; wrong input throws Error.
+/// docs/architecture.md 4 says so; wrong input throws Error.
 Report run_job(const Job& job);
 
 /// A trace in the exchange format, for `dump`.

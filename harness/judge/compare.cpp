@@ -13,7 +13,7 @@ namespace {
 
 const char* const kExactBasis = "determined by the model: no tolerance";
 
-// What SPEC fixes about keys outside the support of a row: -inf scores, zero probabilities.
+// What docs/spec.md fixes about keys outside the support of a row: -inf scores, zero probabilities.
 enum class Outside { free, minus_infinity, zero };
 
 Outside outside_rule(const TapName& tap) {

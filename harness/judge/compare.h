@@ -17,12 +17,13 @@ Verdict open_verdict(const Comparison& c);
 /// A verdict that measured nothing, and why.
 Verdict unmeasured(const Comparison& c, Trust trust, std::string note);
 
-/// Rows, elements and tails of a continuous tap or a gradient (DESIGN 3). NaN fails. A tap whose
-/// oracle is all zero demands exact zero; an all-zero gradient of a used weight is vacuous.
+/// Rows, elements and tails of a continuous tap or a gradient (docs/architecture.md 3). NaN fails.
+/// A tap whose oracle is all zero demands exact zero; an all-zero gradient of a used weight is
+/// vacuous.
 Verdict compare_values(const Comparison& c);
 
-/// SPEC 2: d(sum of the KL rows)/d(score) is student - target on the support. Of the judged side's
-/// own three taps; `c.judged` is kl.dscores, `c.support` the support.
+/// docs/spec.md 2: d(sum of the KL rows)/d(score) is student - target on the support. Of the judged
+/// side's own three taps; `c.judged` is kl.dscores, `c.support` the support.
 Verdict compare_score_gradient(const Comparison& c, const HostTensor& student,
                                const HostTensor& target);
 

@@ -187,8 +187,8 @@ std::string summary(const Findings& found, bool has_oracle) {
 Verdict settle_topk(const Comparison& c, const Findings& found, bool has_own, bool has_oracle) {
   Verdict verdict = open_verdict(c);
   verdict.checked = found.picks;
-  verdict.measures.push_back(
-      {"exact", static_cast<double>(found.invalid), 0, "SPEC 1.6: any other set is invalid"});
+  verdict.measures.push_back({"exact", static_cast<double>(found.invalid), 0,
+                              "docs/spec.md 1.6: any other set is invalid"});
   if (has_own)
     verdict.measures.push_back({"own scores", static_cast<double>(found.not_top), 0,
                                 "the set must be a top-k of the same stored scores"});

@@ -257,8 +257,8 @@ class Judge {
       Verdict verdict = open_verdict(comparison(*parse_tap(name), Mode::exact, e_.forced));
       verdict.checked = tensor(name)->numel();
       verdict.measures.push_back({"exact", all_zero(*tensor(name)) ? 0.0 : 1.0, 0,
-                                  kl ? "SPEC 2: the KL moves the indexer alone"
-                                     : "SPEC 2: selection is not differentiable"});
+                                  kl ? "docs/spec.md 2: the KL moves the indexer alone"
+                                     : "docs/spec.md 2: selection is not differentiable"});
       settle(verdict);
       verdicts_.push_back(std::move(verdict));
     }

@@ -56,7 +56,8 @@ struct Evidence {
 const Verdict* first_failure(const std::vector<Verdict>& verdicts);
 
 /// Who is at fault, from the three answers of one case: do golden, reference and candidate agree
-/// with the oracle? DESIGN 3, arbitration. `candidate_ok` empty when there is no candidate.
+/// with the oracle? docs/architecture.md 3, arbitration. `candidate_ok` empty when there is no
+/// candidate.
 Fault arbitrate(bool golden_ok, bool golden_present, bool reference_ok,
                 std::optional<bool> candidate_ok);
 

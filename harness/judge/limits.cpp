@@ -74,7 +74,7 @@ constexpr Limit kLimits[] = {
     {"decision.own_logits", kAll, kAny, "own logits", 4,
      "the choice that follows from the same stored logits"},
     {"selection.exercised", kAll, kAny, "rows within index_topk", 0.5,
-     "SPEC 3: at least half of the query rows see more keys"},
+     "docs/spec.md 3: at least half of the query rows see more keys"},
     {"row.long", kAll, kAny, "elements", 64, "from here on the norm of a row is certain enough"},
     {"row.quantile", kAll, kAny, "normal quantile", 5.2,
      "tail probability 1e-7 per row: a full run judges about 1e5 rows"},
@@ -145,7 +145,7 @@ constexpr Limit kLimits[] = {
 
     // --- indexer_kl ---
     {"kl.score_gradient", kAll, kAny, "student - target", 16,
-     "SPEC 2: the gradient of the KL by its scores; clean runs: at most 4.7 roundings"},
+     "docs/spec.md 2: the gradient of the KL by its scores; clean runs: at most 4.7 roundings"},
     {"kl.gradient_paths", kAll, kAny, "relative", roundings(64),
      "the two losses share no path: the same sums, at most in another order"},
     {"kl.depends", kAll, kAny, "relative move of the KL", 1e-4,

@@ -8,7 +8,7 @@
 #include "harness/judge/limits.h"
 #include "harness/judge/metrics.h"
 
-/// Expert choice of SPEC 1.8: the best groups first, then the best experts inside them.
+/// Expert choice of docs/spec.md 1.8: the best groups first, then the best experts inside them.
 namespace dsv32::harness {
 namespace {
 
@@ -226,8 +226,8 @@ class ExpertJudge {
   Verdict finish() const {
     Verdict verdict = open_verdict(c_);
     verdict.checked = found_.rows;
-    verdict.measures.push_back(
-        {"exact", static_cast<double>(found_.invalid), 0, "SPEC 1.8: any other set is invalid"});
+    verdict.measures.push_back({"exact", static_cast<double>(found_.invalid), 0,
+                                "docs/spec.md 1.8: any other set is invalid"});
     if (own_ != nullptr) verdict.measures.push_back(by_limit("decision.own_logits", found_.own));
     if (oracle_.known()) verdict.measures.push_back(by_limit("decision.band", found_.band));
     verdict.worst = found_.worst;

@@ -16,7 +16,7 @@ namespace dsv32::harness {
 enum class Trust { pass, fail, vacuous, missing, skipped };
 std::string_view to_string(Trust trust);
 
-/// Which question a check answers (DESIGN 3).
+/// Which question a check answers (docs/architecture.md 3).
 enum class Mode { staged, forced, free, exact };
 std::string_view to_string(Mode mode);
 

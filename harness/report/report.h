@@ -39,7 +39,8 @@ struct Report {
   double seconds = 0;  // of the whole job; 0 where it was not measured
   std::vector<Cost> costs;
 
-  /// DESIGN 4: parity fail 1, vacuous in a sparse case or missing not green, zero checks 5.
+  /// docs/architecture.md 4: parity fail 1, vacuous in a sparse case or missing not green, zero
+  /// checks 5.
   ExitCode exit_code() const;
 };
 

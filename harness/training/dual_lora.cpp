@@ -197,9 +197,10 @@ class Judge {
 
   void judge_names(const Subject& subject, const LoraOracle& oracle) {
     const bool equal = golden_.parameter_names == oracle.run.start.names();
-    Verdict verdict = training_check(subject, rule_name("parameters.adapted"),
-                                     {"exact", equal ? 0.0 : 1.0, 0, "SPEC 2: which have adapters"},
-                                     std::ssize(golden_.parameter_names));
+    Verdict verdict =
+        training_check(subject, rule_name("parameters.adapted"),
+                       {"exact", equal ? 0.0 : 1.0, 0, "docs/spec.md 2: which have adapters"},
+                       std::ssize(golden_.parameter_names));
     verdict.mode = Mode::exact;
     put(std::move(verdict));
   }
@@ -351,7 +352,7 @@ class Judge {
     Verdict verdict = judged.defined() ? compare_values(comparison)
                                        : unmeasured(comparison, Trust::fail, "no gradient");
     if (!judged.defined())
-      verdict.measures.push_back({"exact", 1, 0, "SPEC 2: its loss drives it"});
+      verdict.measures.push_back({"exact", 1, 0, "docs/spec.md 2: its loss drives it"});
     verdict.tap = steps_name("grad", name);
     return verdict;
   }
@@ -361,7 +362,7 @@ class Judge {
                          const OracleStep& step) const {
     Verdict verdict = open(steps_name("update", name));
     if (!own.has(name)) {
-      verdict.measures.push_back({"exact", 1, 0, "SPEC 2: every adapter is stepped"});
+      verdict.measures.push_back({"exact", 1, 0, "docs/spec.md 2: every adapter is stepped"});
       settle(verdict);
       return verdict;
     }

@@ -9,7 +9,7 @@
 namespace dsv32::harness {
 namespace {
 
-/// The weight of the KL in the joint loss (issue of the suite: LM + 0.1 KL).
+/// The weight of the KL in the joint loss, as in its golden (docs/formats.md 10).
 constexpr double kJointWeight = 0.1;
 
 std::optional<golden::TrainingGolden> golden_of(const TrainingJob& job, const KlTask& task) {

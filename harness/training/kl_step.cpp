@@ -140,9 +140,10 @@ std::vector<Verdict> judge_kl_detachment(const TrainingJob& job, const std::stri
     const CaseRun moved = case_run(job, task.objective, nudged);
     const double before = trace.find("loss.kl")->at(0);
     const double after = moved.run(options, "detachment", impl).find("loss.kl")->at(0);
-    Verdict verdict = exact_check(judged_side(impl, kl_note(task)), rule_name(input.name),
-                                  static_cast<double>(nonzero_gradients(trace, input.behind)),
-                                  "SPEC 2: x, q_latent and the target are detached for the KL", 1);
+    Verdict verdict =
+        exact_check(judged_side(impl, kl_note(task)), rule_name(input.name),
+                    static_cast<double>(nonzero_gradients(trace, input.behind)),
+                    "docs/spec.md 2: x, q_latent and the target are detached for the KL", 1);
     const double moves = std::fabs(after - before) / before;
     verdict.note = std::string(input.behind) + " moves the KL by " + std::to_string(100 * moves) +
                    " % and has no gradient";

@@ -229,10 +229,11 @@ class Training {
       if (moved == moves) continue;
       if (wrong++ == 0) first = name + (moved ? " moved" : " did not move");
     }
-    Verdict verdict = training_check(subject(), rule_name("parameters.moved"),
-                                     {"exact", static_cast<double>(wrong), 0,
-                                      "SPEC 2: the KL moves the indexer alone, LM all the rest"},
-                                     checked);
+    Verdict verdict =
+        training_check(subject(), rule_name("parameters.moved"),
+                       {"exact", static_cast<double>(wrong), 0,
+                        "docs/spec.md 2: the KL moves the indexer alone, LM all the rest"},
+                       checked);
     verdict.mode = Mode::exact;
     verdict.note = first;
     put(std::move(verdict));

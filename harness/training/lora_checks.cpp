@@ -59,7 +59,7 @@ Verdict judge_no_op(const LoraSide& side, const Batch& batch, const Trace& decis
   Wrong wrong;
   for (int64_t i = 0; i < with.numel(); ++i)
     wrong.add(with.at(i) != without.at(i), "logits, element " + std::to_string(i));
-  return exact_check(subject, rule_name("lora.no_op"), wrong, "SPEC 2: an exact no-op");
+  return exact_check(subject, rule_name("lora.no_op"), wrong, "docs/spec.md 2: an exact no-op");
 }
 
 /// dA = s B^T dW is zero with B; dB = s dW A^T is not.
@@ -88,7 +88,8 @@ Verdict judge_alone(const LoraSide& side, const Batch& batch, const Trace& decis
     if (!own) wrong.add(has_value(gradients, name), "grad." + name);
   }
   const std::string name = rule_name(objective.lm ? "lora.lm_alone" : "lora.kl_alone");
-  Verdict verdict = exact_check(subject, name, wrong, "SPEC 2: the gradient paths never mix");
+  Verdict verdict =
+      exact_check(subject, name, wrong, "docs/spec.md 2: the gradient paths never mix");
   if (!reached) verdict.trust = Trust::vacuous;
   if (!reached) verdict.note = "no adapter of its own has a gradient";
   return verdict;

@@ -9,7 +9,7 @@
 /// Checks of dual LoRA whose answers are determined, before and after training.
 namespace dsv32::harness {
 
-inline constexpr int64_t kLoraLogitPositions = 8;  // last ones of each row (golden/README.md 9)
+inline constexpr int64_t kLoraLogitPositions = 8;  // last ones of each row (docs/formats.md 11)
 
 /// With B = 0: the adapters change nothing, only B has a gradient, and each loss reaches its own
 /// adapters alone.

@@ -23,7 +23,7 @@ constexpr int64_t kSteps = 20;
 bool frozen(const std::string& name) { return is_indexer(name); }
 bool moves(const std::string& name) { return !is_indexer(name) && !is_buffer(name); }
 
-/// The recipe of the golden (golden/README.md section 8).
+/// The recipe of the golden (docs/formats.md 10).
 training::Recipe recipe_for(Bug bug) {
   training::Group group{.name = "all", .adamw = {.lr = 1e-4}, .clip = 1.0, .takes = moves};
   if (bug == Bug::indexer_tensor_trainable) group.takes = {};
@@ -94,7 +94,8 @@ class Suite {
       if (wrong++ == 0) first = name;
     }
     return exact_check(golden_side(), rule_name("parameters.trainable"), static_cast<double>(wrong),
-                       "SPEC 2: everything but the indexer", std::ssize(oracle.end.names()), first);
+                       "docs/spec.md 2: everything but the indexer", std::ssize(oracle.end.names()),
+                       first);
   }
 
   void judge_side(const std::string& impl, const ReplayedRun& oracle) {
@@ -145,10 +146,10 @@ class Suite {
     const HostTensor* gradient = zero.find(tap);
     const HostTensor* possible = alive.find(tap);
     const bool there = gradient != nullptr && possible != nullptr;
-    Verdict verdict = exact_check(subject, rule_name("unfrozen.grad", spec.name),
-                                  there ? static_cast<double>(nonzero_elements(*gradient)) : 0,
-                                  "SPEC 2: the gradient of the indexer is exactly zero under LM",
-                                  numel(spec.shape));
+    Verdict verdict = exact_check(
+        subject, rule_name("unfrozen.grad", spec.name),
+        there ? static_cast<double>(nonzero_elements(*gradient)) : 0,
+        "docs/spec.md 2: the gradient of the indexer is exactly zero under LM", numel(spec.shape));
     verdict.layer = weight_layer(spec.name);
     const bool vacuous =
         verdict.trust == Trust::pass && (!there || nonzero_elements(*possible) == 0);
@@ -167,7 +168,7 @@ class Suite {
       const bool there = stray != run.stray_gradients.end();
       Verdict verdict =
           exact_check(subject, rule_name("frozen.grad", name), there ? 1 : 0,
-                      "SPEC 2: under LM the indexer has no gradient", kSteps,
+                      "docs/spec.md 2: under LM the indexer has no gradient", kSteps,
                       there ? "has a gradient from step " + std::to_string(stray->second) : "");
       verdict.layer = weight_layer(name);
       put(std::move(verdict));
@@ -179,7 +180,7 @@ class Suite {
       if (!frozen(name)) continue;
       const int64_t changed = different_bits(run.end.at(name), run.start.at(name));
       Verdict verdict = exact_check(subject, end_name("param", name), static_cast<double>(changed),
-                                    "SPEC 2: the optimizer never touches the indexer",
+                                    "docs/spec.md 2: the optimizer never touches the indexer",
                                     run.start.at(name).numel());
       verdict.layer = weight_layer(name);
       put(std::move(verdict));
@@ -196,8 +197,8 @@ class Suite {
       if (still++ == 0) first = name;
     }
     put(exact_check(subject, rule_name("parameters.moved"), static_cast<double>(still),
-                    "SPEC 2: under LM every parameter outside the indexer has a gradient", checked,
-                    still == 0 ? "" : "first that did not: " + first));
+                    "docs/spec.md 2: under LM every parameter outside the indexer has a gradient",
+                    checked, still == 0 ? "" : "first that did not: " + first));
   }
 
   /// A loss that does not fall shows no training: the curve would be no witness.

@@ -141,7 +141,7 @@ void StepJudge::judge_gradients(Pupil& pupil, int64_t index, const TensorTable& 
   for (const std::string& name : judged.names()) {
     if (oracle.has(name)) continue;
     Verdict verdict = open(pupil, steps_name("grad", name));
-    verdict.measures.push_back({"exact", 1, 0, "SPEC 2: no gradient under this objective"});
+    verdict.measures.push_back({"exact", 1, 0, "docs/spec.md 2: no gradient under this objective"});
     settle(verdict);
     pupil.keep(index, kGradients, std::move(verdict));
   }
@@ -210,8 +210,8 @@ Verdict StepJudge::untouched_verdict(const Pupil& pupil, const std::string& name
   for (size_t i = 0; i < after.size(); ++i) moved += after[i] != static_cast<float>(before[i]);
   Verdict verdict = open(pupil, steps_name("update", name));
   verdict.checked = std::ssize(after);
-  verdict.measures.push_back(
-      {"exact", static_cast<double>(moved), 0, "SPEC 2: without a gradient it never moves"});
+  verdict.measures.push_back({"exact", static_cast<double>(moved), 0,
+                              "docs/spec.md 2: without a gradient it never moves"});
   settle(verdict);
   return verdict;
 }

@@ -179,7 +179,7 @@ class TrainCandidate {
   std::vector<Verdict> verdicts_;
 };
 
-/// The recipe of the loss_descent goldens (golden/README.md section 8).
+/// The recipe of the loss_descent goldens (docs/formats.md 10).
 training::Recipe loss_descent_recipe(int64_t steps) {
   training::Group group{.name = "all", .clip = 1.0};
   group.takes = [](const std::string& name) { return !is_indexer(name); };

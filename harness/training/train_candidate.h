@@ -6,7 +6,8 @@
 #include "harness/cases/candidate.h"
 #include "harness/cases/case_run.h"
 
-/// Candidates of mode `train` (FORMATS 4): the curve and the last parameters of a whole training.
+/// Candidates of mode `train` (docs/formats.md 4): the curve and the last parameters of a whole
+/// training.
 namespace dsv32::harness {
 
 /// The golden that a training candidate is compared with: the one of its case whose recipe is the

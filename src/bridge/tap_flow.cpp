@@ -18,7 +18,7 @@ TapName parse(const std::string& name) {
   return *tap;
 }
 
-/// Taps that stay float32 in the 16-bit modes (SPEC 1, bf16 mode).
+/// Taps that stay float32 in the 16-bit modes (docs/spec.md 1, bf16 mode).
 bool stays_float32(const TapName& tap) {
   const std::string_view name = tap.info.name;
   return name == "ix.weights" || name == "ix.scores" || name == "router.logits" ||

@@ -16,7 +16,7 @@ namespace dsv32 {
 struct TapStyle {
   torch::ScalarType ordinary = torch::kFloat32;  // of what `round` gives
   torch::ScalarType exact = torch::kFloat32;     // of taps that stay float32 in the 16-bit modes
-  /// Rounds an ordinary tap as it is stored (SPEC 1, bf16 mode).
+  /// Rounds an ordinary tap as it is stored (docs/spec.md 1, bf16 mode).
   std::function<torch::Tensor(const torch::Tensor&)> round;
   /// What later stages read of a value; empty: the value. `place` is unique in a run.
   std::function<torch::Tensor(const torch::Tensor&, const std::string& place)> hand_on = {};
@@ -45,7 +45,7 @@ class TapFlow {
   /// The decision in force over all chunks, [B,S,*] int64.
   torch::Tensor decision(const std::string& name) const;
 
-  /// Gives everything recorded, chunks joined (FORMATS 4).
+  /// Gives everything recorded, chunks joined (docs/formats.md 4).
   Trace finish();
 
  private:

@@ -28,7 +28,7 @@ std::string peft_path(const LoraModule& module, const std::vector<LoraModule>& m
 
 struct Side {
   const LoraModule* module;
-  std::string own_name;  // FORMATS 1
+  std::string own_name;  // docs/formats.md 1
   Shape shape;
 };
 

@@ -9,7 +9,7 @@ namespace {
                               const std::string& got) {
   refuse({.where = where,
           .what = "metadata." + key,
-          .expected = "JSON as FORMATS 4 says",
+          .expected = "JSON as docs/formats.md 4 says",
           .got = got,
           .hint = "make the file with golden/dump"});
 }

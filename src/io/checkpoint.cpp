@@ -66,7 +66,7 @@ class Matcher {
     for (const SafetensorsFile& file : files)
       for (const auto& [name, entry] : file.tensors())
         if (!name.starts_with(ignored))
-          stored_.emplace(name, Stored{&file, &entry});  // SPEC 1.11: the MTP layer
+          stored_.emplace(name, Stored{&file, &entry});  // docs/spec.md 1.11: the MTP layer
   }
 
   std::unordered_map<std::string, Source> match() {

@@ -169,7 +169,7 @@ std::string rope_type(const Fields& rope) {
   return type ? rope.text("type") : "default";
 }
 
-/// One rope block (`rope_scaling` or `rope_parameters`). SPEC 1.3.
+/// One rope block (`rope_scaling` or `rope_parameters`). docs/spec.md 1.3.
 std::optional<YarnConfig> read_yarn(const Fields& rope) {
   const std::string type = rope_type(rope);
   if (type == "default") {
@@ -178,9 +178,9 @@ std::optional<YarnConfig> read_yarn(const Fields& rope) {
     return std::nullopt;
   }
   if (type != "yarn") rope.wrong("type", "\"yarn\" or \"default\"", type);
-  if (!rope.boolean_or("truncate", true)) rope.wrong("truncate", "true (SPEC 1.3)", false);
+  if (!rope.boolean_or("truncate", true)) rope.wrong("truncate", "true (docs/spec.md 1.3)", false);
   if (const double factor = rope.number_or("attention_factor", 1); factor != 1)
-    rope.wrong("attention_factor", "1 (SPEC 1.3)", factor);
+    rope.wrong("attention_factor", "1 (docs/spec.md 1.3)", factor);
   YarnConfig yarn;
   yarn.factor = rope.number("factor");
   yarn.original_max_position_embeddings = rope.integer("original_max_position_embeddings");

@@ -30,7 +30,8 @@ fs::path home();
 
 // --- json ---------------------------------------------------------------------------------------
 
-/// Reads a config.json by name ("tiny") or path, in either field style (SPEC 3). Throws Error.
+/// Reads a config.json by name ("tiny") or path, in either field style (docs/spec.md 3). Throws
+/// Error.
 ModelConfig read_config(const std::string& name_or_path);
 /// Writes the config as a Hugging Face config.json (released style), for `weights make`.
 std::string config_json(const ModelConfig& config);
@@ -113,9 +114,9 @@ class SafetensorsWriter {
 
 // --- traces and batches -------------------------------------------------------------------------
 
-/// Reads a trace file (FORMATS 4): metadata checked, names known, shapes and dtype classes right
-/// for its case, rope layout converted to interleaved. Throws Error (artefact). Tensors come in
-/// execution order. After a conversion the metadata say `rope_layout` = interleaved and keep the
+/// Reads a trace file (docs/formats.md 4): metadata checked, names known, shapes and dtype classes
+/// right for its case, rope layout converted to interleaved. Throws Error (artefact). Tensors come
+/// in execution order. After a conversion the metadata say `rope_layout` = interleaved and keep the
 /// file's word as `rope_layout_stored`. int64 decisions become int32. Values may be NaN; there may
 /// be no tensor at all.
 Trace read_trace(const fs::path& path);
@@ -154,8 +155,8 @@ Batch batch_of_case(const Case& c, const std::optional<fs::path>& file, const st
 /// checked against the config at once: all missing, unexpected and wrong-shaped names in one Error.
 /// Fused and unfused experts are read. Stored float64 is returned as float64, everything else as
 /// float32 (exact). identity(): `synthetic:SEED` when every tensor starts as the synthetic one of
-/// dsv32_case.json does (seed 1 without that file), else "sha256:" of the whole model as in FORMATS
-/// section 1: in sorted name order, each unfused name and the 32 bytes of the sha256 of its
+/// dsv32_case.json does (seed 1 without that file), else "sha256:" of the whole model as in
+/// docs/formats.md 1: in sorted name order, each unfused name and the 32 bytes of the sha256 of its
 /// little-endian float32 values. The digest is made when it is first asked for: it reads everything
 /// once.
 std::unique_ptr<WeightSource> open_checkpoint(const fs::path& dir, const ModelConfig& config);

@@ -11,10 +11,10 @@ namespace dsv32 {
 
 /// The label of a token that is not counted, as in torch's cross entropy.
 inline constexpr int64_t kIgnoredLabel = -100;
-/// Training cycles through so many batches of a case. FORMATS 2.
+/// Training cycles through so many batches of a case. docs/formats.md 2.
 inline constexpr int64_t kBatches = 4;
 
-/// One batch of tokens. All [B,S] int64, row-major. FORMATS section 2.
+/// One batch of tokens. All [B,S] int64, row-major. docs/formats.md 2.
 struct Batch {
   int64_t B = 0;
   int64_t S = 0;
@@ -35,7 +35,7 @@ Batch make_batch(const Case& c, int64_t index = 0);
 /// Fills position_ids from the mask.
 void set_positions(Batch& batch);
 /// Fills labels from the ids: kIgnoredLabel on padding, on the first token after padding and in the
-/// first S/4 columns (FORMATS section 2).
+/// first S/4 columns (docs/formats.md 2).
 void set_labels(Batch& batch);
 /// Throws Error (artefact) unless ids are inside the vocabulary, the mask is 0/1 and sizes agree.
 void validate(const Batch& batch, const ModelConfig& config, const std::string& where);

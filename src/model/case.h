@@ -8,8 +8,8 @@
 
 namespace dsv32 {
 
-/// What is computed: a config (with overrides applied), a seed and a batch shape. FORMATS
-/// section 3.
+/// What is computed: a config (with overrides applied), a seed and a batch shape.
+/// docs/formats.md 3.
 struct Case {
   std::string name;
   ModelConfig config;          // overrides already applied

@@ -32,7 +32,7 @@ std::string number(double value) {
   return text;
 }
 
-/// c(r): the pair that turns r times within the original context. SPEC 1.3.
+/// c(r): the pair that turns r times within the original context. docs/spec.md 1.3.
 double turning_pair(const ModelConfig& config, double turns) {
   const auto length = static_cast<double>(config.yarn->original_max_position_embeddings);
   return static_cast<double>(config.qk_rope_head_dim) *
@@ -101,7 +101,8 @@ void check_experts(const ModelConfig& c, const Checker& check) {
   check.that(c.n_routed_experts % c.n_group == 0, "n_group",
              "a divisor of n_routed_experts, " + std::to_string(c.n_routed_experts), c.n_group);
   const int64_t per_group = c.n_routed_experts / c.n_group;
-  check.that(per_group >= 2, "n_group", "groups of two experts or more (SPEC 1.8)", c.n_group);
+  check.that(per_group >= 2, "n_group", "groups of two experts or more (docs/spec.md 1.8)",
+             c.n_group);
   check.between("topk_group", c.topk_group, 1, c.n_group);
   check.that(
       c.num_experts_per_tok <= per_group * c.topk_group, "num_experts_per_tok",

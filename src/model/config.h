@@ -7,7 +7,7 @@
 
 namespace dsv32 {
 
-/// YaRN settings (`rope_scaling` or `rope_parameters` of config.json). SPEC 1.3.
+/// YaRN settings (`rope_scaling` or `rope_parameters` of config.json). docs/spec.md 1.3.
 struct YarnConfig {
   double factor = 1;
   int64_t original_max_position_embeddings = 0;
@@ -17,10 +17,10 @@ struct YarnConfig {
   double mscale_all_dim = 0;  // 0: absent
 };
 
-/// 0.1 mscale ln(factor) + 1; 1 without interpolation. SPEC 1.3.
+/// 0.1 mscale ln(factor) + 1; 1 without interpolation. docs/spec.md 1.3.
 double yarn_mscale(double factor, double mscale);
 
-/// What follows from a config with YaRN. SPEC 1.3.
+/// What follows from a config with YaRN. docs/spec.md 1.3.
 struct YarnNumbers {
   /// Pairs up to `low` keep their frequency, those from `high` on are divided by the factor.
   double low = 0, high = 0;

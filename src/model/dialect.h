@@ -111,7 +111,7 @@ struct LossVariant {
   bool operator==(const LossVariant&) const = default;
 };
 
-/// The indexer's KL (SPEC 2).
+/// The indexer's KL (docs/spec.md 2).
 struct KlVariant {
   bool student_over_visible = false;  // sparse stage: student over every visible key
   bool dense_target = false;          // sparse stage: target from dense attention
@@ -134,7 +134,8 @@ struct LinearVariant {
   bool operator==(const LinearVariant&) const = default;
 };
 
-/// `spec`: round only at taps (SPEC, bf16 mode). `transformers`: also where transformers rounds.
+/// `spec`: round only at taps (docs/spec.md 1, bf16 mode). `transformers`: also where transformers
+/// rounds.
 enum class RoundingStyle { spec, transformers };
 
 struct Dialect {

@@ -12,7 +12,7 @@
 
 namespace dsv32 {
 
-/// How the stages of a run are fed. DESIGN section 3.
+/// How the stages of a run are fed. docs/architecture.md 3.
 enum class Feeding {
   free,    // own values, own decisions
   forced,  // own values; the decisions (topk, router.experts) of `feed`
@@ -20,7 +20,7 @@ enum class Feeding {
 };
 
 struct RunOptions {
-  /// float64: the oracle; bfloat16 and float16: rounding modes (SPEC 1).
+  /// float64: the oracle; bfloat16 and float16: rounding modes (docs/spec.md 1).
   DType dtype = DType::float32;
   Dialect dialect = {};
   Objective objective = {};

@@ -10,9 +10,9 @@
 
 namespace dsv32 {
 
-/// One adapted map: W + alpha / rank * B A. Tensor names are those of FORMATS 1, shapes those that
-/// peft saves. The experts of one layer share a pair: expert e has rows [e rank, (e + 1) rank) of A
-/// and columns e, e + experts, e + 2 experts, ... of B.
+/// One adapted map: W + alpha / rank * B A. Tensor names are those of docs/formats.md 1, shapes
+/// those that peft saves. The experts of one layer share a pair: expert e has rows [e rank, (e + 1)
+/// rank) of A and columns e, e + experts, e + 2 experts, ... of B.
 struct LoraModule {
   std::string name;  // "model.layers.0.self_attn.q_a_proj", "model.layers.3.mlp.experts.down_proj"
   int64_t in = 0, out = 0;  // of one expert's map; gate_up_proj: out = 2 * moe_intermediate_size
@@ -25,7 +25,8 @@ struct LoraModule {
   std::string b_name() const { return name + ".lora_B.weight"; }
   Shape a_shape() const { return {experts * rank, in}; }
   Shape b_shape() const { return {out, experts * rank}; }
-  /// True when the indexer's KL drives it; every other adapter is driven by the LM loss (SPEC 2).
+  /// True when the indexer's KL drives it; every other adapter is driven by the LM loss
+  /// (docs/spec.md 2).
   bool is_kl() const;
   /// True for a fused tensor of routed experts: for peft a target parameter, no target module.
   bool is_fused() const;

@@ -2,7 +2,7 @@
 
 namespace dsv32 {
 
-/// Which indexer KL a run computes (SPEC 2).
+/// Which indexer KL a run computes (docs/spec.md 2).
 enum class KlStage {
   none,
   warmup,  // Eq. 3: dense attention, every visible key

@@ -12,7 +12,7 @@ uint64_t fnv1a64(std::string_view text);
 /// Philox4x64-10 (Random123; the same function as numpy.random.Philox), one counter block.
 std::array<uint64_t, 4> philox4x64(std::array<uint64_t, 4> counter, std::array<uint64_t, 2> key);
 
-/// The stream of one name: block b (1, 2, ...) in counter word 0. FORMATS section 1.
+/// The stream of one name: block b (1, 2, ...) in counter word 0. docs/formats.md 1.
 class PhiloxStream {
  public:
   PhiloxStream(uint64_t seed, std::string_view name) : key_{seed, fnv1a64(name)} {}

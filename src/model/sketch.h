@@ -26,7 +26,7 @@ inline constexpr int kParameterProjections = 16;
 
 /// What a training golden keeps of a parameter after a step: L2 norm and 16 seeded projections,
 /// summed in double. Sign of element `i` in projection `p`: bit p mod 8 of byte 2 * i + p / 8 of
-/// the bytes of sketch_signs("param." + name); 1 is +1, 0 is -1. golden/README.md section 8.
+/// the bytes of sketch_signs("param." + name); 1 is +1, 0 is -1. docs/formats.md 10.
 struct ParameterSketch {
   double norm = 0;
   std::array<double, kParameterProjections> projections = {};

@@ -91,7 +91,7 @@ bool is_moe_only(std::string_view name) {
   return name.starts_with("router.") || name.starts_with("moe.");
 }
 
-// Shapes of FORMATS section 4 by name; the sizes that several taps share have one line.
+// Shapes of docs/formats.md 4 by name; the sizes that several taps share have one line.
 std::optional<Shape> shape_by_name(std::string_view name, const ModelConfig& c, int64_t B,
                                    int64_t S) {
   const auto is = [name](std::initializer_list<std::string_view> names) {

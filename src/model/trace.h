@@ -39,7 +39,7 @@ struct TapInfo {
   bool is_decision() const { return kind == TapKind::topk || kind == TapKind::experts; }
 };
 
-/// Every tap in paper order (SPEC section 5), then the KL and training ones. `loss.kl` is there
+/// Every tap in paper order (docs/spec.md 5), then the KL and training ones. `loss.kl` is there
 /// twice: of a layer and of the model.
 const std::vector<TapInfo>& tap_vocabulary();
 
@@ -84,7 +84,7 @@ std::vector<std::string> gradient_taps(const ModelConfig& config, const Objectiv
 /// the judge.
 class Trace {
  public:
-  std::map<std::string, std::string> metadata;  // FORMATS section 4
+  std::map<std::string, std::string> metadata;  // docs/formats.md 4
 
   /// Replaces a tensor of the same name.
   void put(const std::string& name, HostTensor value);

@@ -26,7 +26,7 @@ struct Rule {
   int g;
 };
 
-// FORMATS section 1; the first match wins, the last row matches all.
+// docs/formats.md 1; the first match wins, the last row matches all.
 constexpr std::array<Rule, 17> kRules = {{
     {"embed_tokens.weight", Law::absolute, -4},
     {"input_layernorm.weight", Law::one, -6},

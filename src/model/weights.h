@@ -43,7 +43,7 @@ class WeightSource {
   virtual std::string identity() const = 0;
 };
 
-/// The weights of FORMATS section 1: each element is a function of (seed, name, index) only.
+/// The weights of docs/formats.md 1: each element is a function of (seed, name, index) only.
 /// Tensors are returned as float32 (every value is exact in bfloat16).
 class SyntheticWeights : public WeightSource {
  public:

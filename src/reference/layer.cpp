@@ -11,7 +11,8 @@ Tensor append(Tensor& cached, const Tensor& fresh) {
   return cached;
 }
 
-/// The block norm reads the unrounded residual sum (SPEC 1.2); transformers reads the rounded one.
+/// The block norm reads the unrounded residual sum (docs/spec.md 1.2); transformers reads the
+/// rounded one.
 Tensor norm_input(const Context& ctx, const Residual& residual) {
   const bool unrounded = ctx.rounding.is_16bit() && !ctx.rounding.like_transformers();
   return unrounded ? residual.sum : residual.hidden;
@@ -100,7 +101,7 @@ class Layer {
   bool trains_indexer() const { return ctx_.objective.kl != KlStage::none; }
 
   /// Selection is not differentiable; the scores are, for the KL, but their inputs are detached
-  /// (SPEC 2).
+  /// (docs/spec.md 2).
   Indexed index_keys(const Tensor& hidden, const Tensor& q_raw, const Tensor& q_latent) {
     const bool differentiable = trains_indexer() || ctx_.dialect.indexer.scores_attached;
     if (flow_.replaying() && !differentiable) return {replayed_support(), {}};

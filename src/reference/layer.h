@@ -29,7 +29,7 @@ struct ChunkInputs {
   Tensor valid;    // [B,S] bool: queries that are no padding
 };
 
-/// One transformer layer: h += attention(norm(h)), then h += mlp(norm(h)). SPEC section 1.
+/// One transformer layer: h += attention(norm(h)), then h += mlp(norm(h)). docs/spec.md 1.
 Residual run_layer(const Context& ctx, int64_t layer, LayerWeights& weights, const Residual& in,
                    const ChunkInputs& chunk, LayerCache& cache, TapFlow& flow);
 /// Its attention alone: all that the indexer's KL (cache.kl_sum) depends on.

@@ -45,7 +45,7 @@ class Pass {
     return torch::tensor(values, torch::kInt64).view({batch_.B, batch_.S}).to(ctx_.device);
   }
 
-  /// Key t is visible to query s iff t <= s and mask[t] = 1 (SPEC 1). [B, end-begin, end]
+  /// Key t is visible to query s iff t <= s and mask[t] = 1 (docs/spec.md 1). [B, end-begin, end]
   ChunkInputs inputs_of(int64_t begin, int64_t end) const {
     const Tensor query = torch::arange(begin, end, ctx_.device).unsqueeze(-1);
     const Tensor key = torch::arange(end, ctx_.device).unsqueeze(0);
@@ -264,7 +264,7 @@ class Pass {
   }
 
   /// Under LM an expert without tokens has an exactly zero gradient. Whatever the objective does
-  /// not train has none, and buffers never (SPEC 2).
+  /// not train has none, and buffers never (docs/spec.md 2).
   void keep_gradient(const LayerWeights& weights, const std::string& name,
                      std::map<std::string, HostTensor>& gradients) const {
     const std::string tap = "grad." + name;

@@ -11,7 +11,7 @@
 #include "src/reference/layer_weights.h"
 #include "src/reference/rounding.h"
 
-/// The ops of the model in paper order. Each is the formula of SPEC section 1; every variant's
+/// The ops of the model in paper order. Each is the formula of docs/spec.md 1; every variant's
 /// default is spec-1. Axes: B batch, S query tokens of this call, T keys so far, H heads, D head
 /// dim, E experts.
 namespace dsv32::reference {
@@ -23,7 +23,7 @@ struct Context {
   Rounding rounding;
   torch::Device device = torch::kCPU;
   Objective objective = {};
-  /// Attention over every visible key: by config, or in the dense warm-up (SPEC 2, Eq. 3).
+  /// Attention over every visible key: by config, or in the dense warm-up (docs/spec.md 2, Eq. 3).
   bool dense_attention() const {
     return !config.use_sparse_attention || objective.kl == KlStage::warmup;
   }
@@ -32,9 +32,9 @@ struct Context {
 
 // --- norm.cpp -----------------------------------------------------------------------------------
 
-/// x / sqrt(mean(x^2) + eps) * w over the last axis. SPEC 1.2.
+/// x / sqrt(mean(x^2) + eps) * w over the last axis. docs/spec.md 1.2.
 Tensor rms_norm(const Context& ctx, const Tensor& x, const Tensor& weight, double eps);
-/// Indexer key norm: LayerNorm with weight and bias. x [B,S,D_I]. SPEC 1.5.
+/// Indexer key norm: LayerNorm with weight and bias. x [B,S,D_I]. docs/spec.md 1.5.
 Tensor index_key_norm(const Context& ctx, const Tensor& x, const Tensor& weight,
                       const Tensor& bias);
 
@@ -44,11 +44,11 @@ Tensor index_key_norm(const Context& ctx, const Tensor& x, const Tensor& weight,
 struct RopeTable {
   Tensor cos, sin;
 };
-/// positions [B,S] int64. SPEC 1.3 (YaRN).
+/// positions [B,S] int64. docs/spec.md 1.3 (YaRN).
 RopeTable rope_table(const Context& ctx, const Tensor& positions);
 /// x [B,S,...,d] rotated by the angles of its token; output in the layout of the input.
 Tensor rotate(const Context& ctx, const Tensor& x, const RopeTable& table, RopePairing pairing);
-/// qk_head_dim^-0.5 * mscale^2. SPEC 1.3.
+/// qk_head_dim^-0.5 * mscale^2. docs/spec.md 1.3.
 double softmax_scale(const ModelConfig& config, const AttentionVariant& variant);
 /// Orthogonal Hadamard rotation of the last axis (a power of two), scale n^-0.5.
 Tensor hadamard(const Tensor& x);
@@ -69,7 +69,7 @@ ExpandedKv expand_kv(const Context& ctx, const Tensor& kv_latent, const Tensor& 
 Tensor attention_logits(const Context& ctx, const Tensor& q_nope, const Tensor& q_rope,
                         const Tensor& kv_latent, const Tensor& k_rope, const Tensor& kv_b);
 /// Softmax over the supported keys only; support [B,1|H,S,T] bool. A query without keys gets zeros.
-/// SPEC 1.7.
+/// docs/spec.md 1.7.
 Tensor attention_probs(const Context& ctx, const Tensor& logits, const Tensor& support);
 /// [B,S,H,v] from probs [B,H,S,T] and kv_latent [B,T,kv_lora].
 Tensor attention_context(const Context& ctx, const Tensor& probs, const Tensor& kv_latent,
@@ -77,7 +77,7 @@ Tensor attention_context(const Context& ctx, const Tensor& probs, const Tensor& 
 
 // --- indexer.cpp --------------------------------------------------------------------------------
 
-/// ix.q [B,S,H_I,D_I] from the normalised q_latent. SPEC 1.5.
+/// ix.q [B,S,H_I,D_I] from the normalised q_latent. docs/spec.md 1.5.
 Tensor index_query(const Context& ctx, const Tensor& q_latent, const Tensor& wq_b,
                    const RopeTable& table);
 /// ix.k [B,S,D_I] from the normed hidden state.
@@ -107,7 +107,7 @@ Tensor support_of(const Tensor& topk, int64_t T);
 // --- router.cpp ---------------------------------------------------------------------------------
 
 /// s = sigmoid(logits); biased choice within the best groups; ids [B,S,K] int64 ascending.
-/// SPEC 1.8.
+/// docs/spec.md 1.8.
 Tensor route(const Context& ctx, const Tensor& logits, const Tensor& bias);
 /// Unbiased s of the chosen experts, normalised and scaled once. [B,S,K]
 Tensor routing_weights(const Context& ctx, const Tensor& logits, const Tensor& bias,
@@ -123,8 +123,8 @@ Tensor routed_experts(const Context& ctx, const Tensor& x, const Tensor& experts
                       const Tensor& weights, LayerWeights& layer);
 
 // --- kl.cpp -------------------------------------------------------------------------------------
-// The indexer's KL(target || student), SPEC 2. support [B,S,T] bool: every visible key in the
-// warm-up (Eq. 3), the selected ones in the sparse stage (Eq. 4). No epsilon anywhere.
+// The indexer's KL(target || student), docs/spec.md 2. support [B,S,T] bool: every visible key in
+// the warm-up (Eq. 3), the selected ones in the sparse stage (Eq. 4). No epsilon anywhere.
 
 /// Sum over heads of the attention probabilities [B,H,S,T], divided by its sum over the keys.
 /// [B,S,T]; zeros for a query without keys.
@@ -141,7 +141,7 @@ Tensor kl_score_gradient(const Context& ctx, const Tensor& target, const Tensor&
 // --- head.cpp -----------------------------------------------------------------------------------
 
 /// Shifted cross entropy, ignore -100, mean over the counted tokens. logits [B,S,vocab], labels
-/// [B,S]. SPEC 1.10.
+/// [B,S]. docs/spec.md 1.10.
 Tensor lm_loss(const Context& ctx, const Tensor& logits, const Tensor& labels);
 
 }  // namespace dsv32::reference

@@ -4,7 +4,7 @@
 
 #include "src/model/implementation.h"
 
-/// The face of src/reference: the model of SPEC 1 in plain LibTorch, readable first.
+/// The face of src/reference: the model of docs/spec.md 1 in plain LibTorch, readable first.
 namespace dsv32::reference {
 
 /// `weights` is used layer by layer and must outlive the model.

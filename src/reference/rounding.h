@@ -22,7 +22,7 @@ struct Rounding {
   bool is_16bit() const { return is_narrow(dtype); }
   bool like_transformers() const { return is_16bit() && style == RoundingStyle::transformers; }
 
-  /// A tap: rounded once in the 16-bit modes (SPEC 1, bf16 mode).
+  /// A tap: rounded once in the 16-bit modes (docs/spec.md 1, bf16 mode).
   Tensor tap(const Tensor& x) const { return is_16bit() ? round(x) : x; }
   /// A value between taps: rounded only where transformers stores it in the model's dtype.
   Tensor op(const Tensor& x) const { return like_transformers() ? round(x) : x; }

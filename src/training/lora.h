@@ -17,7 +17,7 @@ namespace dsv32::training {
 /// The table holds A and B of every module, in the modules' order.
 class LoraAdapters : public Trainables {
  public:
-  /// `start` gives A and B by their names (FORMATS 1). `base` must outlive this.
+  /// `start` gives A and B by their names (docs/formats.md 1). `base` must outlive this.
   LoraAdapters(const ModelConfig& config, std::vector<LoraModule> modules, const WeightSource& base,
                const WeightSource& start, torch::ScalarType master, Bug bug = Bug::none);
 
@@ -60,7 +60,7 @@ class LoraAdapters : public Trainables {
   std::map<std::string, HostTensor> merged_;
 };
 
-/// The start of training (FORMATS 1): A by its stream, B all zero.
+/// The start of training (docs/formats.md 1): A by its stream, B all zero.
 class ZeroB : public WeightSource {
  public:
   explicit ZeroB(uint64_t seed) : synthetic_(seed) {}

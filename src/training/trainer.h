@@ -22,7 +22,7 @@ struct Recipe {
   Objective objective = {};
   std::vector<Group> groups;
   int64_t steps = 0;
-  /// Every step uses batch 0; else step t uses batch t mod 4 (FORMATS 2).
+  /// Every step uses batch 0; else step t uses batch t mod 4 (docs/formats.md 2).
   bool memorised = false;
   int64_t micro_batches = 1;  // contiguous rows each; gradient = mean of their means
 };

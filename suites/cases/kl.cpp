@@ -44,7 +44,7 @@ struct Example {
   Tensor gradient() const { return reference::kl_score_gradient(ctx, target(), scores, support); }
 };
 
-/// Target, student and KL of one query by the formulas of SPEC 2.
+/// Target, student and KL of one query by the formulas of docs/spec.md 2.
 struct Expected {
   std::vector<double> target, student;
   double kl = 0;

@@ -144,7 +144,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 class Agreement(unittest.TestCase):
-    """Every value that is taken from real code is the value of SPEC (dialect hf)."""
+    """Every value that is taken from real code is the value of docs/spec.md (dialect hf)."""
 
     def check(self, name: str) -> None:
         case, real, plain = load_cases()[name], real_run(name), plain_run(name)
@@ -223,7 +223,7 @@ class Agreement(unittest.TestCase):
 
 
 class Format(unittest.TestCase):
-    """Names, shapes, types and metadata of FORMATS section 4."""
+    """Names, shapes, types and metadata of docs/formats.md 4."""
 
     def test_shapes_and_types(self) -> None:
         taps, B, S = real_run("tiny").taps, 2, 32

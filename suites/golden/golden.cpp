@@ -1,5 +1,5 @@
 // The golden reader: a file is opened only after its hash matched, and then only what
-// golden/README.md allows is read.
+// docs/formats.md 8 allows is read.
 
 #include "golden/reader/golden.h"
 

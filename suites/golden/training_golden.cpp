@@ -1,4 +1,4 @@
-// The reader of training goldens: hash first, then nothing but what golden/README.md allows.
+// The reader of training goldens: hash first, then nothing but what docs/formats.md 10 allows.
 
 #include "golden/reader/training_golden.h"
 

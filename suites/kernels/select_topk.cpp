@@ -22,7 +22,7 @@ struct Case {
   std::vector<float> scores;  // [rows, keys]
 };
 
-/// The total order of SPEC 1.6 as a stable sort. -inf and NaN are never selected.
+/// The total order of docs/spec.md 1.6 as a stable sort. -inf and NaN are never selected.
 std::vector<int32_t> oracle(const Case& c, bool by_score) {
   std::vector<int32_t> want;
   for (int64_t row = 0; row < c.rows; ++row) {

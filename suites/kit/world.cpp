@@ -61,7 +61,7 @@ std::vector<int64_t> range(int64_t begin, int64_t end) {
   return all;
 }
 
-// SPEC 1.8 in double, in its plainest form.
+// docs/spec.md 1.8 in double, in its plainest form.
 std::vector<int64_t> choose_experts(const ModelConfig& config, const std::vector<double>& scores) {
   const int64_t size = config.n_routed_experts / config.n_group;
   std::vector<double> groups;

@@ -194,8 +194,8 @@ TEST(SelfErrors, FormatLeavesEmptyPartsOut) {
                                 .expected = "4",
                                 .got = "3",
                                 .context = "tiny",
-                                .hint = "see SPEC"}),
-            "a.json: n_group: expected 4, got 3 (tiny); hint: see SPEC");
+                                .hint = "see docs/spec.md"}),
+            "a.json: n_group: expected 4, got 3 (tiny); hint: see docs/spec.md");
   EXPECT_EQ(to_string(Complaint{.where = "f", .what = "gone", .expected = "", .got = ""}),
             "f: gone");
   EXPECT_EQ(to_string(Complaint{.where = "f", .what = "size", .expected = "", .got = "3"}),

@@ -1,4 +1,4 @@
-// The vocabulary's numbers: Philox, synthetic weights, batches and cases against FORMATS sections 1
+// The vocabulary's numbers: Philox, synthetic weights, batches and cases against docs/formats.md 1
 // to 3.
 
 #include <gtest/gtest.h>
@@ -59,7 +59,7 @@ struct WeightVector {
   std::string sha256;
 };
 
-// FORMATS section 1, test vectors of seed 1.
+// docs/formats.md 1, test vectors of seed 1.
 const std::vector<WeightVector> kWeightVectors = {
     {{"model.embed_tokens.weight", {100, 64}},
      {0.4375, 0.0, 0.75, -0.3125},

@@ -215,7 +215,7 @@ struct ShapeRow {
   Shape shape;
 };
 
-// FORMATS section 4 at tiny-wide, B 2, S 33.
+// docs/formats.md 4 at tiny-wide, B 2, S 33.
 const std::vector<ShapeRow> kShapes = {
     {"embed", {2, 33, 64}},
     {"layers.0.attn_norm", {2, 33, 64}},

@@ -52,7 +52,7 @@ struct Wanted {
   at::Tensor target, student, rows, dscores;  // [B,S,T], rows [B,S]
 };
 
-/// SPEC 2 as it stands: probabilities per head, summed, normalised; gradient by autograd.
+/// docs/spec.md 2 as it stands: probabilities per head, summed, normalised; gradient by autograd.
 Wanted oracle(const Inputs& in, const at::Tensor& support) {
   const at::Tensor hidden = support.logical_not();
   const at::Tensor per_head = at::softmax(on_support(logits(in), support.unsqueeze(2)), -1);

@@ -20,7 +20,7 @@ struct Table {
   at::Tensor cos, sin;
 };
 
-/// SPEC 1.3 on the CPU in float64.
+/// docs/spec.md 1.3 on the CPU in float64.
 at::Tensor oracle(const at::Tensor& x, const Table& table, bool interleaved, bool inverse) {
   const int64_t pairs = table.cos.size(-1);
   at::Tensor cos = wide(table.cos), sin = wide(table.sin) * (inverse ? -1 : 1);

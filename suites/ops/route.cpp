@@ -16,7 +16,7 @@ const Case kCases[] = {{5, 256, 8, 4, 8}, {33, 16, 4, 2, 4},       {64, 4, 2, 1,
                        {3, 32, 1, 1, 32}, {4, 33, 3, 2, 8, false}, {2, 1024, 32, 32, 32}};
 constexpr double kScale = 2.5;
 
-/// Experts [N,k] int64 ascending, by stable sorts (SPEC 1.8).
+/// Experts [N,k] int64 ascending, by stable sorts (docs/spec.md 1.8).
 at::Tensor experts_oracle(const at::Tensor& logits, const at::Tensor& bias, const Case& c) {
   const auto first = [](const at::Tensor& values, int64_t k) {
     return std::get<1>(at::sort(values, /*stable=*/true, -1, /*descending=*/true)).narrow(-1, 0, k);

@@ -7,7 +7,7 @@ namespace {
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
-/// The first k under the total order of SPEC 1.6, -1 where a score is -inf.
+/// The first k under the total order of docs/spec.md 1.6, -1 where a score is -inf.
 at::Tensor oracle(const at::Tensor& scores, int64_t k, bool by_score) {
   const int64_t keys = scores.size(-1);
   const auto [sorted, order] =

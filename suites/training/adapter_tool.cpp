@@ -26,7 +26,7 @@ std::string kind_of(const LoraModule& module) {
   return module.name.find(".self_attn.") == std::string::npos ? "mlp" : "attention";
 }
 
-/// A and B of FORMATS 1, B other than zero.
+/// A and B of docs/formats.md 1, B other than zero.
 void make(const Case& c, const std::string& dir, const Words& kinds) {
   io::Adapter adapter;
   const SyntheticWeights synthetic(c.seed);
@@ -39,7 +39,7 @@ void make(const Case& c, const std::string& dir, const Words& kinds) {
   io::write_adapter(dir, c.config, adapter);
 }
 
-/// What an adapter's file holds, by the names of FORMATS 1.
+/// What an adapter's file holds, by the names of docs/formats.md 1.
 class FileWeights : public WeightSource {
  public:
   explicit FileWeights(const io::Adapter& adapter) : adapter_(adapter) {}

@@ -71,7 +71,7 @@ def our_logits(*adapters: Path) -> torch.Tensor:
 
 @contextlib.contextmanager
 def targets_as_named():
-    """Without peft's move of gate, up and down to the routed experts (golden/README.md 9)."""
+    """Without peft's move of gate, up and down to the routed experts (docs/formats.md 11)."""
     with mock.patch.dict(conversion._MODEL_TO_CONVERSION_PATTERN) as patterns:
         patterns.pop("deepseek_v32")
         yield

@@ -6,7 +6,8 @@
 #include "src/optimized/simt/bf16.h"
 
 /// hadamard: y = scale H x over rows, H the symmetric Hadamard matrix in natural (Sylvester) order;
-/// rows of a power of two up to 256 (SPEC 1.5). H is symmetric: the backward pass is the op itself.
+/// rows of a power of two up to 256 (docs/spec.md 1.5). H is symmetric: the backward pass is the op
+/// itself.
 namespace dsv32::optimized {
 
 enum class HadamardMutant {

@@ -5,9 +5,9 @@
 #include "src/optimized/simt/backend.h"
 #include "src/optimized/simt/bf16.h"
 
-/// index_scores: score[b,s,t] = sum_j w[b,s,j] relu(q[b,s,j] . k[b,t]) (SPEC 1.5), forward and
-/// backward, without a [B,S,HI,T] tensor. Query s sees key t when t <= first_query + s and the mask
-/// has it.
+/// index_scores: score[b,s,t] = sum_j w[b,s,j] relu(q[b,s,j] . k[b,t]) (docs/spec.md 1.5), forward
+/// and backward, without a [B,S,HI,T] tensor. Query s sees key t when t <= first_query + s and the
+/// mask has it.
 namespace dsv32::optimized {
 
 enum class IndexScoresMutant {

@@ -5,8 +5,9 @@
 #include "src/optimized/simt/backend.h"
 #include "src/optimized/simt/bf16.h"
 
-/// kl_sparse, kl_dense: the indexer's KL(target || student) of every query (SPEC 2, Eq. 3 and 4).
-/// The target is rebuilt from the log-sum-exp of the attention, so that no [B,H,S,T] is made.
+/// kl_sparse, kl_dense: the indexer's KL(target || student) of every query (docs/spec.md 2, Eq. 3
+/// and 4). The target is rebuilt from the log-sum-exp of the attention, so that no [B,H,S,T] is
+/// made.
 namespace dsv32::optimized {
 
 enum class KlMutant {

@@ -5,8 +5,8 @@
 #include "src/optimized/simt/backend.h"
 #include "src/optimized/simt/bf16.h"
 
-/// layer_norm: y = (x - mean) / sqrt(variance + eps) * weight + bias over rows (SPEC 1.5), forward
-/// and backward.
+/// layer_norm: y = (x - mean) / sqrt(variance + eps) * weight + bias over rows (docs/spec.md 1.5),
+/// forward and backward.
 namespace dsv32::optimized {
 
 enum class LayerNormMutant {

@@ -7,8 +7,8 @@
 #include "src/optimized/simt/bf16.h"
 
 /// linear_cross_entropy: mean of lse - logit[label] over the counted tokens, logits = x weight^T
-/// (SPEC 1.10), without the logits as a whole: they come in chunks of columns, and the log-sum-exp
-/// of a row is updated chunk by chunk. The products are plain GEMMs and stay outside.
+/// (docs/spec.md 1.10), without the logits as a whole: they come in chunks of columns, and the
+/// log-sum-exp of a row is updated chunk by chunk. The products are plain GEMMs and stay outside.
 namespace dsv32::optimized {
 
 enum class CrossEntropyMutant {

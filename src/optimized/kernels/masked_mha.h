@@ -6,9 +6,9 @@
 #include "src/optimized/simt/backend.h"
 #include "src/optimized/simt/bf16.h"
 
-/// masked_mha: attention in the expanded form (SPEC 1.4, 1.7), each query over the keys whose bits
-/// are set. With s = scale (q_nope . k_nope + q_rope . k_rope) per head, the rope part of the keys
-/// shared by all heads: out = sum of softmax(s) v, lse = log of the sum of exp(s).
+/// masked_mha: attention in the expanded form (docs/spec.md 1.4, 1.7), each query over the keys
+/// whose bits are set. With s = scale (q_nope . k_nope + q_rope . k_rope) per head, the rope part
+/// of the keys shared by all heads: out = sum of softmax(s) v, lse = log of the sum of exp(s).
 namespace dsv32::optimized {
 
 enum class MaskedMhaMutant {

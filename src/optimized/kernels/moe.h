@@ -5,9 +5,9 @@
 #include "src/optimized/simt/backend.h"
 #include "src/optimized/simt/bf16.h"
 
-/// moe: the routed experts (SPEC 1.9). Tokens are sorted by expert, a grouped GEMM runs all experts
-/// at once, and the weighted results are added in ascending expert order. A token's result has the
-/// same bits in whatever batch it stands. Deterministic, forward and backward.
+/// moe: the routed experts (docs/spec.md 1.9). Tokens are sorted by expert, a grouped GEMM runs all
+/// experts at once, and the weighted results are added in ascending expert order. A token's result
+/// has the same bits in whatever batch it stands. Deterministic, forward and backward.
 namespace dsv32::optimized {
 
 enum class MoeMutant {

@@ -5,7 +5,8 @@
 #include "src/optimized/simt/backend.h"
 #include "src/optimized/simt/bf16.h"
 
-/// rms_norm: y = x / sqrt(mean(x^2) + eps) * weight over rows (SPEC 1.2), forward and backward.
+/// rms_norm: y = x / sqrt(mean(x^2) + eps) * weight over rows (docs/spec.md 1.2), forward and
+/// backward.
 namespace dsv32::optimized {
 
 enum class RmsNormMutant {

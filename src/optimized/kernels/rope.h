@@ -5,8 +5,8 @@
 #include "src/optimized/simt/backend.h"
 #include "src/optimized/simt/bf16.h"
 
-/// rope: rotates pairs of lanes by the angles of their token (SPEC 1.3, 1.4, 1.5). The backward
-/// pass is the inverse rotation: the same kernel with `inverse`.
+/// rope: rotates pairs of lanes by the angles of their token (docs/spec.md 1.3, 1.4, 1.5). The
+/// backward pass is the inverse rotation: the same kernel with `inverse`.
 namespace dsv32::optimized {
 
 enum class RopeMutant {

@@ -4,8 +4,8 @@
 
 #include "src/optimized/simt/backend.h"
 
-/// route: sigmoid scores, biased choice within the best groups, unbiased weights (SPEC 1.8), and
-/// the gradient of the weights.
+/// route: sigmoid scores, biased choice within the best groups, unbiased weights
+/// (docs/spec.md 1.8), and the gradient of the weights.
 namespace dsv32::optimized {
 
 enum class RouteMutant {

@@ -6,8 +6,9 @@
 #include "src/optimized/simt/backend.h"
 #include "src/optimized/simt/bf16.h"
 
-/// select_topk: the first k of each row under the total order of SPEC 1.6: score descending, then
-/// index ascending, -0 == +0. Exact: a radix select on 32-bit keys that counts and never buckets.
+/// select_topk: the first k of each row under the total order of docs/spec.md 1.6: score
+/// descending, then index ascending, -0 == +0. Exact: a radix select on 32-bit keys that counts and
+/// never buckets.
 namespace dsv32::optimized {
 
 enum class SelectTopkMutant {

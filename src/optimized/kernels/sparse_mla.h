@@ -6,9 +6,9 @@
 #include "src/optimized/simt/backend.h"
 #include "src/optimized/simt/bf16.h"
 
-/// sparse_mla, dense_mla: attention in the absorbed form (SPEC 1.4, 1.7). All heads share one key
-/// per token, the latent with its rope part; the value is the latent. With s = scale q . kv over
-/// the keys of a query: out = sum of softmax(s) kv[:kv_lora], lse = log of the sum of exp(s).
+/// sparse_mla, dense_mla: attention in the absorbed form (docs/spec.md 1.4, 1.7). All heads share
+/// one key per token, the latent with its rope part; the value is the latent. With s = scale q . kv
+/// over the keys of a query: out = sum of softmax(s) kv[:kv_lora], lse = log of the sum of exp(s).
 namespace dsv32::optimized {
 
 enum class SparseMlaMutant {

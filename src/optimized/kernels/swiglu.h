@@ -5,7 +5,7 @@
 #include "src/optimized/simt/backend.h"
 #include "src/optimized/simt/bf16.h"
 
-/// swiglu: y = silu(gate) up, silu(g) = g sigmoid(g) (SPEC 1.9), forward and backward.
+/// swiglu: y = silu(gate) up, silu(g) = g sigmoid(g) (docs/spec.md 1.9), forward and backward.
 namespace dsv32::optimized {
 
 enum class SwigluMutant {

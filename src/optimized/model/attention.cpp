@@ -6,7 +6,7 @@ namespace {
 using Pair = std::tuple<Tensor, Tensor>;
 using Triple = std::tuple<Tensor, Tensor, Tensor>;
 
-/// SPEC 1.5: both scales of the indexer's weights.
+/// docs/spec.md 1.5: both scales of the indexer's weights.
 double index_weight_scale(const ModelConfig& c) {
   return 1 / std::sqrt(static_cast<double>(c.index_n_heads * c.index_head_dim));
 }
@@ -33,7 +33,7 @@ Tensor Attention::rotate(const Tensor& x, bool interleaved, bool inverse) const 
       "rope", x, chunk_.rope.cos, chunk_.rope.sin, interleaved, inverse);
 }
 
-/// The indexer rotates the first lanes, half-split (SPEC 1.5).
+/// The indexer rotates the first lanes, half-split (docs/spec.md 1.5).
 Tensor Attention::rotate_first(const Tensor& x, bool inverse) const {
   return rotate(x, false, inverse);
 }

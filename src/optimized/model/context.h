@@ -26,7 +26,8 @@ struct Context {
   bool staged = false;  // stages read what they are fed
 
   bool trains_indexer() const { return objective.kl != KlStage::none; }
-  /// Attention goes over every visible key: by config, or in the dense warm-up (SPEC 2, Eq. 3).
+  /// Attention goes over every visible key: by config, or in the dense warm-up (docs/spec.md 2, Eq.
+  /// 3).
   bool dense_attention() const {
     return !config.use_sparse_attention || objective.kl == KlStage::warmup;
   }
@@ -36,9 +37,10 @@ struct Context {
 struct RopeTable {
   Tensor cos, sin;
 };
-/// The table of positions [B,S] int64 on the CPU, its angles made in float64. SPEC 1.3 (YaRN).
+/// The table of positions [B,S] int64 on the CPU, its angles made in float64. docs/spec.md 1.3
+/// (YaRN).
 RopeTable rope_table(const Context& ctx, const Tensor& positions);
-/// qk_head_dim^-0.5 * mscale^2. SPEC 1.3.
+/// qk_head_dim^-0.5 * mscale^2. docs/spec.md 1.3.
 double softmax_scale(const ModelConfig& config);
 
 /// Where a part's weight gradients go: the name within the layer, the gradient.

@@ -10,7 +10,8 @@
 /// One transformer layer by hand: forward, and backward from what the forward pass left.
 namespace dsv32::optimized {
 
-/// The residual stream between two layers. A norm reads x + delta before it is rounded (SPEC 1.2).
+/// The residual stream between two layers. A norm reads x + delta before it is rounded
+/// (docs/spec.md 1.2).
 struct Stream {
   Tensor hidden;  // [B,S,hidden] the tap
   Tensor x;       // [B,S,hidden]
@@ -42,7 +43,7 @@ Tensor rms_norm_backward(const Context& ctx, const Tensor& dy, const Normed& nor
                          const Tensor& weight, const Tensor& dsum, const std::string& name,
                          const KeepGradient& keep);
 
-/// The eps of the indexer's key norm (SPEC 1.5).
+/// The eps of the indexer's key norm (docs/spec.md 1.5).
 inline constexpr double kIndexNormEps = 1e-6;
 
 /// What attention leaves for its backward pass.

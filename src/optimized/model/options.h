@@ -8,7 +8,7 @@ enum class Kernels {
   simt,     // dsv32_simt::*: the CUDA kernels in the executor, on CPU tensors
 };
 
-/// Which form of attention runs; both are the same function (SPEC 1.4).
+/// Which form of attention runs; both are the same function (docs/spec.md 1.4).
 enum class AttentionForm {
   automatic,  // the one that needs fewer multiplications for this length
   expanded,   // keys and values per head under a bit mask

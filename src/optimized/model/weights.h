@@ -23,7 +23,7 @@ class Weights {
   /// Gives a weight in the type of the activations; throws Error (internal) for a name outside the
   /// specs.
   const at::Tensor& get(const std::string& name) { return get(name, type_); }
-  /// Gives a weight in float32, for what SPEC 1 computes in it.
+  /// Gives a weight in float32, for what docs/spec.md 1 computes in it.
   const at::Tensor& exact(const std::string& name) { return get(name, at::kFloat); }
   /// One projection of every routed expert, in ascending expert id.
   std::vector<at::Tensor> experts(const std::string& projection, int64_t count);
