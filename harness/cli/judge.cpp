@@ -25,6 +25,7 @@ Job make_job(const Options& options) {
   job.filter = options.filter;
   job.candidates.assign(options.candidates.begin(), options.candidates.end());
   job.dialect = options.dialect.value_or(job.dialect);
+  job.accept_weak = options.accept_weak;
   if (!options.dtypes.empty()) job.dtypes = options.dtypes;
   if (!options.impls.empty()) {
     job.impls = options.impls;

@@ -40,6 +40,7 @@ struct Options {
   std::optional<std::string> case_name;
   std::vector<std::string> candidates;
   std::optional<std::string> dialect;
+  bool accept_weak = false;
   std::string weights = "synthetic";
   std::optional<std::string> batch;
   std::optional<uint64_t> seed;

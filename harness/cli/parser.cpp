@@ -61,6 +61,9 @@ void add_judged(CLI::App& app, Raw& raw) {
   add(app, "--candidate", o.candidates, "FILE", "judge this trace file in its case; repeatable",
       kJudged)
       ->allow_extra_args(false);
+  app.add_flag("--accept-weak", raw.options.accept_weak,
+               "pass a candidate whose decisions are not in its file where a flip would explain it")
+      ->group(kJudged);
   add(app, "--dialect", raw.dialect, "NAME", "what the candidate declares to be; default spec-1",
       kJudged);
   add(app, "--weights", o.weights, "SOURCE", "synthetic (default), synthetic:SEED or a folder",

@@ -68,6 +68,10 @@ void Findings::add(const Subject& subject, std::vector<Verdict> verdicts,
 void Findings::add(std::vector<Verdict> verdicts) {
   for (Verdict& verdict : verdicts) {
     Entry& entry = entry_of(verdict.subject);
+    if (job_.accept_weak && verdict.trust == Trust::undecided) {
+      verdict.trust = Trust::pass;
+      verdict.note = "accepted as weak evidence: " + verdict.note;
+    }
     verdict.case_name = case_name_;
     verdict.suite = suite_;
     if (selected(job_, verdict)) entry.verdicts.push_back(std::move(verdict));

@@ -100,13 +100,14 @@ bool Group::failed() const {
 }
 
 bool Group::green() const {
-  return !failed() && counts.missing == 0 && counts.vacuous == 0 && counts.pass > 0;
+  return !failed() && counts.missing + counts.vacuous + counts.undecided == 0 && counts.pass > 0;
 }
 
 std::string Group::state() const {
   if (failed()) return "FAIL";
   if (counts.missing > 0) return "MISSING";
   if (counts.vacuous > 0) return "VACUOUS";
+  if (counts.undecided > 0) return "UNDECIDED";
   return counts.pass > 0 ? "PASS" : "SKIPPED";
 }
 
@@ -236,6 +237,7 @@ std::string counts_text(const Counts& counts) {
   const auto add = [&](size_t n, const char* word) {
     if (n > 0) text += ", " + std::to_string(n) + " " + word;
   };
+  add(counts.undecided, "undecided");
   add(counts.vacuous, "vacuous");
   add(counts.missing, "missing");
   add(counts.skipped, "skipped");

@@ -24,7 +24,7 @@ struct Group {
 
   bool failed() const;
   bool green() const;
-  /// "PASS", "FAIL", "MISSING", "VACUOUS" or "SKIPPED".
+  /// "PASS", "FAIL", "MISSING", "VACUOUS", "UNDECIDED" or "SKIPPED".
   std::string state() const;
 };
 

@@ -86,11 +86,8 @@ Json cost_json(const Cost& c) {
 }
 
 Json counts_json(const Counts& c) {
-  return {{"pass", c.pass},
-          {"fail", c.fail},
-          {"vacuous", c.vacuous},
-          {"missing", c.missing},
-          {"skipped", c.skipped}};
+  return {{"pass", c.pass},       {"fail", c.fail},       {"undecided", c.undecided},
+          {"vacuous", c.vacuous}, {"missing", c.missing}, {"skipped", c.skipped}};
 }
 
 Json report_json(const Report& r) {
@@ -268,8 +265,8 @@ Verdict read_verdict(const Reader& r) {
   v.tap = r.text("tap");
   if (!r.at("layer").is_null()) v.layer = r.integer("layer");
   v.mode = r.choice("mode", {Mode::staged, Mode::forced, Mode::free, Mode::exact});
-  v.trust =
-      r.choice("trust", {Trust::pass, Trust::fail, Trust::vacuous, Trust::missing, Trust::skipped});
+  v.trust = r.choice("trust", {Trust::pass, Trust::fail, Trust::undecided, Trust::vacuous,
+                               Trust::missing, Trust::skipped});
   v.checked = r.integer("checked");
   v.measures = r.items("measures", read_measure);
   if (!r.at("worst").is_null()) v.worst = read_worst(r.object("worst"));

@@ -54,7 +54,7 @@ void add_verdict(std::ostringstream& out, const Report& report, const Group& g, 
   } else if (v.trust == Trust::fail) {
     out << "<failure type=\"" << mode << "\"" << message << ">" << details_of(report, g, v)
         << "</failure>";
-  } else {  // vacuous and missing are not green
+  } else {  // vacuous, missing and undecided are not green
     out << "<error type=\"" << trust << "\"" << message << "/>";
   }
   out << "</testcase>\n";
@@ -67,10 +67,10 @@ void add_error(std::ostringstream& out, const std::string& name, const std::stri
 }
 
 void open_suite(std::ostringstream& out, const std::string& name, const Counts& c, size_t errors) {
-  const size_t tests = c.executed() + c.vacuous + c.missing + c.skipped + errors;
+  const size_t tests = c.executed() + c.undecided + c.vacuous + c.missing + c.skipped + errors;
   out << "  <testsuite name=\"" << xml_text(name) << "\" tests=\"" << tests << "\" failures=\""
-      << c.fail << "\" errors=\"" << c.vacuous + c.missing + errors << "\" skipped=\"" << c.skipped
-      << "\">\n";
+      << c.fail << "\" errors=\"" << c.undecided + c.vacuous + c.missing + errors << "\" skipped=\""
+      << c.skipped << "\">\n";
 }
 
 void add_group(std::ostringstream& out, const Report& report, const Group& g) {

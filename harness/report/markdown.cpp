@@ -174,6 +174,7 @@ std::string not_green_section(const std::vector<Group>& groups) {
   Section section(kNoteBytes - 64);
   add_notes(section, groups, Trust::missing);
   add_notes(section, groups, Trust::vacuous);
+  add_notes(section, groups, Trust::undecided);
   return titled("**Not green**", section);
 }
 

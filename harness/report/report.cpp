@@ -15,6 +15,9 @@ void Counts::add(Trust trust) {
     case Trust::fail:
       ++fail;
       return;
+    case Trust::undecided:
+      ++undecided;
+      return;
     case Trust::vacuous:
       ++vacuous;
       return;
@@ -39,7 +42,8 @@ ExitCode Report::exit_code() const {
   if (counts.fail > 0 || std::any_of(findings.begin(), findings.end(), blames)) {
     return ExitCode::parity;
   }
-  if (counts.executed() == 0 || counts.vacuous > 0 || counts.missing > 0) return ExitCode::nothing;
+  const bool weak = counts.vacuous > 0 || counts.missing > 0 || counts.undecided > 0;
+  if (counts.executed() == 0 || weak) return ExitCode::nothing;
   return ExitCode::ok;
 }
 

@@ -39,14 +39,14 @@ struct Report {
   double seconds = 0;  // of the whole job; 0 where it was not measured
   std::vector<Cost> costs;
 
-  /// docs/architecture.md 4: parity fail 1, vacuous in a sparse case or missing not green, zero
+  /// docs/architecture.md 4: parity fail 1, vacuous, missing or undecided not green, zero
   /// checks 5.
   ExitCode exit_code() const;
 };
 
 /// How many checks ended how.
 struct Counts {
-  size_t pass = 0, fail = 0, vacuous = 0, missing = 0, skipped = 0;
+  size_t pass = 0, fail = 0, undecided = 0, vacuous = 0, missing = 0, skipped = 0;
   size_t executed() const { return pass + fail; }
   void add(Trust trust);
 };

@@ -89,6 +89,7 @@ class Screen {
     if (g.failed()) add_failure(g);
     add_notes(g, Trust::missing);
     add_notes(g, Trust::vacuous);
+    add_notes(g, Trust::undecided);
     add_notes(g, Trust::skipped);
     if (verbose_) add_taps(g);
   }
