@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "harness/judge/limits.h"
-#include "harness/judge/metrics.h"
 #include "src/model/tensor.h"
 
 namespace dsv32::harness {

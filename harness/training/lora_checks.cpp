@@ -30,8 +30,8 @@ struct Wrong {
 
 Verdict exact_check(const Subject& subject, const std::string& name, const Wrong& wrong,
                     const std::string& basis) {
-  Verdict verdict = exact_check(subject, name, static_cast<double>(wrong.count), basis,
-                                wrong.checked, wrong.first);
+  Verdict verdict = harness::exact_check(subject, name, static_cast<double>(wrong.count), basis,
+                                         wrong.checked, wrong.first);
   if (wrong.checked == 0) verdict.trust = Trust::vacuous;
   return verdict;
 }

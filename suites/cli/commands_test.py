@@ -197,6 +197,18 @@ class Usage(CliTest):
         for group in expected:
             self.assertIn(f"{group}:", everything.stdout)
 
+    def test_limits_are_listed_as_text_and_as_data(self) -> None:
+        text, data = run("list", "limits"), run("list", "limits", "--json")
+        self.ended(data, OK)
+        tables = json.loads(data.stdout)
+        self.assertEqual(list(tables), ["taps", "checks", "ops"])
+        rows = [row for table in tables.values() for row in table]
+        lines = [line for line in text.stdout.splitlines() if line]
+        self.assertEqual(len(lines), len(rows) + len(tables))  # a line of headers each
+        for row in rows:
+            self.assertTrue(any(line.endswith(" " + row["basis"]) for line in lines), row)
+        self.refused(run("list", "suites", "--json"), USAGE, "limits")
+
 
 class Streams(CliTest):
     def test_json_is_alone_on_stdout(self) -> None:

@@ -322,10 +322,14 @@ const std::string kHostile =
 
 Report hostile_report() {
   Report report = failing_report();
-  for (Verdict& v : report.verdicts)
-    v.subject.label = v.tap = v.note = v.structure = v.case_name = kHostile;
+  const Subject subject{.label = kHostile};
+  for (Verdict& v : report.verdicts) {
+    v.subject = subject;
+    v.tap = v.note = v.structure = v.case_name = kHostile;
+  }
   for (Finding& f : report.findings) {
-    f.case_name = f.subject.label = f.headline = f.first_tap = kHostile;
+    f.subject = subject;
+    f.case_name = f.headline = f.first_tap = kHostile;
     f.causes = {kHostile};
   }
   report.warnings = report.not_tested = report.cases = {kHostile};
