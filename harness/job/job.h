@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "harness/cases/case_run.h"
 #include "harness/report/report.h"
 #include "src/model/implementation.h"
 
@@ -47,7 +48,7 @@ std::vector<Verdict> judge_trace(const Case& c, const Trace& judged, DType dtype
 
 /// A trace in the exchange format, for `dump`.
 Trace make_trace(const Case& c, const std::string& impl, DType dtype, const std::string& mode,
-                 const Dialect& dialect, const std::string& device);
+                 const Dialect& dialect, const RunSettings& settings);
 
 /// `compare A B`: every tap of two traces, relative and worst, first difference. Exit code 0 when
 /// all equal within the limits of their dtype, else 1.

@@ -4,7 +4,7 @@
 
 #include "harness/cases/causes.h"
 #include "harness/cases/implementations.h"
-#include "harness/job/memory.h"
+#include "harness/job/cost.h"
 #include "src/io/io.h"
 
 namespace dsv32::harness {
@@ -37,12 +37,13 @@ CaseRun make_run(const Job& job, Case c, const Objective& objective) {
     c.chunks.clear();
     c.sparse = exercises_selection(c);
   }
-  refuse_what_does_not_fit(c);
+  const bool backward = contains(job.suites, "backward");
+  refuse_what_does_not_fit(c, judging_bytes(c, backward));
   auto weights = open_weights(job, c);
   return {std::move(c),
           batch,
           std::move(weights),
-          contains(job.suites, "backward"),
+          backward,
           {.device = job.device, .progress = job.progress, .interrupted = job.interrupted},
           objective};
 }
