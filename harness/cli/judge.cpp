@@ -3,6 +3,7 @@
 #include "harness/cli/commands.h"
 #include "harness/cli/progress.h"
 #include "harness/cli/stop.h"
+#include "harness/job/cost.h"
 #include "harness/job/job.h"
 #include "harness/report/text.h"
 #include "src/log/log.h"
@@ -86,6 +87,7 @@ ExitCode judge_command(const Options& options) {
   if (options.dialect && options.candidates.empty()) {
     log_warning("--dialect says what a candidate declares; without --candidate it changes nothing");
   }
+  announce(cost_of(job), job.device);
   return deliver(run_stoppable(std::move(job), options), options);
 }
 
