@@ -2,6 +2,7 @@
 
 #include "harness/cli/commands.h"
 #include "harness/cli/names.h"
+#include "harness/job/estimate.h"
 #include "harness/training/suite.h"
 #include "src/io/io.h"
 
@@ -53,11 +54,19 @@ void check_candidate(const Case& c, const std::string& path, const Options& opti
   }
 }
 
+/// The user, and not the file alone, says how large the model is.
+bool is_vouched_for(const Case& c, const Options& options) {
+  if (options.case_name) return true;
+  return options.config &&
+         io::config_json(c.config) == io::config_json(io::read_config(*options.config));
+}
+
 std::vector<Case> cases_of_candidates(const Options& options) {
   std::vector<Case> cases;
   for (const std::string& path : options.candidates) {
     const Case c = case_of_candidate(path);
     check_candidate(c, path, options);
+    if (!is_vouched_for(c, options)) refuse_large_work(c, path);
     const auto same = [&](const Case& other) { return io::case_json(other) == io::case_json(c); };
     if (std::none_of(cases.begin(), cases.end(), same)) cases.push_back(c);
   }

@@ -20,9 +20,9 @@ namespace {
 /// Progress line and signals of a command that takes a while.
 struct Watch {
   explicit Watch(const Options& options)
-      : progress(progress_style(options.quiet)), stop(options.timeout, [this, &options] {
+      : progress(progress_style(options.quiet)), stop(options.timeout, [this] {
           progress.finish();
-          remove_unfinished(options);
+          io::remove_temporaries();
         }) {}
   void step(const std::string& text) {
     stop.check();
@@ -55,11 +55,15 @@ ExitCode dump_command(const Options& options) {
   probe_outputs(options);
   const Case& c = io::find_case(*options.case_name);
   const Dialect& dialect = find_dialect(options.dialect.value_or("spec-1"));
+  const std::string impl = dump_impl(options);
+  const DType dtype = dump_type(options);
   const std::string device = resolve_device(options.device);
+  announce(estimate_of_dump(c, dtype, options.mode), device);
   Watch watch(options);
-  watch.step(c.name + ": " + dump_impl(options) + " " + options.mode);
+  const auto step = [&](const std::string& text) { watch.step(text); };
+  step(c.name + ": " + impl + " " + options.mode);
   const Trace trace =
-      make_trace(c, dump_impl(options), dump_type(options), options.mode, dialect, device);
+      make_trace(c, impl, dtype, options.mode, dialect, {.device = device, .progress = step});
   watch.stop.disarm();
   watch.stop.check();
   io::write_trace(*options.out, trace);
@@ -71,6 +75,7 @@ ExitCode dump_command(const Options& options) {
 ExitCode weights_make_command(const Options& options) {
   probe_outputs(options);
   const Case& c = io::find_case(*options.case_name);
+  announce(estimate_of_weights(c), "cpu");
   {
     Watch watch(options);
     watch.step("weights of " + c.name);
@@ -94,6 +99,11 @@ ExitCode weights_check_command(const Options& options) {
 }
 
 }  // namespace
+
+void announce(const Estimate& estimate, const std::string& device) {
+  const std::string text = device == "cpu" ? announcement(estimate) : "";
+  if (!text.empty()) log_info(text);
+}
 
 ExitCode run_command(const Options& options) {
   switch (options.command) {

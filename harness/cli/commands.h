@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "harness/cli/options.h"
+#include "harness/job/estimate.h"
 #include "harness/job/job.h"
 #include "harness/report/report.h"
 #include "src/model/case.h"
@@ -49,12 +50,12 @@ std::vector<std::string> chosen_suites(const Options& options);
 /// Throws Error (usage) when a suite that was named does not have that case.
 std::vector<TrainingTask> chosen_training(const Options& options);
 
-/// Throws Error (environment) unless everything that `options` wants written can be written. Before
-/// a long run.
-void probe_outputs(const Options& options);
+/// Says what a long job is expected to take, before it starts. Its rates are those of CPUs.
+void announce(const Estimate& estimate, const std::string& device);
 
-/// Removes files that an ended run of this process left half-written under its --out.
-void remove_unfinished(const Options& options);
+/// Throws Error (usage) when an output would overwrite an input or another output, (environment)
+/// unless everything that `options` wants written can be written. Before any work.
+void probe_outputs(const Options& options);
 
 /// Writes and prints a finished report. The exit code is the report's, or worse when it could not
 /// be written.

@@ -4,6 +4,7 @@
 #include "harness/cli/progress.h"
 #include "harness/cli/stop.h"
 #include "harness/job/compare_traces.h"
+#include "harness/job/estimate.h"
 #include "harness/job/run_job.h"
 #include "harness/report/text.h"
 #include "src/bridge/runtime.h"
@@ -87,6 +88,7 @@ ExitCode judge_command(const Options& options) {
   if (options.dialect && options.candidates.empty()) {
     log_warning("--dialect says what a candidate declares; without --candidate it changes nothing");
   }
+  announce(estimate_of(job), job.device);
   return deliver(run_stoppable(std::move(job), options), options);
 }
 

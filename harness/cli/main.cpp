@@ -1,3 +1,4 @@
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -85,5 +86,6 @@ ExitCode run(const std::vector<std::string>& arguments) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);  // `ulimit -f`: a write that fails (exit 6), not a death
   return static_cast<int>(run(std::vector<std::string>(argv + 1, argv + argc)));
 }

@@ -49,8 +49,10 @@ void add_reports(CLI::App& app, Raw& raw) {
       kOutput);
   add_flag(app, "--json", raw.options.json, "print report.json on stdout and nothing else",
            kOutput);
-  add(app, "--junit", raw.junit, "FILE", "write the JUnit report to this file", kOutput);
-  add(app, "--md", raw.markdown, "FILE", "write the Markdown report to this file", kOutput);
+  add(app, "--junit", raw.junit, "FILE", "write the JUnit report to this file; - is stdout",
+      kOutput);
+  add(app, "--md", raw.markdown, "FILE", "write the Markdown report to this file; - is stdout",
+      kOutput);
 }
 
 void add_judged(CLI::App& app, Raw& raw) {
@@ -125,7 +127,8 @@ void add_dump(Parser& parser) {
   CLI::App& dump = *add_verb(parser, parser.app, Command::dump, "dump",
                              "write the trace of one of our implementations");
   add(dump, "--case", raw.case_name, "NAME", "the case to run (required)")->required();
-  add(dump, "--out", raw.out, "FILE", "the safetensors file to write (required)")->required();
+  add(dump, "--out", raw.out, "FILE", "the safetensors file to write (required); - is stdout")
+      ->required();
   add(dump, "--impl", o.impls, "NAME", "oracle, reference (default), optimized, optimized-simt")
       ->delimiter(',')
       ->allow_extra_args(false);

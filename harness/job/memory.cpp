@@ -1,10 +1,10 @@
 #include "harness/job/memory.h"
 
+#include <sys/resource.h>
+
+#include <algorithm>
 #include <cstdio>
 #include <string>
-
-#include "src/io/print.h"
-#include "src/model/errors.h"
 
 namespace dsv32::harness {
 namespace {
@@ -24,25 +24,34 @@ double proc_bytes(const char* path, const std::string& name) {
   return bytes;
 }
 
-/// Bytes of the largest live tensors of a run: the attention matrix of one layer in float64, a few
-/// times over.
-double needed_bytes(const Case& c) {
-  const double attention = 1.0 * c.B * c.config.num_attention_heads * c.S * c.S;
-  const double kept = c.config.num_hidden_layers * 2 * attention;
-  return 8 * (6 * attention + kept);
+/// A number of bytes alone in a file of the cgroup; 0 without one ("max", or no such file).
+double cgroup_bytes(const char* path) {
+  double bytes = 0;
+  if (std::FILE* file = std::fopen(path, "r")) {
+    if (std::fscanf(file, "%lf", &bytes) != 1) bytes = 0;
+    std::fclose(file);
+  }
+  return bytes;
+}
+
+/// What `ulimit -v` leaves; 0 without a limit.
+double address_space_left() {
+  struct rlimit limit = {};
+  if (::getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return 0;
+  return std::max(1.0,
+                  static_cast<double>(limit.rlim_cur) - proc_bytes("/proc/self/status", "VmSize"));
 }
 
 }  // namespace
 
-void refuse_what_does_not_fit(const Case& c) {
-  const double needed = needed_bytes(c), there = proc_bytes("/proc/meminfo", "MemAvailable");
-  if (there <= 0 || needed <= there) return;
-  throw Error(ExitCode::environment,
-              {.where = "case " + c.name,
-               .what = "memory",
-               .expected = io::number(needed / kGiB) + " GiB available",
-               .got = io::number(there / kGiB) + " GiB",
-               .hint = "the attention matrices of this case are held whole in this version"});
+double available_memory_bytes() {
+  double least = proc_bytes("/proc/meminfo", "MemAvailable");
+  const double limits[] = {cgroup_bytes("/sys/fs/cgroup/memory.max"),
+                           cgroup_bytes("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+                           address_space_left()};
+  for (const double limit : limits)
+    if (limit > 0) least = least > 0 ? std::min(least, limit) : limit;
+  return least;
 }
 
 void reset_peak_memory() {

@@ -1,11 +1,10 @@
 #pragma once
 
-#include "src/model/case.h"
-
 namespace dsv32::harness {
 
-/// Throws Error (environment) when the attention matrices of a case cannot be held whole.
-void refuse_what_does_not_fit(const Case& c);
+/// What this process can still get: the machine's memory, a container's or `ulimit -v`, whichever
+/// is least; 0 where it cannot be read.
+double available_memory_bytes();
 
 /// Starts a new high-water mark of this process's memory, where the kernel allows it.
 void reset_peak_memory();

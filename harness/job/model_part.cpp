@@ -4,7 +4,7 @@
 
 #include "harness/cases/causes.h"
 #include "harness/cases/implementations.h"
-#include "harness/job/memory.h"
+#include "harness/job/estimate.h"
 #include "src/io/io.h"
 #include "src/model/check_name.h"
 
@@ -35,11 +35,12 @@ CaseRun make_run(const Job& job, Case c, const WeightSource& weights, const Obje
     c.chunks.clear();
     c.sparse = exercises_selection(c);
   }
-  refuse_what_does_not_fit(c);
+  const bool backward = contains(job.suites, "backward");
+  refuse_what_does_not_fit(c, judging_bytes(c, backward));
   return {std::move(c),
           batch,
           weights,
-          contains(job.suites, "backward"),
+          backward,
           {.device = job.device, .progress = job.progress, .interrupted = job.interrupted},
           objective};
 }

@@ -5,6 +5,7 @@
 #include "harness/cases/candidate.h"
 #include "harness/cases/case_run.h"
 #include "harness/cases/implementations.h"
+#include "harness/job/estimate.h"
 #include "harness/job/model_part.h"
 #include "harness/job/plan.h"
 #include "harness/job/training_part.h"
@@ -56,14 +57,15 @@ Report run_job(const Job& job) {
 }
 
 Trace make_trace(const Case& c, const std::string& impl, DType dtype, const std::string& mode,
-                 const Dialect& dialect, const std::string& device) {
+                 const Dialect& dialect, const RunSettings& settings) {
+  refuse_what_does_not_fit(c, estimate_of_dump(c, dtype, mode).bytes);
   const bool training = mode == "train";
   const Objective objective = objective_of_mode(mode);
   const bool backward = mode == "backward" || objective.kl != KlStage::none;
-  const CaseRun run(c, backward, {.device = device}, objective);
+  const CaseRun run(c, backward, settings, objective);
   Trace trace =
       training
-          ? make_train_trace(c, impl, dtype, dialect, {.device = device})
+          ? make_train_trace(c, impl, dtype, dialect, settings)
           : run.run({.dtype = dtype, .dialect = dialect, .backward = backward && run.backward()},
                     impl, impl == "oracle" ? "reference" : impl);
   trace.metadata.merge(std::map<std::string, std::string>{

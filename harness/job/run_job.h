@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "harness/cases/case_run.h"
 #include "harness/job/job.h"
 #include "harness/report/report.h"
 #include "src/model/case.h"
@@ -17,6 +18,6 @@ Report run_job(const Job& job);
 
 /// A trace in the exchange format, for `dump`.
 Trace make_trace(const Case& c, const std::string& impl, DType dtype, const std::string& mode,
-                 const Dialect& dialect, const std::string& device);
+                 const Dialect& dialect, const RunSettings& settings);
 
 }  // namespace dsv32::harness

@@ -58,9 +58,9 @@ void write_report(const Report& report, const std::filesystem::path& directory) 
                                         .hint = "name another one with --out"});
   }
   // The truth last: whoever finds report.json finds its renderings too.
-  io::write_file(directory / "report.md", to_markdown(report));
-  io::write_file(directory / "junit.xml", to_junit(report));
-  io::write_file(directory / "report.json", to_json(report));
+  io::write_files({{directory / kReportMarkdown, to_markdown(report)},
+                   {directory / kReportJunit, to_junit(report)},
+                   {directory / kReportJson, to_json(report)}});
 }
 
 }  // namespace dsv32::harness

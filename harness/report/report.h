@@ -59,7 +59,11 @@ std::string to_terminal(const Report& report, bool color, bool verbose);
 std::string to_markdown(const Report& report);  // < 64 KiB
 std::string to_junit(const Report& report);
 
-/// report.json, report.md, junit.xml into a directory. Throws Error (environment) when it cannot.
+/// The files of a report's folder.
+inline constexpr const char* kReportMarkdown = "report.md";
+inline constexpr const char* kReportJunit = "junit.xml";
+inline constexpr const char* kReportJson = "report.json";
+/// All of them into a folder, together or not at all. Throws Error (environment) when it cannot.
 void write_report(const Report& report, const std::filesystem::path& directory);
 
 }  // namespace dsv32::harness

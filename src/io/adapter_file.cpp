@@ -2,6 +2,7 @@
 
 #include "src/io/adapter.h"
 #include "src/io/file.h"
+#include "src/io/output.h"
 #include "src/io/text.h"
 
 namespace dsv32::io {
@@ -160,10 +161,12 @@ void write_adapter(const fs::path& dir, const ModelConfig& config, const Adapter
   for (const auto& [name, side] : expected)
     specs.push_back(
         {name, {.dtype = adapter.tensors.at(side.own_name).dtype(), .shape = side.shape}});
-  SafetensorsWriter writer(dir / kAdapterTensors, {{"format", "pt"}}, specs);
+  OutputSet files;
+  SafetensorsWriter writer(files.add(dir / kAdapterTensors), {{"format", "pt"}}, specs);
   for (const auto& [name, side] : expected) writer.append(adapter.tensors.at(side.own_name));
   writer.finish();
-  write_file(dir / kAdapterConfig, adapter_config_text(config, adapter.modules));
+  files.put(dir / kAdapterConfig, adapter_config_text(config, adapter.modules));
+  files.commit();
 }
 
 }  // namespace dsv32::io

@@ -19,18 +19,6 @@ std::string reason() { return std::strerror(errno); }
   throw Error(ExitCode::environment, std::move(complaint));
 }
 
-fs::path directory_of(const fs::path& path) {
-  return path.has_parent_path() ? path.parent_path() : fs::path(".");
-}
-
-void sync_directory(const fs::path& directory) {
-  const int fd = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0)
-    return;  // a directory that can be written but not read: the rename itself has been done
-  ::fsync(fd);
-  ::close(fd);
-}
-
 }  // namespace
 
 fs::path home() {
@@ -92,46 +80,6 @@ void InputFile::check_unchanged() const {
             .got = "a change of size or modification time"});
 }
 
-AtomicFile::AtomicFile(const fs::path& path) : path_(path) {
-  temporary_ = directory_of(path) / std::string(".").append(path.filename().string() + ".tmp." +
-                                                            std::to_string(::getpid()));
-  fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (fd_ < 0) fail("create");
-}
-
-AtomicFile::~AtomicFile() {
-  if (fd_ >= 0) ::close(fd_);
-  if (!temporary_.empty()) ::unlink(temporary_.c_str());
-}
-
-void AtomicFile::fail(const std::string& action) const {
-  lack({.where = path_.string(),
-        .what = action,
-        .expected = "a writable place with room",
-        .got = reason(),
-        .hint = "an older file of that name was left as it was"});
-}
-
-void AtomicFile::write(uint64_t offset, const void* data, size_t size) {
-  const auto* at = static_cast<const char*>(data);
-  while (size > 0) {
-    const ssize_t n = ::pwrite(fd_, at, size, static_cast<off_t>(offset));
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) fail("write");
-    at += n, offset += static_cast<uint64_t>(n), size -= static_cast<size_t>(n);
-  }
-}
-
-void AtomicFile::commit() {
-  if (::fsync(fd_) != 0) fail("fsync");
-  const int closed = ::close(fd_);
-  fd_ = -1;
-  if (closed != 0) fail("close");
-  if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail("rename");
-  temporary_.clear();
-  sync_directory(directory_of(path_));
-}
-
 void require_space(const fs::path& directory, uint64_t bytes) {
   std::error_code error;
   const auto space = fs::space(directory, error);
@@ -150,12 +98,6 @@ void make_directory(const fs::path& directory) {
           .what = "directory",
           .expected = "a directory that can be made",
           .got = error ? error.message() : "a file of that name"});
-}
-
-void write_file(const fs::path& path, const std::string& content) {
-  AtomicFile file(path);
-  file.write(0, content.data(), content.size());
-  file.commit();
 }
 
 std::string read_file(const fs::path& path, uint64_t limit) {

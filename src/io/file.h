@@ -32,29 +32,7 @@ class InputFile {
   struct stat opened_ = {};
 };
 
-/// A file that appears under its name only when complete: `.<name>.tmp.<pid>` beside it, every
-/// write checked, fsync, rename, fsync of the directory. Until then an older file of that name
-/// stays as it is. Errors are exit 6.
-class AtomicFile {
- public:
-  explicit AtomicFile(const std::filesystem::path& path);
-  ~AtomicFile();  // removes the temporary file unless committed
-  AtomicFile(const AtomicFile&) = delete;
-  AtomicFile& operator=(const AtomicFile&) = delete;
-
-  void write(uint64_t offset, const void* data, size_t size);
-  void commit();
-
- private:
-  [[noreturn]] void fail(const std::string& action) const;
-
-  std::filesystem::path path_, temporary_;
-  int fd_ = -1;
-};
-
-/// Throws Error (environment) unless the disk under `directory` has room for `bytes` more.
+/// Exit 6 unless the disk under `directory` has room for `bytes` more.
 void require_space(const std::filesystem::path& directory, uint64_t bytes);
-/// Makes the directory and its parents; throws Error (environment) when it cannot.
-void make_directory(const std::filesystem::path& directory);
 
 }  // namespace dsv32::io

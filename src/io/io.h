@@ -23,6 +23,7 @@ namespace dsv32::io {
 namespace fs = std::filesystem;
 
 class InputFile;
+class OutputFile;
 
 /// The project's own files (configs/, golden/data/): $DSV32_HOME, else the source tree of the
 /// build.
@@ -97,11 +98,13 @@ class SafetensorsFile {
 
 /// Writes tensors one after the other into one file: first all specs, then the data in the order of
 /// the specs. (In the file, wide types come first, so that every tensor is aligned to its element:
-/// other readers map the file.) The file appears under its name only when complete (temporary file,
-/// fsync, rename).
+/// other readers map the file.) The file appears under its name only when complete: output.h.
 class SafetensorsWriter {
  public:
   SafetensorsWriter(const fs::path& path, const std::map<std::string, std::string>& metadata,
+                    const std::vector<std::pair<std::string, TensorEntry>>& specs);
+  /// Into a file that the caller commits: finish() only seals it.
+  SafetensorsWriter(OutputFile& file, const std::map<std::string, std::string>& metadata,
                     const std::vector<std::pair<std::string, TensorEntry>>& specs);
   ~SafetensorsWriter();  // removes the temporary file unless finished
   void append(const HostTensor& tensor);
@@ -204,9 +207,23 @@ void write_adapter(const fs::path& dir, const ModelConfig& config, const Adapter
 
 // --- whole files --------------------------------------------------------------------------------
 
-/// Writes a temporary file in the same directory, fsync, rename. Throws Error (environment).
+/// As in output.h: whole or not at all, through links, never in place of a device; `-` is standard
+/// output. Throws Error (environment).
 void write_file(const fs::path& path, const std::string& content);
-/// Reads a file; throws Error (artefact) when it cannot or when it is larger than `limit`.
+/// Several that change together or not at all, in this order.
+void write_files(const std::vector<std::pair<fs::path, std::string>>& files);
+/// Throws Error (environment) unless write_file could write there now. Leaves nothing.
+void probe_output(const fs::path& path);
+/// `-`, /dev/stdout, or a link to it.
+bool is_standard_output(const fs::path& path);
+/// Two paths to one file: the same device and inode or, as long as there is none, the same place.
+/// A character device holds nothing and is never the same.
+bool same_file(const fs::path& a, const fs::path& b);
+/// Removes what this process has half written, when it must end at once. Safe in any thread.
+void remove_temporaries();
+/// Makes the folder and its parents. Throws Error (environment) when it cannot.
+void make_directory(const fs::path& directory);
+/// Throws Error (artefact) when it cannot be read or is larger than `limit`.
 std::string read_file(const fs::path& path, uint64_t limit = uint64_t{1} << 30);
 /// The sha256 of these bytes in lower-case hex.
 std::string sha256_hex(const void* data, size_t size);

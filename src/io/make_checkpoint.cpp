@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdio>
 
 #include "src/io/cases.h"
@@ -5,6 +6,7 @@
 #include "src/io/config.h"
 #include "src/io/file.h"
 #include "src/io/json.h"
+#include "src/io/output.h"
 #include "src/io/text.h"
 
 namespace dsv32::io {
@@ -47,34 +49,37 @@ std::vector<Shard> split(const ModelConfig& config, const MakeCheckpointOptions&
   return shards;
 }
 
-bool is_model_file(const fs::path& path) {
-  const std::string name = path.filename().string();
+constexpr char kConfigFile[] = "config.json";
+
+bool is_model_file(const std::string& name) {
   return name.starts_with("model") && (name.ends_with(".safetensors") || name == kIndexFile);
 }
 
-/// Removes what an earlier `weights make` left, so that no mixture can be opened; never another
-/// checkpoint.
-void clear(const fs::path& dir) {
-  std::vector<fs::path> old;
-  for (const auto& entry : fs::directory_iterator(dir))
-    if (is_model_file(entry.path())) old.push_back(entry.path());
-  if (old.empty()) return;
-  if (!fs::exists(dir / kCaseFile))
-    throw Error(ExitCode::usage, {.where = dir.string(),
-                                  .what = "output folder",
-                                  .expected = "an empty folder, or one that weights make wrote",
-                                  .got = "a checkpoint of other origin (" +
-                                         printable(old.front().filename().string()) + ")"});
-  for (const fs::path& path : old) fs::remove(path);
+/// What `weights make` writes, and nothing else.
+bool is_ours(const std::string& name) {
+  return is_model_file(name) || name == kConfigFile || name == kCaseFile;
 }
 
-void write_shard(const Shard& shard, const fs::path& dir, const WeightSource& weights,
-                 DType dtype) {
+/// The files that an earlier `weights make` left. Refuses a folder with a checkpoint, or only a
+/// config.json, of other origin.
+std::vector<fs::path> older_files(const fs::path& dir) {
+  std::vector<fs::path> old;
+  for (const auto& entry : fs::directory_iterator(dir))
+    if (is_ours(entry.path().filename().string())) old.push_back(entry.path());
+  if (old.empty() || fs::exists(dir / kCaseFile)) return old;
+  throw Error(ExitCode::usage, {.where = dir.string(),
+                                .what = "output folder",
+                                .expected = "an empty folder, or one that weights make wrote",
+                                .got = "a checkpoint of other origin (" +
+                                       printable(old.front().filename().string()) + ")"});
+}
+
+void write_shard(const Shard& shard, OutputFile& file, const WeightSource& weights, DType dtype) {
   std::vector<std::pair<std::string, TensorEntry>> specs;
   for (const WeightSpec& spec : shard.specs)
     specs.push_back({spec.name, {.dtype = stored_dtype(spec, dtype), .shape = spec.shape}});
   // transformers before 5 refuses a file that does not say this.
-  SafetensorsWriter writer(dir / shard.name, {{"format", "pt"}}, specs);
+  SafetensorsWriter writer(file, {{"format", "pt"}}, specs);
   for (const WeightSpec& spec : shard.specs)
     writer.append(weights.load(spec).cast(stored_dtype(spec, dtype)));
   writer.finish();
@@ -85,6 +90,16 @@ std::string index_text(const std::vector<Shard>& shards, int64_t total) {
   for (const Shard& shard : shards)
     for (const WeightSpec& spec : shard.specs) map[spec.name] = shard.name;
   return Json{{"metadata", {{"total_size", total}}}, {"weight_map", map}}.dump(2) + "\n";
+}
+
+/// Shards of an older checkpoint that has more or fewer of them: no mixture can be opened.
+void remove_superfluous(const std::vector<fs::path>& older, const std::vector<Shard>& shards) {
+  for (const fs::path& path : older) {
+    const std::string name = path.filename().string();
+    const bool kept = std::any_of(shards.begin(), shards.end(),
+                                  [&](const Shard& shard) { return shard.name == name; });
+    if (is_model_file(name) && name != kIndexFile && !kept) fs::remove(path);
+  }
 }
 
 std::string case_text(const Case& c) {
@@ -102,16 +117,21 @@ void make_checkpoint(const Case& c, const fs::path& dir, const MakeCheckpointOpt
   for (const Shard& shard : shards)
     for (const WeightSpec& spec : shard.specs) total += stored_bytes(spec, options.dtype);
   make_directory(dir);
+  const std::vector<fs::path> older = older_files(dir);
+  remove_dead_temporaries(dir, is_ours);
   require_space(dir, static_cast<uint64_t>(total));
-  clear(dir);
   const SyntheticWeights weights(c.seed, c.bias_offset);
+  OutputSet files;
   // First the mark of our own folders, last the index: without it nobody takes half a checkpoint
   // for a whole one.
-  write_file(dir / kCaseFile, case_text(c));
-  write_file(dir / "config.json",
-             config_to_json(c.config, std::string(to_string(options.dtype))).dump(2) + "\n");
-  for (const Shard& shard : shards) write_shard(shard, dir, weights, options.dtype);
-  write_file(dir / kIndexFile, index_text(shards, total));
+  files.put(dir / kCaseFile, case_text(c));
+  files.put(dir / kConfigFile,
+            config_to_json(c.config, std::string(to_string(options.dtype))).dump(2) + "\n");
+  for (const Shard& shard : shards)
+    write_shard(shard, files.add(dir / shard.name), weights, options.dtype);
+  files.put(dir / kIndexFile, index_text(shards, total));
+  files.commit();
+  remove_superfluous(older, shards);
 }
 
 }  // namespace dsv32::io

@@ -1,9 +1,9 @@
 #include <algorithm>
 #include <numeric>
 
-#include "src/io/file.h"
 #include "src/io/io.h"
 #include "src/io/json.h"
+#include "src/io/output.h"
 #include "src/io/safetensors_header.h"
 #include "src/model/errors.h"
 
@@ -62,7 +62,17 @@ std::string describe(DType dtype, const Shape& shape) {
 }  // namespace
 
 struct SafetensorsWriter::Impl {
-  AtomicFile file;
+  Impl(std::unique_ptr<OutputFile> own_file, OutputFile& any_file,
+       const std::map<std::string, std::string>& metadata, const Specs& unplaced)
+      : own(std::move(own_file)), file(any_file), specs(unplaced) {
+    place(specs);
+    const std::string header = header_bytes(metadata, specs);
+    data_start = header.size();
+    file.write(0, header.data(), header.size());
+  }
+
+  std::unique_ptr<OutputFile> own;  // none: the caller's
+  OutputFile& file;
   Specs specs;
   uint64_t data_start = 0;
   size_t written = 0;
@@ -70,13 +80,16 @@ struct SafetensorsWriter::Impl {
 
 SafetensorsWriter::SafetensorsWriter(const fs::path& path,
                                      const std::map<std::string, std::string>& metadata,
-                                     const Specs& specs)
-    : impl_(new Impl{AtomicFile(path), specs}) {
-  place(impl_->specs);
-  const std::string header = header_bytes(metadata, impl_->specs);
-  impl_->data_start = header.size();
-  impl_->file.write(0, header.data(), header.size());
+                                     const Specs& specs) {
+  auto own = std::make_unique<OutputFile>(path);
+  OutputFile& file = *own;
+  impl_ = std::make_unique<Impl>(std::move(own), file, metadata, specs);
 }
+
+SafetensorsWriter::SafetensorsWriter(OutputFile& file,
+                                     const std::map<std::string, std::string>& metadata,
+                                     const Specs& specs)
+    : impl_(std::make_unique<Impl>(nullptr, file, metadata, specs)) {}
 
 SafetensorsWriter::~SafetensorsWriter() = default;
 
@@ -95,7 +108,7 @@ void SafetensorsWriter::finish() {
   if (impl_->written != impl_->specs.size())
     misuse("finish", std::to_string(impl_->specs.size()) + " tensors",
            std::to_string(impl_->written));
-  impl_->file.commit();
+  impl_->own ? impl_->file.commit() : impl_->file.seal();
 }
 
 }  // namespace dsv32::io

@@ -271,7 +271,7 @@ class Outputs(CliTest):
         self.assertEqual(*texts)
 
     def test_single_files(self) -> None:
-        junit, markdown = scratch / "j" / "junit.xml", scratch / "m.md"
+        junit, markdown = scratch / "j.xml", scratch / "m.md"
         self.ended(run("--candidate", good, "--junit", junit, "--md", markdown), OK)
         self.assertIn("<testsuite", junit.read_text())
         self.assertNotEqual(markdown.read_text(), "")

@@ -1,0 +1,228 @@
+#include "harness/job/estimate.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <thread>
+
+#include "harness/job/memory.h"
+#include "harness/report/text.h"
+#include "src/io/io.h"
+#include "src/model/errors.h"
+#include "src/model/trace.h"
+#include "src/model/weights.h"
+
+namespace dsv32::harness {
+namespace {
+
+// What the engine holds and does, measured on the case `small`; docs/performance.md.
+constexpr double kHeldBytes = 8 + 3 * 4;  // an element of oracle, probe, reference and judged trace
+constexpr double kPassBytes = 8;          // an element of what one pass in float64 works on
+constexpr double kAttentionCopies = 6;    // of one layer's matrix, during its pass
+constexpr double kStagedPasses = 4;       // free run; reference, probe and oracle op by op
+constexpr double kSharedPasses = 2;       // oracle and probe, end to end
+constexpr double kBackwardPasses = 3;     // forward, forward again layer by layer, backward
+constexpr double kTrainingPasses = 300;   // a training suite, in forward passes of its case
+constexpr double kRate = 35e9;            // FLOP per second and core, all dtypes together
+constexpr double kMakingFlops = 350;  // as long as making, rounding and writing one weight takes
+constexpr double kWorthSaying = 10;   // seconds
+constexpr double kRoom = 4;           // times `small`: what a file may ask for by itself
+
+double elements(const Shape& shape) {
+  double product = 1;
+  for (const int64_t size : shape) product *= static_cast<double>(size);
+  return product;
+}
+
+/// The weights of a layer; multiplications are with matrices alone, and of the routed experts with
+/// those that are chosen.
+struct LayerWork {
+  double weights = 0;
+  double products = 0;  // per token
+};
+
+LayerWork layer_work(const ModelConfig& config, int64_t layer) {
+  ModelConfig small = config;  // no list of a million experts
+  small.n_routed_experts = 0;
+  LayerWork work;
+  for (const WeightSpec& spec : layer_weight_specs(small, layer)) {
+    work.weights += elements(spec.shape);
+    if (spec.shape.size() == 2) work.products += elements(spec.shape);
+  }
+  if (config.is_dense_mlp(layer)) return work;
+  constexpr int64_t kMatrices = 3;
+  const double expert = elements({kMatrices, config.hidden_size, config.moe_intermediate_size});
+  const double router = elements({config.n_routed_experts, config.hidden_size});
+  work.weights += router + elements({config.n_routed_experts}) +
+                  expert * static_cast<double>(config.n_routed_experts);
+  work.products += router + expert * static_cast<double>(config.num_experts_per_tok);
+  return work;
+}
+
+/// Elements of the taps of one layer, or of those outside the layers; the KL's are small beside
+/// them.
+double tap_elements(const Case& c, std::optional<int64_t> layer) {
+  double sum = 0;
+  for (const TapInfo& info : tap_vocabulary()) {
+    if (info.name.starts_with("kl.") || info.name.starts_with("train.") || info.name == "loss.kl")
+      continue;
+    if (info.per_layer != layer.has_value()) continue;
+    const auto shape = tap_shape({std::string(info.name), layer, info}, c.config, c.B, c.S);
+    if (shape) sum += elements(*shape);
+  }
+  return sum;
+}
+
+/// Judging of one case: `judged` sides beside the oracle.
+Estimate judging_estimate(const Case& c, double judged, bool forward, bool backward) {
+  const double passes = (forward ? kStagedPasses * judged : 0) +
+                        (kSharedPasses + judged) * (backward ? kBackwardPasses : 1);
+  return {.bytes = judging_bytes(c, backward), .flops = passes * work_of(c).flops};
+}
+
+Case with_batch(const Job& job, Case c) {
+  if (!job.batch_file) return c;
+  const Batch batch = io::read_batch(*job.batch_file, c.config);
+  c.B = batch.B, c.S = batch.S;
+  return c;
+}
+
+double pass_bytes(const Work& work, bool backward) {
+  return kPassBytes * (work.layer * (backward ? 2 : 1) + kAttentionCopies * work.attention);
+}
+
+std::string rounded(double value, const char* unit) {
+  char text[64];
+  std::snprintf(text, sizeof text, "%.2g %s", value, unit);
+  return text;
+}
+
+std::string duration(double seconds) {
+  constexpr double kMinute = 60, kHour = 3600, kDay = 86400;
+  if (seconds < 2 * kMinute) return number(std::round(seconds)) + " s";
+  if (seconds < 2 * kHour) return number(std::round(seconds / kMinute)) + " min";
+  return seconds < 2 * kDay ? rounded(seconds / kHour, "h") : rounded(seconds / kDay, "days");
+}
+
+std::string memory(double bytes) {
+  constexpr double kTiB = 1024 * kGiB;
+  return bytes < kTiB ? number(bytes / kGiB) + " GiB" : number(bytes / kTiB) + " TiB";
+}
+
+unsigned cores() { return std::max(1u, std::thread::hardware_concurrency()); }
+
+std::string described(const Work& work) {
+  return rounded(work.weights, "weights") + ", " + rounded(work.taps, "values in its taps") + ", " +
+         rounded(work.flops / 1e12, "TFLOP forward");
+}
+
+}  // namespace
+
+Work work_of(const Case& c) {
+  const ModelConfig& config = c.config;
+  const double tokens = elements({c.B, c.S});
+  const double layers = static_cast<double>(config.num_hidden_layers);
+  const double dense = std::min(static_cast<double>(config.first_k_dense_replace), layers);
+  const double outer = elements({config.vocab_size, config.hidden_size});
+  Work work{.weights = 2 * outer + elements({config.hidden_size}),
+            .layer = 2 * outer,
+            .taps = tap_elements(c, std::nullopt),
+            .attention = elements({c.B, config.num_attention_heads, c.S, c.S})};
+  const double pairs = elements({c.B, c.S, c.S});
+  const double heads = static_cast<double>(config.num_attention_heads) *
+                       static_cast<double>(config.qk_head_dim() + config.v_head_dim);
+  const double index = elements({config.index_n_heads, config.index_head_dim});
+  double products = tokens * outer + layers * pairs * (heads + index);
+  const auto add = [&](double count, int64_t layer) {
+    if (count <= 0) return;
+    const LayerWork one = layer_work(config, layer);
+    work.weights += count * one.weights;
+    work.layer = std::max(work.layer, one.weights);
+    work.taps += count * tap_elements(c, layer);
+    products += count * tokens * one.products;
+  };
+  add(dense, 0);
+  add(layers - dense, config.num_hidden_layers - 1);
+  work.flops = 2 * products;
+  return work;
+}
+
+double judging_bytes(const Case& c, bool backward) {
+  const Work work = work_of(c);
+  return kHeldBytes * (work.taps + (backward ? work.weights : 0)) + pass_bytes(work, backward);
+}
+
+Estimate estimate_of(const Job& job) {
+  const auto asked = [&](const char* suite) {
+    return std::find(job.suites.begin(), job.suites.end(), suite) != job.suites.end();
+  };
+  Estimate sum;
+  const auto add = [&](const Estimate& estimate) {
+    sum.bytes = std::max(sum.bytes, estimate.bytes);
+    sum.flops += estimate.flops;
+  };
+  constexpr double kGolden = 1;
+  const double judged = static_cast<double>(job.impls.size() * job.dtypes.size()) + kGolden +
+                        static_cast<double>(job.candidates.size());
+  for (const Case& c : job.cases)
+    add(judging_estimate(with_batch(job, c), judged, asked("forward"), asked("backward")));
+  for (const TrainingTask& task : job.training)
+    add({.bytes = judging_bytes(task.the_case, true),
+         .flops = kTrainingPasses * work_of(task.the_case).flops});
+  return sum;
+}
+
+Estimate estimate_of_dump(const Case& c, DType dtype, const std::string& mode) {
+  const Work work = work_of(c);
+  const bool backward = mode != "forward";
+  const double held = work.taps + (backward ? work.weights : 0);
+  const double passes = mode == "train" ? kTrainingPasses : backward ? kBackwardPasses : 1;
+  return {.bytes = static_cast<double>(item_size(dtype)) * held + pass_bytes(work, backward),
+          .flops = passes * work.flops};
+}
+
+Estimate estimate_of_weights(const Case& c) {
+  const Work work = work_of(c);
+  return {.bytes = kPassBytes * work.layer, .flops = kMakingFlops * work.weights};
+}
+
+double expected_seconds(const Estimate& estimate) { return estimate.flops / (kRate * cores()); }
+
+std::string announcement(const Estimate& estimate) {
+  const double seconds = expected_seconds(estimate);
+  if (seconds < kWorthSaying) return "";
+  return "estimate: about " + duration(seconds) + " on " + std::to_string(cores()) + " cores (" +
+         rounded(estimate.flops / 1e12, "TFLOP") + "), up to " + memory(estimate.bytes) +
+         " of memory";
+}
+
+void refuse_what_does_not_fit(const Case& c, double bytes) {
+  const double there = available_memory_bytes();
+  if (there <= 0 || bytes <= there) return;
+  throw Error(ExitCode::environment,
+              {.where = "case " + c.name,
+               .what = "memory",
+               .expected = memory(bytes) + " available",
+               .got = memory(there),
+               .hint = described(work_of(c)) + "; traces are held whole in this version"});
+}
+
+void refuse_large_work(const Case& c, const std::string& path) {
+  const Work asked = work_of(c), known = work_of(io::find_case("small"));
+  const auto within = [](double work, double limit) { return work <= kRoom * limit; };
+  if (within(asked.weights, known.weights) && within(asked.taps, known.taps) &&
+      within(asked.flops, known.flops))
+    return;
+  const auto names = io::config_names();
+  const bool shipped = c.overrides_json == "{}" &&
+                       std::find(names.begin(), names.end(), c.config_name) != names.end();
+  throw Error(ExitCode::artefact, {.where = path,
+                                   .what = "the work that its case asks for",
+                                   .expected = "at most " + number(kRoom) +
+                                               " times that of small (" + described(known) + ")",
+                                   .got = described(asked),
+                                   .hint = "if it is meant, name its config as well: --config " +
+                                           (shipped ? c.config_name : "PATH of the config.json")});
+}
+
+}  // namespace dsv32::harness
