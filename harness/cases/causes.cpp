@@ -92,7 +92,7 @@ std::vector<std::string> matching_dialects(const CaseRun& run, const JudgedTrace
                                            const Verdict& failure) {
   std::vector<std::string> causes;
   for (const Dialect& preset : dialect_presets()) {
-    if (same_function(run.the_case().config, judged.dtype, preset, judged.dialect)) continue;
+    if (same_function(run.the_case().config, preset, judged.dialect)) continue;
     if (!explains(run, judged, preset, failure)) continue;
     JudgedTrace renamed = judged;
     renamed.dialect = preset;

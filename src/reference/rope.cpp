@@ -60,8 +60,8 @@ Tensor rotate(const Context& ctx, const Tensor& x, const RopeTable& table, RopeP
   const Tensor b = interleaved ? x.slice(-1, 1, torch::nullopt, 2) : x.narrow(-1, half, half);
   const Tensor cos = broadcast_to_heads(table.cos, x);
   const Tensor sin = broadcast_to_heads(table.sin, x);
-  const Tensor first = r.op(a * cos) - r.op(b * sin);
-  const Tensor second = r.op(b * cos) + r.op(a * sin);
+  const Tensor first = r.cast(a * cos) - r.cast(b * sin);
+  const Tensor second = r.cast(b * cos) + r.cast(a * sin);
   return interleaved ? torch::stack({first, second}, -1).flatten(-2)
                      : torch::cat({first, second}, -1);
 }
