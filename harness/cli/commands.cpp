@@ -78,8 +78,9 @@ ExitCode weights_make_command(const Options& options) {
   announce(estimate_of_weights(c), "cpu");
   {
     Watch watch(options);
-    watch.step("weights of " + c.name);
-    io::make_checkpoint(c, *options.out, {});
+    io::make_checkpoint(c, *options.out, {.progress = [&](const std::string& shard) {
+                          watch.step("weights of " + c.name + ": " + shard);
+                        }});
     watch.stop.disarm();
   }
   log_info(*options.out + ": checkpoint of " + c.name);

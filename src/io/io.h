@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -167,6 +168,8 @@ std::unique_ptr<WeightSource> open_checkpoint(const fs::path& dir, const ModelCo
 struct MakeCheckpointOptions {
   int64_t shard_bytes = int64_t{1} << 30;
   DType dtype = DType::bfloat16;
+  /// Called before each shard with a short text; may throw to stop.
+  std::function<void(const std::string&)> progress = {};
 };
 /// Writes the synthetic checkpoint of a case in Hugging Face layout: config.json,
 /// model-0000i-of-0000n.safetensors, index; and dsv32_case.json: the keys of case_json plus `name`

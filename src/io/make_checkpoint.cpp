@@ -127,8 +127,10 @@ void make_checkpoint(const Case& c, const fs::path& dir, const MakeCheckpointOpt
   files.put(dir / kCaseFile, case_text(c));
   files.put(dir / kConfigFile,
             config_to_json(c.config, std::string(to_string(options.dtype))).dump(2) + "\n");
-  for (const Shard& shard : shards)
+  for (const Shard& shard : shards) {
+    if (options.progress) options.progress(shard.name);
     write_shard(shard, files.add(dir / shard.name), weights, options.dtype);
+  }
   files.put(dir / kIndexFile, index_text(shards, total));
   files.commit();
   remove_superfluous(older, shards);
