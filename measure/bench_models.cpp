@@ -1,5 +1,5 @@
-// Time and memory of our implementations on one case, for measure/bench.py: the weights are resident
-// before the clock starts, in the dtype of the run, and nothing but the loss is kept.
+// Time and memory of our implementations on one case, for measure/bench.py: the weights are
+// resident before the clock starts, in the dtype of the run, and nothing but the loss is kept.
 //
 //   bench_models [--case small] [--benchmark_... flags of Google Benchmark]
 //   bench_models --case small --peak optimized    resident bytes of one pass in float32, as JSON
