@@ -63,8 +63,8 @@ TEST(Forward, EveryTapWasJudgedForEverySubject) {
 TEST(Forward, EveryCheckIsCountedOnce) {
   std::set<std::tuple<std::string, std::string, Mode>> counted;
   for (const Verdict& v : report().verdicts) {
-    EXPECT_TRUE(counted.emplace(v.subject, v.tap, v.mode).second)
-        << v.subject << " " << v.tap << " (" << to_string(v.mode) << ")";
+    EXPECT_TRUE(counted.emplace(v.subject.label, v.tap, v.mode).second)
+        << v.subject.label << " " << v.tap << " (" << to_string(v.mode) << ")";
   }
 }
 
