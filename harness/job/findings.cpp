@@ -84,7 +84,26 @@ bool Findings::failed(Party party) const {
   });
 }
 
+/// A file none of whose checks ran is not green, unless -k left it out.
+void Findings::mark_unchecked() {
+  if (!job_.filter.empty()) return;
+  for (Entry& entry : entries_) {
+    const Subject& subject = entry.finding.subject;
+    const bool ran =
+        std::any_of(entry.verdicts.begin(), entry.verdicts.end(),
+                    [](const Verdict& verdict) { return verdict.trust != Trust::skipped; });
+    if (subject.party != Party::candidate || ran) continue;
+    entry.verdicts.push_back({.case_name = case_name_,
+                              .suite = suite_,
+                              .subject = subject,
+                              .tap = rule_name("taps"),
+                              .trust = Trust::vacuous,
+                              .note = "no check of this candidate ran"});
+  }
+}
+
 void Findings::settle() {
+  mark_unchecked();
   for (auto& [finding, verdicts] : entries_) {
     const Verdict* failure = first_failure(verdicts);
     if (failure == nullptr) continue;

@@ -25,6 +25,7 @@ class Findings {
   void settle();
 
  private:
+  void mark_unchecked();
   /// One subject and all that is known about it.
   struct Entry {
     Finding finding;

@@ -340,7 +340,7 @@ class Judge {
       verdicts_.push_back(named(check_of_tap(name), Trust::skipped, "not a tap of this objective"));
     }
     if (e_.is_file && holds_scalars_alone())
-      verdicts_.push_back(named("evidence", Trust::vacuous,
+      verdicts_.push_back(named(rule_name("evidence"), Trust::vacuous,
                                 "a loss alone hardly depends on the model: add logits, topk and "
                                 "router.experts"));
     const bool kl = e_.objective.kl != KlStage::none;

@@ -57,6 +57,11 @@ Batch read_batch(const fs::path& path, const ModelConfig& config) {
             .what = "input_ids: shape",
             .expected = "at most " + std::to_string(kMaxTokens) + " tokens",
             .got = std::to_string(tokens)});
+  if (ids.shape[1] < 2)
+    refuse({.where = where,
+            .what = "input_ids: shape",
+            .expected = "at least two tokens in a row, so that one predicts another",
+            .got = to_string(ids.shape)});
   Batch batch{.B = ids.shape[0], .S = ids.shape[1]};
   batch.input_ids = values(file, "input_ids");
   batch.mask_given = file.tensors().contains("attention_mask");

@@ -198,7 +198,8 @@ HostTensor read_tap(const SafetensorsFile& file, const TapName& tap, const std::
 
 Case case_of_trace(const Trace& trace) {
   Case c = case_from_text(trace.metadata.at("case"), "metadata.case");
-  c.mask_given = trace.metadata.at("mask") == "given";
+  const auto mask = trace.metadata.find("mask");
+  if (mask != trace.metadata.end()) c.mask_given = mask->second == "given";
   return c;
 }
 

@@ -459,7 +459,7 @@ TEST(Simt, ADivergentBarrierIsNamed) {
              {nullptr, &y, true});
     };
     expect_fault(fault_of(seed, run), {"divergent: block (", ") thread (", "divergent barrier",
-                                       "__syncthreads at", "self_simt.cpp:"});
+                                       "__syncthreads at", "simt.cpp:"});
   }
 }
 
