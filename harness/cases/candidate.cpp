@@ -26,6 +26,15 @@ std::string failure_note(const io::CandidateNotes::Failure& failure) {
          (failure.shapes.empty() ? "" : " (shapes " + failure.shapes + ")");
 }
 
+/// The file's name; its whole path where another candidate has the same name.
+std::string name_of(const std::filesystem::path& path,
+                    const std::vector<std::filesystem::path>& all) {
+  const auto alike = std::count_if(all.begin(), all.end(), [&](const std::filesystem::path& other) {
+    return other.filename() == path.filename();
+  });
+  return alike > 1 ? path.string() : path.filename().string();
+}
+
 }  // namespace
 
 Objective objective_of_mode(const std::string& mode) {
@@ -41,7 +50,7 @@ std::vector<Candidate> read_candidates(const std::vector<std::filesystem::path>&
     Case c = io::case_of_trace(trace);
     std::string mode = trace.metadata.at("mode");
     const Subject subject{.party = Party::candidate,
-                          .label = "candidate " + path.filename().string(),
+                          .label = "candidate " + name_of(path, paths),
                           .against = mode == "train" ? Against::golden : Against::oracle};
     candidates.push_back({path, std::move(trace), std::move(c), subject, std::move(mode)});
   }

@@ -10,18 +10,21 @@ namespace {
 
 [[noreturn]] void refuse_case(const Candidate& candidate, const std::string& what,
                               const std::string& expected, const std::string& got) {
-  throw Error(ExitCode::artefact,
-              {.where = candidate.path.string(),
-               .what = what,
-               .expected = expected,
-               .got = got,
-               .hint = "a candidate brings its own case; leave --case, --config and --seed away"});
+  throw Error(
+      ExitCode::artefact,
+      {.where = candidate.path.string(),
+       .what = what,
+       .expected = expected,
+       .got = got,
+       .hint = "a candidate brings its own case; leave --case, --config, --seed and --batch away"});
 }
 
 void check_agreement(const Job& job, const Candidate& candidate) {
   const Case& c = candidate.the_case;
   if (job.seed && *job.seed != c.seed)
     refuse_case(candidate, "seed", std::to_string(*job.seed), std::to_string(c.seed));
+  if (job.batch_file && c.batch.empty())
+    refuse_case(candidate, "batch", job.batch_file->string(), "none: the case's own batch");
   if (job.cases.empty()) return;
   const bool listed = std::any_of(job.cases.begin(), job.cases.end(), [&](const Case& asked) {
     return io::case_json(asked) == io::case_json(c);

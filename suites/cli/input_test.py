@@ -317,6 +317,55 @@ class Batches(CliTest):
         self.refused(run("--candidate", a, "--batch", path), ARTEFACT, "sha256", path.name)
 
 
+class WeakEvidence(CliTest):
+    """A file that holds little: green only where nothing can have gone wrong unseen."""
+
+    def part(self, name: str, *taps: str, **scaled: float) -> Path:
+        """The good trace with these taps alone, some of them times a factor."""
+        kept = {tap: value for tap, value in load_file(good).items() if tap in taps}
+        for tap, factor in scaled.items():
+            kept[tap.replace("_", ".")] *= np.float32(factor)
+        return variant(name, kept)
+
+    def test_a_loss_alone_is_never_green(self) -> None:
+        path = self.part("loss-alone", "loss.lm")
+        self.ended(run("--candidate", path), NOTHING)
+        self.ended(run("--candidate", path, "--accept-weak"), NOTHING)
+        self.ended(run("--candidate", self.part("loss-off", "loss.lm", loss_lm=1.01)), PARITY)
+
+    def test_right_logits_pass_without_the_decisions(self) -> None:
+        self.ended(run("--candidate", self.part("logits-right", "logits", "loss.lm")), OK)
+
+    def test_wrong_logits_fail_without_the_decisions(self) -> None:
+        path = self.part("logits-off", "logits", logits=1.001)
+        self.ended(run("--candidate", path), PARITY)
+        self.ended(run("--candidate", path, "--accept-weak"), PARITY)
+
+    def test_a_file_none_of_whose_checks_ran_is_not_green(self) -> None:
+        done = run("--candidate", self.part("forward", "logits"), "--suite", "backward")
+        self.ended(done, NOTHING)
+        self.assertIn("no check of this candidate ran", done.stdout)
+
+    def test_a_batch_that_the_file_was_not_made_with(self) -> None:
+        path = scratch / "own.safetensors"
+        save_file({"input_ids": np.ones((2, 32), np.int64)}, path)
+        self.refused(run("--candidate", good, "--batch", path), ARTEFACT, "batch", good.name)
+
+    def test_two_files_of_one_name_are_two_subjects(self) -> None:
+        folder = scratch / "second"
+        folder.mkdir(exist_ok=True)
+        shutil.copy(self.part("other", "logits", logits=1.001), folder / good.name)
+        done = run("--candidate", good, "--candidate", folder / good.name, "--json")
+        labels = {v["subject"]["label"] for v in json.loads(done.stdout)["verdicts"]}
+        self.assertIn(f"candidate {good}", labels)
+        self.assertIn(f"candidate {folder / good.name}", labels)
+
+    def test_a_row_of_one_token_predicts_nothing(self) -> None:
+        path = scratch / "one.safetensors"
+        save_file({"input_ids": np.ones((2, 1), np.int64)}, path)
+        self.refused(run("--case", "tiny", "--batch", path), ARTEFACT, "two tokens")
+
+
 class Configs(CliTest):
     def config(self, remove: str = "", **changes: object) -> Path:
         fields = json.loads((ROOT / "configs" / "tiny" / "config.json").read_text()) | changes
