@@ -50,8 +50,8 @@ constexpr Row kRows[] = {
     {CheckScope::rule, "golden.file", Tail::recipe},
     {CheckScope::rule, "load.weights"},
     {CheckScope::rule, "run.finished"},
-    {CheckScope::rule, "taps"},    // there is one that can be judged
-    {CheckScope::rule, "result"},  // the logits or a loss are there
+    {CheckScope::rule, "taps"},      // there is one that can be judged
+    {CheckScope::rule, "result"},    // the logits or a loss are there
     {CheckScope::rule, "evidence"},  // more than a loss alone
     {CheckScope::rule, "selection.exercised"},
     {CheckScope::rule, "recipe"},
