@@ -89,10 +89,11 @@ Tensor product(Summation order, const Tensor& a, const Tensor& b) {
   if (!is_sequential(order, a)) return torch::matmul(a, b);
   const auto batch =
       at::infer_size(a.sizes().slice(0, a.dim() - 2), b.sizes().slice(0, b.dim() - 2));
+  const int64_t groups = c10::multiply_integers(batch);
   const auto flat = [&](const Tensor& t) {
     std::vector<int64_t> shape(batch.begin(), batch.end());
     shape.insert(shape.end(), {t.size(-2), t.size(-1)});
-    return t.expand(shape).reshape({-1, t.size(-2), t.size(-1)});
+    return t.expand(shape).reshape({groups, t.size(-2), t.size(-1)});
   };
   std::vector<int64_t> shape(batch.begin(), batch.end());
   shape.insert(shape.end(), {a.size(-2), b.size(-1)});
@@ -103,7 +104,8 @@ Tensor product_with_weight(Summation order, const Tensor& x, const Tensor& weigh
   if (!is_sequential(order, x)) return torch::linear(x, weight);
   auto shape = x.sizes().vec();
   shape.back() = weight.size(0);
-  const Tensor rows = x.reshape({1, -1, x.size(-1)});
+  const int64_t tokens = c10::multiply_integers(x.sizes().slice(0, x.dim() - 1));
+  const Tensor rows = x.reshape({1, tokens, x.size(-1)});
   return OrderedProductFunction::apply(rows, weight.t().unsqueeze(0)).view(shape);
 }
 
