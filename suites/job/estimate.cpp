@@ -40,7 +40,7 @@ TEST(SelfCost, CountsTheProductsOfARoutedTokenOnly) {
   Case c = io::find_case("small");
   const double flops = work_of(c).flops;
   c.config.n_routed_experts *= 2;  // twice the experts, as many of them chosen: the router grows
-  EXPECT_LT(work_of(c).flops, flops * 1.01);
+  EXPECT_LT(work_of(c).flops, flops + flops / 100);
   c = io::find_case("small");
   c.B *= 2;
   EXPECT_EQ(work_of(c).flops, flops * 2);
