@@ -27,7 +27,7 @@ double elements_of_taps(const Case& c) {
   return sum;
 }
 
-TEST(SelfCost, CountsEveryWeightAndTapOfEveryCase) {
+TEST(SelfEstimate, CountsEveryWeightAndTapOfEveryCase) {
   for (const Case& c : io::cases()) {
     const Work work = work_of(c);
     EXPECT_EQ(work.weights, elements_of_specs(c.config)) << c.name;
@@ -36,7 +36,7 @@ TEST(SelfCost, CountsEveryWeightAndTapOfEveryCase) {
   }
 }
 
-TEST(SelfCost, CountsTheProductsOfARoutedTokenOnly) {
+TEST(SelfEstimate, CountsTheProductsOfARoutedTokenOnly) {
   Case c = io::find_case("small");
   const double flops = work_of(c).flops;
   c.config.n_routed_experts *= 2;  // twice the experts, as many of them chosen: the router grows
@@ -50,7 +50,7 @@ TEST(SelfCost, CountsTheProductsOfARoutedTokenOnly) {
   EXPECT_LT(met, 200e6);
 }
 
-TEST(SelfCost, NothingOverflows) {
+TEST(SelfEstimate, NothingOverflows) {
   constexpr int64_t kLargest = int64_t{1} << 30;  // of any field, model/config.cpp
   Case c = io::find_case("tiny");
   ModelConfig& config = c.config;
@@ -72,7 +72,7 @@ TEST(SelfCost, NothingOverflows) {
   EXPECT_THROW(refuse_what_does_not_fit(c, judging_bytes(c, true)), Error);
 }
 
-TEST(SelfCost, EveryCaseUpToSmallIsTakenAndNoneBeyond) {
+TEST(SelfEstimate, EveryCaseUpToSmallIsTakenAndNoneBeyond) {
   for (const Case& c : io::cases()) {
     if (c.name == "medium" || c.name == "full") {
       EXPECT_THROW(refuse_large_work(c, "file"), Error) << c.name;
@@ -82,7 +82,7 @@ TEST(SelfCost, EveryCaseUpToSmallIsTakenAndNoneBeyond) {
   }
 }
 
-TEST(SelfCost, ALongJobIsAnnounced) {
+TEST(SelfEstimate, ALongJobIsAnnounced) {
   EXPECT_EQ(announcement({.bytes = kGiB, .flops = 1e9}), "");
   const std::string text = announcement({.bytes = 9 * kGiB, .flops = 1e15});
   EXPECT_NE(text.find("estimate: about "), std::string::npos) << text;
