@@ -87,11 +87,13 @@ bool Findings::failed(Party party) const {
 /// A file none of whose checks ran is not green, unless -k left it out.
 void Findings::mark_unchecked() {
   if (!job_.filter.empty()) return;
+  const std::string about_the_case = rule_name("selection.exercised");
   for (Entry& entry : entries_) {
     const Subject& subject = entry.finding.subject;
     const bool ran =
-        std::any_of(entry.verdicts.begin(), entry.verdicts.end(),
-                    [](const Verdict& verdict) { return verdict.trust != Trust::skipped; });
+        std::any_of(entry.verdicts.begin(), entry.verdicts.end(), [&](const Verdict& verdict) {
+          return verdict.trust != Trust::skipped && verdict.tap != about_the_case;
+        });
     if (subject.party != Party::candidate || ran) continue;
     entry.verdicts.push_back({.case_name = case_name_,
                               .suite = suite_,

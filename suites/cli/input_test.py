@@ -331,7 +331,8 @@ class WeakEvidence(CliTest):
         path = self.part("loss-alone", "loss.lm")
         self.ended(run("--candidate", path), NOTHING)
         self.ended(run("--candidate", path, "--accept-weak"), NOTHING)
-        self.ended(run("--candidate", self.part("loss-off", "loss.lm", loss_lm=1.01)), PARITY)
+        self.ended(run("--candidate", self.part("loss-off", "loss.lm", loss_lm=1.01)), NOTHING)
+        self.ended(run("--candidate", self.part("loss-far", "loss.lm", loss_lm=1.5)), PARITY)
 
     def test_right_logits_pass_without_the_decisions(self) -> None:
         self.ended(run("--candidate", self.part("logits-right", "logits", "loss.lm")), OK)
