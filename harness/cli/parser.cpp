@@ -64,7 +64,7 @@ void add_judged(CLI::App& app, Raw& raw) {
       kJudged)
       ->allow_extra_args(false);
   app.add_flag("--accept-weak", raw.options.accept_weak,
-               "pass a candidate whose decisions are not in its file where a flip would explain it")
+               "undecided checks pass (decisions not in the file)")
       ->group(kJudged);
   add(app, "--dialect", raw.dialect, "NAME", "what the candidate declares to be; default spec-1",
       kJudged);

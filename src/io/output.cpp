@@ -433,7 +433,9 @@ bool same_file(const fs::path& a, const fs::path& b) {
   struct stat first = {}, second = {};
   const bool there = ::stat(a.c_str(), &first) == 0;
   if (there != (::stat(b.c_str(), &second) == 0)) return false;
-  if (!there) return place_of(a).path == place_of(b).path;
+  // A folder that is not there yet has no links: `..` undoes its name.
+  const auto normal = [](const fs::path& path) { return fs::absolute(path).lexically_normal(); };
+  if (!there) return place_of(a).path == place_of(b).path || normal(a) == normal(b);
   return first.st_dev == second.st_dev && first.st_ino == second.st_ino && !S_ISCHR(first.st_mode);
 }
 
