@@ -18,7 +18,7 @@ TapName parse(const std::string& name) {
   return *tap;
 }
 
-/// Taps that stay float32 in the 16-bit modes (SPEC 1, bf16 mode).
+/// Taps that stay float32 in every 16-bit model (SPEC 1, bf16 mode).
 bool stays_float32(const TapName& tap) {
   const std::string_view name = tap.info.name;
   return name == "ix.weights" || name == "ix.scores" || name == "router.logits" ||
@@ -53,13 +53,17 @@ TapFlow::TapFlow(const ModelConfig& config, const Batch& batch, const RunOptions
 
 void TapFlow::begin_chunk(int64_t begin, int64_t end) { chunk_ = {begin, end}; }
 
+bool TapFlow::stays_exact(const TapName& tap) const {
+  return stays_float32(tap) || (style_.also_exact && style_.also_exact(tap));
+}
+
 Tensor TapFlow::round(const TapName& tap, const Tensor& own) const {
-  return stays_float32(tap) ? own : style_.round(own);
+  return stays_exact(tap) ? own : style_.round(own);
 }
 
 DType TapFlow::stored_type(const TapName& tap) const {
   if (tap.info.is_decision()) return DType::int32;
-  return is_narrow(options_.dtype) && stays_float32(tap) ? DType::float32 : options_.dtype;
+  return is_narrow(options_.dtype) && stays_exact(tap) ? DType::float32 : options_.dtype;
 }
 
 Tensor TapFlow::fed(const TapName& tap) const {
@@ -71,7 +75,7 @@ Tensor TapFlow::fed(const TapName& tap) const {
   value = value.narrow(axes.query, chunk_.begin, chunk_.end - chunk_.begin);
   if (axes.key >= 0) value = value.narrow(axes.key, 0, chunk_.end);
   if (tap.info.is_decision()) return value.to(device_, torch::kInt64);
-  return value.to(device_, stays_float32(tap) ? style_.exact : style_.ordinary);
+  return value.to(device_, stays_exact(tap) ? style_.exact : style_.ordinary);
 }
 
 Tensor TapFlow::put(const std::string& name, const Tensor& own) {

@@ -18,6 +18,9 @@ struct TapStyle {
   torch::ScalarType exact = torch::kFloat32;     // of taps that stay float32 in the 16-bit modes
   /// Rounds an ordinary tap as it is stored (SPEC 1, bf16 mode).
   std::function<torch::Tensor(const torch::Tensor&)> round;
+  /// Taps that this implementation keeps in float32 besides those of every 16-bit model; empty:
+  /// none.
+  std::function<bool(const TapName&)> also_exact = {};
   /// What later stages read of a value; empty: the value. `place` is unique in a run.
   std::function<torch::Tensor(const torch::Tensor&, const std::string& place)> hand_on = {};
 };
@@ -56,6 +59,7 @@ class TapFlow {
     Chunk chunk;
     torch::Tensor value;
   };
+  bool stays_exact(const TapName& tap) const;
   torch::Tensor round(const TapName& tap, const torch::Tensor& own) const;
   torch::Tensor fed(const TapName& tap) const;  // undefined when the feed has no such tap
   torch::Tensor usable_decision(const TapName& tap, const torch::Tensor& fed) const;

@@ -134,7 +134,9 @@ struct LinearVariant {
   bool operator==(const LinearVariant&) const = default;
 };
 
-/// `spec`: round only at taps (SPEC, bf16 mode). `transformers`: also where transformers rounds.
+/// Where a 16-bit model rounds (SPEC 1, bf16 mode). Both are right.
+/// `spec`: as the official demo. `transformers`: also normed values before their weight,
+/// silu(gate), weighted expert outputs and logits; its norms read the rounded residual sum.
 enum class RoundingStyle { spec, transformers };
 
 struct Dialect {

@@ -7,6 +7,7 @@
 #include "src/model/batch.h"
 #include "src/model/dialect.h"
 #include "src/model/objective.h"
+#include "src/model/summation.h"
 #include "src/model/trace.h"
 #include "src/model/weights.h"
 
@@ -23,6 +24,8 @@ struct RunOptions {
   /// float64: the oracle; bfloat16 and float16: rounding modes (SPEC 1).
   DType dtype = DType::float32;
   Dialect dialect = {};
+  /// The reference only: the optimized model adds as its kernels do.
+  Summation summation = Summation::blocked;
   Objective objective = {};
   bool backward = false;  // the gradients of the objective too
   Feeding feeding = Feeding::free;

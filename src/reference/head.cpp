@@ -8,7 +8,7 @@ Tensor lm_loss(const Context& ctx, const Tensor& logits, const Tensor& labels) {
   const int64_t S = labels.size(1);
   const Tensor predictions = shifted ? logits.narrow(1, 0, S - 1) : logits;
   const Tensor targets = shifted ? labels.narrow(1, 1, S - 1) : labels;
-  const Tensor log_probs = torch::log_softmax(predictions, -1);
+  const Tensor log_probs = log_softmax(ctx.sums, predictions);
   const Tensor counted = targets != kIgnoredLabel;
   const Tensor picked =
       log_probs.gather(-1, targets.masked_fill(~counted, 0).unsqueeze(-1)).squeeze(-1);

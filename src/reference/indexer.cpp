@@ -43,7 +43,7 @@ Tensor rotate_lanes(const Context& ctx, const Tensor& x, const RopeTable& table)
 
 /// One head's contribution to the scores: q [B,S,D], k [B,T,D], w [B,S] -> [B,S,T].
 Tensor head_scores(const Context& ctx, const Tensor& q, const Tensor& k, const Tensor& w) {
-  const Tensor products = torch::matmul(q, k.transpose(-1, -2));
+  const Tensor products = product(ctx.sums, q, k.transpose(-1, -2));
   switch (ctx.dialect.indexer.relu) {
     case ReluPlace::before_weight:
       return w.unsqueeze(-1) * torch::relu(products);
@@ -68,12 +68,12 @@ Tensor index_query(const Context& ctx, const Tensor& q_latent, const Tensor& wq_
 Tensor index_key(const Context& ctx, const Tensor& x, const Tensor& wk, const Tensor& norm_weight,
                  const Tensor& norm_bias, const RopeTable& table) {
   const Tensor k = index_key_norm(ctx, linear(ctx, x, wk), norm_weight, norm_bias);
-  return rotate_lanes(ctx, ctx.rounding.op(k), table);
+  return rotate_lanes(ctx, ctx.rounding.stored(k), table);
 }
 
 Tensor index_weights(const Context& ctx, const Tensor& x, const Tensor& weights_proj) {
   const IndexerVariant& variant = ctx.dialect.indexer;
-  Tensor w = torch::linear(x, weights_proj);
+  Tensor w = product_with_weight(ctx.sums, x, weights_proj);
   if (variant.scale_heads) w = w * std::pow(static_cast<double>(ctx.config.index_n_heads), -0.5);
   if (variant.scale_dim) w = w * std::pow(static_cast<double>(ctx.config.index_head_dim), -0.5);
   return w;
@@ -82,8 +82,8 @@ Tensor index_weights(const Context& ctx, const Tensor& x, const Tensor& weights_
 Tensor index_scores(const Context& ctx, const Tensor& q, const Tensor& k, const Tensor& weights,
                     const Tensor& visible) {
   const bool rotated = ctx.dialect.indexer.hadamard;
-  const Tensor query = rotated ? hadamard(q) : q;
-  const Tensor key = rotated ? hadamard(k) : k;
+  const Tensor query = rotated ? ctx.rounding.stored(hadamard(q)) : q;
+  const Tensor key = rotated ? ctx.rounding.stored(hadamard(k)) : k;
   Tensor scores = torch::zeros_like(visible, ctx.real());
   for (int64_t j = 0; j < q.size(2); ++j) {
     scores = scores + head_scores(ctx, query.select(2, j), key, weights.select(2, j));

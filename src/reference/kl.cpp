@@ -29,23 +29,23 @@ Tensor kl_target(const Context& ctx, const Tensor& probs) {
   const KlVariant& variant = ctx.dialect.kl;
   const Tensor mass = variant.max_over_heads ? probs.amax(1) : probs.sum(1);  // [B,S,T]
   if (!variant.target_normalised) return mass;
-  const Tensor total = mass.sum(-1, /*keepdim=*/true);
+  const Tensor total = row_sums(ctx.sums, mass);
   return mass / safe(total);
 }
 
 Tensor kl_student(const Context& ctx, const Tensor& scores, const Tensor& support) {
   const Tensor used = on_support(student_scores(ctx, scores), support);
-  return torch::softmax(used, -1).masked_fill(~support, 0);
+  return softmax(ctx.sums, used).masked_fill(~support, 0);
 }
 
 Tensor kl_rows(const Context& ctx, const Tensor& target, const Tensor& scores,
                const Tensor& support) {
   const double epsilon = ctx.dialect.kl.log_epsilon;
   const Tensor used = on_support(student_scores(ctx, scores), support);
-  Tensor log_student = torch::log_softmax(used, -1);
+  Tensor log_student = log_softmax(ctx.sums, used);
   if (epsilon > 0) log_student = torch::log(log_student.exp() + epsilon);
   const Tensor entropy = torch::xlogy(target, safe(target) + epsilon);  // 0 log 0 = 0
-  return (entropy - target * log_student.masked_fill(~support, 0)).sum(-1);
+  return row_sums(ctx.sums, entropy - target * log_student.masked_fill(~support, 0)).squeeze(-1);
 }
 
 Tensor kl_score_gradient(const Context& ctx, const Tensor& target, const Tensor& scores,

@@ -31,7 +31,7 @@ class Layer {
 
     const Tensor start = ctx_.dialect.residual.from_normed ? x : in.hidden;
     const Tensor middle_sum = start + attn_out;
-    const Residual middle{middle_sum, ctx_.rounding.tap(middle_sum)};
+    const Residual middle{middle_sum, ctx_.rounding.stored(middle_sum)};
     const Tensor y = put("ffn_norm", rms_norm(ctx_, norm_input(ctx_, middle),
                                               weight("post_attention_layernorm.weight"),
                                               eps_or(norm.eps_ffn_norm, eps)));
@@ -184,7 +184,8 @@ class Layer {
 
   Tensor moe(const Tensor& y) {
     const Tensor bias = weight("mlp.gate.e_score_correction_bias");
-    const Tensor logits = put("router.logits", torch::linear(y, weight("mlp.gate.weight")));
+    const Tensor logits =
+        put("router.logits", product_with_weight(ctx_.sums, y, weight("mlp.gate.weight")));
     const std::string tap = layer_tap(layer_, "router.experts");
     const Tensor experts =
         flow_.replaying() ? flow_.decision(tap) : flow_.decide(tap, route(ctx_, logits, bias));

@@ -24,10 +24,13 @@ Tensor partial_sums(const Tensor& x, const Tensor& weight, int parts) {
 
 }  // namespace
 
-Tensor linear(const Context& ctx, const Tensor& x, const Tensor& weight) {
+Tensor unrounded_linear(const Context& ctx, const Tensor& x, const Tensor& weight) {
   const int parts = ctx.dialect.linear.split_k;
-  const Tensor y = parts > 1 ? partial_sums(x, weight, parts) : torch::linear(x, weight);
-  return ctx.rounding.op(y);
+  return parts > 1 ? partial_sums(x, weight, parts) : product_with_weight(ctx.sums, x, weight);
+}
+
+Tensor linear(const Context& ctx, const Tensor& x, const Tensor& weight) {
+  return ctx.rounding.stored(unrounded_linear(ctx, x, weight));
 }
 
 ExpandedKv expand_kv(const Context& ctx, const Tensor& kv_latent, const Tensor& kv_b) {
@@ -54,17 +57,16 @@ Tensor attention_logits(const Context& ctx, const Tensor& q_nope, const Tensor& 
     q = torch::cat({q_nope, q_rope}, -1).transpose(1, 2);
     k = torch::cat({k_nope, k_rope_per_head}, -1).transpose(1, 2);
   }
-  const Tensor products = ctx.rounding.op(torch::matmul(q, k.transpose(-1, -2)));
+  const Tensor products = ctx.rounding.stored(product(ctx.sums, q, k.transpose(-1, -2)));
   return products * scale;
 }
 
 Tensor attention_probs(const Context& ctx, const Tensor& logits, const Tensor& support) {
-  (void)ctx;
   const Tensor sees_a_key = support.any(-1, /*keepdim=*/true);
   const Tensor kept =
       support | ~sees_a_key;  // a row without keys: softmax over anything, then zero
   const Tensor probs =
-      torch::softmax(logits.masked_fill(~kept, -std::numeric_limits<double>::infinity()), -1);
+      softmax(ctx.sums, logits.masked_fill(~kept, -std::numeric_limits<double>::infinity()));
   return probs.masked_fill(~support, 0);
 }
 
@@ -72,11 +74,11 @@ Tensor attention_context(const Context& ctx, const Tensor& probs, const Tensor& 
                          const Tensor& kv_b) {
   if (ctx.dialect.attention.absorbed) {
     const Tensor value_map = split_kv_b(ctx.config, kv_b).second;
-    const Tensor latent = torch::matmul(probs, kv_latent.unsqueeze(1));  // [B,H,S,kv_lora]
+    const Tensor latent = product(ctx.sums, probs, kv_latent.unsqueeze(1));  // [B,H,S,kv_lora]
     return torch::einsum("bhsc,hvc->bshv", {latent, value_map});
   }
   const Tensor v = expand_kv(ctx, kv_latent, kv_b).v.transpose(1, 2);  // [B,H,T,v]
-  return torch::matmul(probs, v).transpose(1, 2);
+  return product(ctx.sums, probs, v).transpose(1, 2);
 }
 
 }  // namespace dsv32::reference

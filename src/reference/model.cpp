@@ -22,7 +22,8 @@ class Pass {
              options.dialect,
              {options.dtype, options.dialect.rounding},
              torch::Device(options.device),
-             options.objective},
+             options.objective,
+             options.summation},
         flow_(config, batch, options, tap_style(), ctx_.device) {
     for (const WeightSpec& spec : weight_specs(config)) {
       if (spec.name.rfind("model.layers.", 0) != 0) outer_specs_.push_back(spec);
@@ -64,7 +65,12 @@ class Pass {
   TapStyle tap_style() const {
     TapStyle style{.ordinary = ctx_.rounding.compute_type(),
                    .exact = ctx_.rounding.compute_type(),
-                   .round = [this](const Tensor& x) { return ctx_.rounding.tap(x); }};
+                   .round = [this](const Tensor& x) { return ctx_.rounding.stored(x); }};
+    // bf16 expert outputs times float32 weights, and the scores of the vocabulary.
+    if (ctx_.rounding.is_16bit() && !ctx_.rounding.like_transformers())
+      style.also_exact = [](const TapName& tap) {
+        return tap.info.name == "moe.routed" || tap.info.name == "logits";
+      };
     if (options_.perturbation > 0) {
       style.hand_on = [this](const Tensor& x, const std::string& place) {
         return perturbed(x, options_.perturbation, options_.perturbation_seed, place);
@@ -175,7 +181,8 @@ class Pass {
     const Tensor input = unrounded ? residual.sum : residual.hidden;
     const Tensor normed =
         flow_.put("final_norm", rms_norm(ctx_, input, weights.get("model.norm.weight"), eps));
-    return flow_.put("logits", linear(ctx_, normed, weights.get("lm_head.weight")));
+    const Tensor scores = unrounded_linear(ctx_, normed, weights.get("lm_head.weight"));
+    return flow_.put("logits", ctx_.rounding.cast(scores));
   }
 
   // --- backward ---------------------------------------------------------------------------------
@@ -191,7 +198,7 @@ class Pass {
 
   Residual leaf(const Tensor& sum) const {
     const Tensor value = sum.detach().clone().requires_grad_(true);
-    return {value, ctx_.rounding.tap(value)};
+    return {value, ctx_.rounding.stored(value)};
   }
 
   void backward(Trace& trace) {

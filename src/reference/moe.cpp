@@ -6,7 +6,7 @@ Tensor swiglu_mlp(const Context& ctx, const Tensor& x, const Tensor& gate, const
                   const Tensor& down) {
   const Tensor gated = linear(ctx, x, gate);
   const Tensor activated = ctx.dialect.moe.silu ? torch::silu(gated) : gated;
-  const Tensor inner = ctx.rounding.op(ctx.rounding.op(activated) * linear(ctx, x, up));
+  const Tensor inner = ctx.rounding.stored(ctx.rounding.cast(activated) * linear(ctx, x, up));
   return linear(ctx, inner, down);
 }
 
@@ -25,8 +25,8 @@ Tensor routed_experts(const Context& ctx, const Tensor& x, const Tensor& experts
     };
     const Tensor y = swiglu_mlp(ctx, tokens.index_select(0, hits[0]), weight_of("gate_proj"),
                                 weight_of("up_proj"), weight_of("down_proj"));
-    const Tensor scaled = ctx.rounding.op(y * weight.index({hits[0], hits[1]}).unsqueeze(-1));
-    sum = ctx.rounding.op(sum.index_add(0, hits[0], scaled));
+    const Tensor scaled = ctx.rounding.cast(y * weight.index({hits[0], hits[1]}).unsqueeze(-1));
+    sum = ctx.rounding.cast(sum.index_add(0, hits[0], scaled));
   }
   return sum.view_as(x);
 }

@@ -1,19 +1,27 @@
 #include "src/reference/ops.h"
 
 namespace dsv32::reference {
+namespace {
+
+/// Over the last axis, which stays with size 1.
+Tensor mean(const Context& ctx, const Tensor& x) {
+  return row_sums(ctx.sums, x) / static_cast<double>(x.size(-1));
+}
+
+}  // namespace
 
 Tensor rms_norm(const Context& ctx, const Tensor& x, const Tensor& weight, double eps) {
-  const Tensor mean_square = x.pow(2).mean(-1, /*keepdim=*/true);
+  const Tensor mean_square = mean(ctx, x.pow(2));
   const Tensor normed = x * torch::rsqrt(mean_square + eps);
-  return weight * ctx.rounding.op(normed);
+  return weight * ctx.rounding.cast(normed);
 }
 
 Tensor index_key_norm(const Context& ctx, const Tensor& x, const Tensor& weight,
                       const Tensor& bias) {
   const IndexerVariant& variant = ctx.dialect.indexer;
   if (variant.k_norm == KNorm::rms_norm) return rms_norm(ctx, x, weight, variant.eps_k_norm);
-  const Tensor centred = x - x.mean(-1, /*keepdim=*/true);
-  const Tensor variance = centred.pow(2).mean(-1, /*keepdim=*/true);
+  const Tensor centred = x - mean(ctx, x);
+  const Tensor variance = mean(ctx, centred.pow(2));
   const Tensor scaled = centred * torch::rsqrt(variance + variant.eps_k_norm) * weight;
   return variant.k_norm == KNorm::layer_norm ? scaled + bias : scaled;
 }

@@ -10,6 +10,7 @@
 #include "src/model/objective.h"
 #include "src/reference/layer_weights.h"
 #include "src/reference/rounding.h"
+#include "src/reference/sums.h"
 
 /// The ops of the model in paper order. Each is the formula of SPEC section 1; every variant's
 /// default is spec-1. Axes: B batch, S query tokens of this call, T keys so far, H heads, D head
@@ -23,6 +24,7 @@ struct Context {
   Rounding rounding;
   torch::Device device = torch::kCPU;
   Objective objective = {};
+  Summation sums = Summation::blocked;
   /// Attention over every visible key: by config, or in the dense warm-up (SPEC 2, Eq. 3).
   bool dense_attention() const {
     return !config.use_sparse_attention || objective.kl == KlStage::warmup;
@@ -55,7 +57,9 @@ Tensor hadamard(const Tensor& x);
 
 // --- mla.cpp ------------------------------------------------------------------------------------
 
-/// x [.., in] times weight [out, in]^T.
+/// x [.., in] times weight [out, in]^T, in float32 or better.
+Tensor unrounded_linear(const Context& ctx, const Tensor& x, const Tensor& weight);
+/// The same as a layer of the model: its output is stored in the model's dtype (SPEC 1, bf16 mode).
 Tensor linear(const Context& ctx, const Tensor& x, const Tensor& weight);
 /// Key and value per head that the latent stands for.
 struct ExpandedKv {

@@ -48,8 +48,8 @@ RopeTable rope_table(const Context& ctx, const Tensor& positions) {
   Tensor used = positions + variant.position_offset;
   if (variant.positions_of_row0) used = used.slice(0, 0, 1).expand_as(positions);
   const Tensor angles = used.to(ctx.rounding.compute_type()).unsqueeze(-1) * frequencies(ctx);
-  return {ctx.rounding.op(angles.cos() * amplitude(ctx)),
-          ctx.rounding.op(angles.sin() * amplitude(ctx))};
+  return {ctx.rounding.cast(angles.cos() * amplitude(ctx)),
+          ctx.rounding.cast(angles.sin() * amplitude(ctx))};
 }
 
 Tensor rotate(const Context& ctx, const Tensor& x, const RopeTable& table, RopePairing pairing) {

@@ -22,10 +22,11 @@ struct Rounding {
   bool is_16bit() const { return is_narrow(dtype); }
   bool like_transformers() const { return is_16bit() && style == RoundingStyle::transformers; }
 
-  /// A tap: rounded once in the 16-bit modes (SPEC 1, bf16 mode).
-  Tensor tap(const Tensor& x) const { return is_16bit() ? round(x) : x; }
-  /// A value between taps: rounded only where transformers stores it in the model's dtype.
-  Tensor op(const Tensor& x) const { return like_transformers() ? round(x) : x; }
+  /// A tap, or a value between taps that every 16-bit model stores: the output of a linear layer,
+  /// silu(gate) * up, the product of queries and keys, the normed indexer key (SPEC 1, bf16 mode).
+  Tensor stored(const Tensor& x) const { return is_16bit() ? round(x) : x; }
+  /// A value that transformers stores in the model's dtype and the official code keeps in float32.
+  Tensor cast(const Tensor& x) const { return like_transformers() ? round(x) : x; }
 
  private:
   Tensor round(const Tensor& x) const {

@@ -1,0 +1,127 @@
+#include "src/reference/sums.h"
+
+#include <ATen/Parallel.h>
+
+#include "src/reference/ordered_sums.h"
+
+namespace dsv32::reference {
+namespace {
+
+bool is_sequential(Summation order, const Tensor& x) {
+  return order == Summation::sequential && x.scalar_type() == torch::kFloat32;
+}
+
+/// Rows of one task: enough work to be worth a thread, a multiple of the kernel's tile.
+constexpr int64_t kRowsOfATask = 64;
+
+/// a [n,k] times b [k,m], both contiguous float32.
+Tensor ordered_matrix_product(const Tensor& a, const Tensor& b) {
+  Tensor c = torch::empty({a.size(0), b.size(1)}, a.options());
+  const OrderedProduct whole{.a = a.const_data_ptr<float>(),
+                             .b = b.const_data_ptr<float>(),
+                             .c = c.mutable_data_ptr<float>(),
+                             .rows = a.size(0),
+                             .cols = b.size(1),
+                             .depth = a.size(1),
+                             .lda = a.size(1),
+                             .ldb = b.size(1),
+                             .ldc = b.size(1)};
+  at::parallel_for(0, whole.rows, kRowsOfATask, [&](int64_t begin, int64_t end) {
+    OrderedProduct part = whole;
+    part.a += begin * whole.lda;
+    part.c += begin * whole.ldc;
+    part.rows = end - begin;
+    ordered_product(part);
+  });
+  return c;
+}
+
+/// a [G,n,k] times b [G,k,m].
+Tensor ordered_batch_product(const Tensor& a, const Tensor& b) {
+  const Tensor left = a.to(torch::kCPU).contiguous(), right = b.to(torch::kCPU).contiguous();
+  std::vector<Tensor> parts;
+  for (int64_t g = 0; g < left.size(0); ++g)
+    parts.push_back(ordered_matrix_product(left[g], right[g]));
+  if (parts.empty()) return torch::empty({0, a.size(1), b.size(2)}, a.options());
+  return torch::stack(parts).to(a.device());
+}
+
+struct OrderedProductFunction : torch::autograd::Function<OrderedProductFunction> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& a, const Tensor& b) {
+    ctx->save_for_backward({a, b});
+    return ordered_batch_product(a, b);
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list upstream) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor& dc = upstream[0];
+    const bool wants_a = ctx->needs_input_grad(0), wants_b = ctx->needs_input_grad(1);
+    return {wants_a ? ordered_batch_product(dc, saved[1].transpose(-1, -2)) : Tensor(),
+            wants_b ? ordered_batch_product(saved[0].transpose(-1, -2), dc) : Tensor()};
+  }
+};
+
+struct RowSumsFunction : torch::autograd::Function<RowSumsFunction> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& x) {
+    ctx->saved_data["depth"] = x.size(-1);
+    const Tensor rows = x.to(torch::kCPU).contiguous();
+    auto shape = rows.sizes().vec();
+    shape.back() = 1;
+    Tensor sums = torch::empty(shape, rows.options());
+    ordered_row_sums(rows.const_data_ptr<float>(), sums.mutable_data_ptr<float>(), sums.numel(),
+                     rows.size(-1));
+    return sums.to(x.device());
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list upstream) {
+    auto shape = upstream[0].sizes().vec();
+    shape.back() = ctx->saved_data["depth"].toInt();
+    return {upstream[0].expand(shape)};
+  }
+};
+
+/// x minus the largest of its row: the same softmax, without overflow. A row of -inf stays.
+Tensor below_largest(const Tensor& x) { return x - x.amax(-1, /*keepdim=*/true).detach(); }
+
+}  // namespace
+
+Tensor product(Summation order, const Tensor& a, const Tensor& b) {
+  if (!is_sequential(order, a)) return torch::matmul(a, b);
+  const auto batch =
+      at::infer_size(a.sizes().slice(0, a.dim() - 2), b.sizes().slice(0, b.dim() - 2));
+  const auto flat = [&](const Tensor& t) {
+    std::vector<int64_t> shape(batch.begin(), batch.end());
+    shape.insert(shape.end(), {t.size(-2), t.size(-1)});
+    return t.expand(shape).reshape({-1, t.size(-2), t.size(-1)});
+  };
+  std::vector<int64_t> shape(batch.begin(), batch.end());
+  shape.insert(shape.end(), {a.size(-2), b.size(-1)});
+  return OrderedProductFunction::apply(flat(a), flat(b)).view(shape);
+}
+
+Tensor product_with_weight(Summation order, const Tensor& x, const Tensor& weight) {
+  if (!is_sequential(order, x)) return torch::linear(x, weight);
+  auto shape = x.sizes().vec();
+  shape.back() = weight.size(0);
+  const Tensor rows = x.reshape({1, -1, x.size(-1)});
+  return OrderedProductFunction::apply(rows, weight.t().unsqueeze(0)).view(shape);
+}
+
+Tensor row_sums(Summation order, const Tensor& x) {
+  if (!is_sequential(order, x)) return x.sum(-1, /*keepdim=*/true);
+  return RowSumsFunction::apply(x);
+}
+
+Tensor softmax(Summation order, const Tensor& x) {
+  if (!is_sequential(order, x)) return torch::softmax(x, -1);
+  const Tensor powers = torch::exp(below_largest(x));
+  return powers / row_sums(order, powers);
+}
+
+Tensor log_softmax(Summation order, const Tensor& x) {
+  if (!is_sequential(order, x)) return torch::log_softmax(x, -1);
+  const Tensor shifted = below_largest(x);
+  return shifted - torch::log(row_sums(order, torch::exp(shifted)));
+}
+
+}  // namespace dsv32::reference

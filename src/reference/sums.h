@@ -1,0 +1,25 @@
+#pragma once
+
+#include <torch/torch.h>
+
+#include "src/model/summation.h"
+
+/// Every sum of the reference, in the order that a run asks for. float64 runs (the oracle) always
+/// take torch's kernels: their order is far below what is judged.
+namespace dsv32::reference {
+
+using torch::Tensor;
+
+/// a [..,n,k] times b [..,k,m]; batch axes broadcast. Differentiable, the backward products in the
+/// same order.
+Tensor product(Summation order, const Tensor& a, const Tensor& b);
+/// x [..,in] times weight [out,in]^T.
+Tensor product_with_weight(Summation order, const Tensor& x, const Tensor& weight);
+/// Sum over the last axis, which stays with size 1.
+Tensor row_sums(Summation order, const Tensor& x);
+/// exp(x) / sum(exp(x)) over the last axis.
+Tensor softmax(Summation order, const Tensor& x);
+/// x - log(sum(exp(x))) over the last axis.
+Tensor log_softmax(Summation order, const Tensor& x);
+
+}  // namespace dsv32::reference
