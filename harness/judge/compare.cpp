@@ -178,21 +178,6 @@ Verdict compare_layout(const Comparison& c) {
   return verdict;
 }
 
-// Without the decisions of the judged side: equal within the forced limits, or at most a flip away.
-Verdict relax(const Comparison& c, Verdict verdict) {
-  if (verdict.trust != Trust::fail) return verdict;
-  const bool broken_rule = std::any_of(
-      verdict.measures.begin(), verdict.measures.end(),
-      [](const Measure& measure) { return measure.metric == "exact" && !measure.within(); });
-  if (broken_rule) return verdict;
-  verdict.measures = {
-      by_limit("free.relative", measure_rows(c, layout_of(c), c.judged).relative())};
-  verdict.trust = Trust::pass;
-  verdict.note = "the decisions before this tap are not in the file: only gross errors would show";
-  settle(verdict);
-  return verdict;
-}
-
 }  // namespace
 
 Verdict open_verdict(const Comparison& c) {
@@ -217,7 +202,18 @@ Verdict compare_values(const Comparison& c) {
   if (oracle == nullptr) return unmeasured(c, Trust::missing, "the oracle has no such tap");
   if (c.judged->shape() != oracle->shape()) return wrong_shape(c, oracle->shape());
   Verdict verdict = compare_layout(c);
-  return c.mode == Mode::free ? relax(c, std::move(verdict)) : verdict;
+  return verdict;
+}
+
+bool breaks_exact_rule(const Verdict& verdict) {
+  return std::any_of(verdict.measures.begin(), verdict.measures.end(), [](const Measure& measure) {
+    return measure.metric == "exact" && !measure.within();
+  });
+}
+
+double relative_error(const Comparison& c) {
+  const RowLayout layout(c.tap, c.yardstick.oracle->shape(), c.batch, c.support, RowView::judged);
+  return measure_rows(c, layout, c.judged).relative();
 }
 
 Verdict compare_score_gradient(const Comparison& c, const HostTensor& student,

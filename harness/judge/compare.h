@@ -21,6 +21,11 @@ Verdict unmeasured(const Comparison& c, Trust trust, std::string note);
 /// oracle is all zero demands exact zero; an all-zero gradient of a used weight is vacuous.
 Verdict compare_values(const Comparison& c);
 
+/// A rule that allows no tolerance (zeros, -inf, shapes) is broken.
+bool breaks_exact_rule(const Verdict& verdict);
+/// ||K - O|| / ||O|| over the judged rows.
+double relative_error(const Comparison& c);
+
 /// SPEC 2: d(sum of the KL rows)/d(score) is student - target on the support. Of the judged side's
 /// own three taps; `c.judged` is kl.dscores, `c.support` the support.
 Verdict compare_score_gradient(const Comparison& c, const HostTensor& student,

@@ -23,16 +23,22 @@ struct Query {
   int64_t k = 0;                 // how many must be picked
 };
 
-Query read_query(const Comparison& c, int64_t b, int64_t s) {
+// Without its picks.
+Query open_query(const Comparison& c, int64_t b, int64_t s) {
   Query query{.b = b, .s = s, .picks = {}, .visible = {}};
+  for (int64_t t = 0; t <= s; ++t)
+    if (visible(*c.batch, b, s, t)) query.visible.push_back(t);
+  query.k = std::min<int64_t>(c.config->index_topk, std::ssize(query.visible));
+  return query;
+}
+
+Query read_query(const Comparison& c, int64_t b, int64_t s) {
+  Query query = open_query(c, b, s);
   const int64_t slots = c.judged->shape().back();
   for (int64_t i = 0; i < slots; ++i) {
     const auto pick = static_cast<int64_t>(c.judged->at((b * c.batch->S + s) * slots + i));
     if (pick != -1) query.picks.push_back(pick);
   }
-  for (int64_t t = 0; t <= s; ++t)
-    if (visible(*c.batch, b, s, t)) query.visible.push_back(t);
-  query.k = std::min<int64_t>(c.config->index_topk, std::ssize(query.visible));
   return query;
 }
 
@@ -220,6 +226,25 @@ Verdict judge_topk(const Comparison& c, const HostTensor* own_scores) {
       if (c.batch->valid(b, s)) judge_query(read_query(c, b, s), own_scores, oracle, found);
   if (found.rows == 0) return unmeasured(c, Trust::vacuous, "no row is judged");
   return settle_topk(c, found, own_scores != nullptr, oracle.scores() != nullptr);
+}
+
+Margins selection_margins(const Comparison& c) {
+  Margins margins(c.batch->B * c.batch->S, kInfinity);
+  const ScoreNoise oracle(c);
+  int64_t judged_row = 0;
+  for (int64_t row = 0; row < c.batch->B * c.batch->S; ++row) {
+    if (!c.batch->valid(row / c.batch->S, row % c.batch->S)) continue;
+    const int64_t i = judged_row++;
+    Query query = open_query(c, row / c.batch->S, row % c.batch->S);
+    if (std::ssize(query.visible) <= query.k) continue;
+    const std::vector<double> scores = scores_of(*oracle.scores(), query);
+    ++query.k;  // the best key that is left out comes last
+    const std::vector<int64_t> best = best_keys(query, scores);
+    const double cut = scores[best[best.size() - 2]], next = scores[best.back()];
+    const double band = 2 * oracle.at(i, cut) * decision_band(Mode::free);
+    margins[row] = (cut - next) / band;
+  }
+  return margins;
 }
 
 FlipCount count_flips(const HostTensor& judged, const HostTensor& oracle, const Batch& batch) {

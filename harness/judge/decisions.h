@@ -22,6 +22,15 @@ Verdict judge_topk(const Comparison& c, const HostTensor* own_scores);
 /// noises of the logits). `bias` [E].
 Verdict judge_experts(const Comparison& c, const HostTensor& bias, const HostTensor* own_logits);
 
+/// Margin of every decision of a tap, by row b * S + s, in units of the band within which a correct
+/// implementation may decide otherwise: at most 1 may turn, more may not. Infinite where nothing is
+/// decided (a query that sees no more keys than top-k takes, a padded row).
+using Margins = std::vector<double>;
+/// Of the oracle's selection: distance of the first score left out from the cut. `c` as above.
+Margins selection_margins(const Comparison& c);
+/// Of the oracle's expert choice: the smaller of its group margin and its expert margin.
+Margins routing_margins(const Comparison& c, const HostTensor& bias);
+
 /// How often a set differs from the oracle's own choice: for the free mode report.
 struct FlipCount {
   int64_t rows = 0, differing_rows = 0, elements = 0, differing_elements = 0;

@@ -5,16 +5,12 @@
 #include <string>
 #include <vector>
 
+#include "harness/judge/decisions.h"
 #include "src/model/batch.h"
 #include "src/model/config.h"
 #include "src/model/trace.h"
 
 namespace dsv32::harness {
-
-/// Margin of every decision of a tap, by row b * S + s, in units of the band within which a correct
-/// implementation may decide otherwise: at most 1 may turn, more may not. Infinite where nothing is
-/// decided (a query that sees no more keys than top-k takes, a padded row).
-using Margins = std::vector<double>;
 
 /// The rows that a legitimate turn of an unknown decision may have moved (docs/architecture.md,
 /// weak evidence). A row is exposed from the first decision of its own that may turn, and from the

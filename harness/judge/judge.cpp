@@ -5,6 +5,7 @@
 #include <set>
 
 #include "harness/judge/decisions.h"
+#include "harness/judge/free.h"
 #include "harness/judge/keys.h"
 #include "harness/judge/limits.h"
 #include "src/model/weights.h"
@@ -153,13 +154,35 @@ class Judge {
   }
 
   Verdict compare(const Comparison& c) {
-    if (c.tap.info.kind == TapKind::topk) {
-      const bool own = c.mode == Mode::staged;
-      return judge_topk(c, own ? tensor(layer_tap(*c.tap.layer, "ix.scores")) : nullptr);
+    if (c.tap.info.is_decision()) return compare_decision(c);
+    if (c.judged == nullptr) return compare_sketch(c, *sketch(c.tap.full));
+    return c.mode == Mode::free ? judge_free(c, exposure()) : compare_values(c);
+  }
+
+  Verdict compare_decision(const Comparison& c) {
+    Verdict verdict = c.tap.info.kind == TapKind::topk ? compare_topk(c) : compare_experts(c);
+    return c.mode == Mode::free ? judge_free_decision(c, exposure(), std::move(verdict)) : verdict;
+  }
+
+  Verdict compare_topk(const Comparison& c) {
+    const bool own = c.mode == Mode::staged;
+    return judge_topk(c, own ? tensor(layer_tap(*c.tap.layer, "ix.scores")) : nullptr);
+  }
+
+  // Made when a tap is judged without decisions that it depends on.
+  const Exposure& exposure() {
+    if (exposure_) return *exposure_;
+    std::map<std::string, Margins> margins;
+    for (const std::string& name : forward()) {
+      const TapName tap = *parse_tap(name);
+      if (!tap.info.is_decision() || !decides(tap) || fed_.has(name)) continue;
+      const Comparison c = comparison(tap, Mode::free, e_.forced);
+      if (c.yardstick.oracle == nullptr) continue;
+      margins[name] = tap.info.kind == TapKind::topk
+                          ? selection_margins(c)
+                          : routing_margins(c, e_.biases.at(bias_name(*tap.layer)));
     }
-    if (c.tap.info.kind == TapKind::experts) return compare_experts(c);
-    if (c.judged != nullptr) return compare_values(c);
-    return compare_sketch(c, *sketch(c.tap.full));
+    return exposure_.emplace(config_, *e_.batch, margins);
   }
 
   Verdict compare_experts(const Comparison& c) {
@@ -302,6 +325,14 @@ class Judge {
     return std::move(verdicts_);
   }
 
+  bool holds_scalars_alone() const {
+    return std::all_of(e_.judged->names().begin(), e_.judged->names().end(),
+                       [](const std::string& name) {
+                         const auto tap = parse_tap(name);
+                         return !tap || tap->info.kind == TapKind::scalar;
+                       });
+  }
+
   // Taps that no rule of these suites asks for, and a file without an end result.
   void list_others(const std::vector<std::string>& forward) {
     const std::set<std::string> known(forward.begin(), forward.end());
@@ -311,6 +342,10 @@ class Judge {
       verdict.tap = name;
       verdicts_.push_back(std::move(verdict));
     }
+    if (e_.is_file && holds_scalars_alone())
+      verdicts_.push_back(named("evidence", Trust::vacuous,
+                                "a loss alone hardly depends on the model: add logits, topk and "
+                                "router.experts"));
     const bool kl = e_.objective.kl != KlStage::none;
     if (e_.is_file && !present("logits") && !present("loss.lm") && !(kl && present("loss.kl")))
       verdicts_.push_back(
@@ -325,6 +360,7 @@ class Judge {
   std::map<std::string, bool> derivable_;
   std::set<std::string> unreplayed_;
   bool all_replayed_ = true;
+  std::optional<Exposure> exposure_;
   std::vector<uint8_t> support_;
   int64_t support_layer_ = -1;
   const HostTensor* support_of_ = nullptr;

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <set>
 
 #include "harness/judge/compare.h"
@@ -115,6 +116,35 @@ double choice_distance(const ModelConfig& config, const Token& token,
   if (open < 0) return kInfinity;
   return nearest_choice(config, token, group_scores(config, token), chosen,
                         Groups(used.begin(), used.end()), 0, open);
+}
+
+// The lowest of the `count` best values minus the best of the others; infinite without others.
+double gap_after(std::vector<double> values, int64_t count) {
+  if (count >= std::ssize(values)) return kInfinity;
+  std::partial_sort(values.begin(), values.begin() + count + 1, values.end(), std::greater<>());
+  return values[count - 1] - values[count];
+}
+
+// Scores of the experts in the groups that the token's own choice keeps.
+std::vector<double> kept_scores(const ModelConfig& config, const Token& token,
+                                const std::vector<double>& sums) {
+  std::vector<int64_t> groups(sums.size());
+  std::iota(groups.begin(), groups.end(), 0);
+  std::stable_sort(groups.begin(), groups.end(),
+                   [&](int64_t a, int64_t b) { return sums[a] > sums[b]; });
+  std::vector<double> kept;
+  for (int64_t i = 0; i < config.topk_group; ++i)
+    for (int64_t e = 0; e < group_size(config); ++e)
+      kept.push_back(token.scores[groups[i] * group_size(config) + e]);
+  return kept;
+}
+
+// In noises of a score: how far the token's own choice is from another one.
+double choice_margin(const ModelConfig& config, const Token& token) {
+  const std::vector<double> sums = group_scores(config, token);
+  const double groups = gap_after(sums, config.topk_group) / 2;
+  return std::min(groups, gap_after(kept_scores(config, token, sums), config.num_experts_per_tok)) /
+         (2 * token.noise);
 }
 
 // Router logits with the noise of each row.
@@ -255,6 +285,18 @@ class ExpertJudge {
 };
 
 }  // namespace
+
+Margins routing_margins(const Comparison& c, const HostTensor& bias) {
+  Margins margins(c.batch->B * c.batch->S, kInfinity);
+  const LogitNoise oracle(c);
+  int64_t judged_row = 0;
+  for (int64_t row = 0; row < std::ssize(margins); ++row) {
+    if (!c.batch->valid(row / c.batch->S, row % c.batch->S)) continue;
+    const Token token = oracle.token(judged_row++, bias);
+    margins[row] = choice_margin(*c.config, token) / decision_band(Mode::free);
+  }
+  return margins;
+}
 
 Verdict judge_experts(const Comparison& c, const HostTensor& bias, const HostTensor* own_logits) {
   return ExpertJudge(c, bias, own_logits).run();

@@ -40,8 +40,7 @@ RowLayout::RowLayout(const TapName& tap, const Shape& shape, const Batch* batch,
   if (over_support || kind == TapKind::scores) {
     S_ = batch->S;
     T_ = shape.back();
-    const bool attended = over_support && support != nullptr;
-    keys_ = attended ? *support : visible_keys(*batch);
+    keys_ = support != nullptr ? *support : visible_keys(*batch);
   }
   if (kind == TapKind::scalar || kind == TapKind::series) {
     add_single_row();

@@ -19,6 +19,8 @@ std::string_view to_string(Trust trust) {
       return "missing";
     case Trust::skipped:
       return "skipped";
+    case Trust::undecided:
+      return "undecided";
   }
   return "unknown";
 }

@@ -11,8 +11,8 @@
 namespace dsv32::harness {
 
 /// What a check is worth. Only `pass` is green; `skipped` needs a reason and is never counted as
-/// passed.
-enum class Trust { pass, fail, vacuous, missing, skipped };
+/// passed. `undecided`: the evidence is too weak to tell (the decisions are not in the file).
+enum class Trust { pass, fail, vacuous, missing, skipped, undecided };
 std::string_view to_string(Trust trust);
 
 /// Which question a check answers (DESIGN 3).
