@@ -58,6 +58,17 @@ void replay(RunOptions& options, const Trace* decisions) {
   options.feed = decisions;
 }
 
+/// The decisions in force in an end-to-end run: the subject's, and the oracle's where it has none.
+Trace decisions_in_force(const Trace& subject, const Trace& oracle) {
+  Trace decisions;
+  for (const std::string& name : oracle.names()) {
+    if (!parse_tap(name)->info.is_decision()) continue;
+    const HostTensor* own = subject.find(name);
+    decisions.put(name, own != nullptr ? *own : *oracle.find(name));
+  }
+  return decisions;
+}
+
 /// The shared reference is the one that this subject asks for.
 bool shared_reference(const ForcedTraces& shared, const ModelConfig& config,
                       const Subject& subject) {
@@ -118,11 +129,22 @@ Trace CaseRun::run(RunOptions options, const std::string& what, const std::strin
   return make_model(impl, case_.config, weights_)->run(batch_, options);
 }
 
+std::optional<Trace> CaseRun::twin(RunOptions options, const std::string& what) const {
+  if (options.dtype == DType::float64) return std::nullopt;
+  options.summation = Summation::sequential;
+  RoundingStyle& rounding = options.dialect.rounding;
+  rounding = rounding == RoundingStyle::spec ? RoundingStyle::transformers : RoundingStyle::spec;
+  return run(options, what + ", twin");
+}
+
 ForcedTraces CaseRun::forced_traces(const Dialect& dialect, const Trace* decisions) const {
   ForcedTraces traces{.dialect = dialect};
   RunOptions options{.dtype = DType::float64, .dialect = dialect, .backward = backward_};
   replay(options, decisions);
   traces.oracle = run(options, "oracle");
+  const Trace in_force =
+      decisions_in_force(decisions != nullptr ? *decisions : Trace(), traces.oracle);
+  replay(options, &in_force);
   traces.probe = run(probe_options(options), "condition probe");
   return traces;
 }
@@ -157,9 +179,12 @@ std::vector<Verdict> CaseRun::judge_staged(const Subject& subject) const {
   Evidence evidence = evidence_of(subject);
   evidence.fed = options.feed;
   Trace reference;
+  std::optional<Trace> twin;
   if (subject.against_reference) {
     reference = run(options, "staged reference");
     evidence.staged.reference = &reference;
+    twin = this->twin(options, "staged reference");
+    evidence.staged.twin = twin ? &*twin : nullptr;
   }
   const Trace probe = run(probe_options(options), "staged probe");
   options.dtype = DType::float64;
@@ -178,15 +203,20 @@ std::vector<Verdict> CaseRun::judge_forced(const Subject& subject, const ForcedT
   Evidence evidence = evidence_of(subject);
   evidence.forced = {.oracle = &forced.oracle, .probe = &forced.probe};
   Trace reference;
+  std::optional<Trace> twin;
+  const Trace in_force = decisions_in_force(*subject.trace, forced.oracle);
   if (subject.against_reference && reuse && shared_reference(*shared, case_.config, subject)) {
     evidence.forced.reference = &*shared->reference;
+    evidence.forced.twin = shared->twin ? &*shared->twin : nullptr;
   } else if (subject.against_reference) {
     RunOptions options{.dtype = subject.dtype,
                        .dialect = subject.dialect,
                        .backward = backward_ && has_gradients(subject)};
-    replay(options, subject.trace);
+    replay(options, &in_force);
     reference = run(options, "reference for " + subject.name);
     evidence.forced.reference = &reference;
+    twin = this->twin(options, "reference for " + subject.name);
+    evidence.forced.twin = twin ? &*twin : nullptr;
   }
   return judge(evidence, std::move(staged));
 }

@@ -41,6 +41,7 @@ struct ForcedTraces {
   Trace oracle;
   Trace probe;
   std::optional<Trace> reference = {};  // of reference_dtype, with gradients where the case has any
+  std::optional<Trace> twin = {};       // of the reference
   DType reference_dtype = DType::float32;
 };
 
@@ -71,7 +72,11 @@ class CaseRun {
   /// added.
   Trace run(RunOptions options, const std::string& what,
             const std::string& impl = "reference") const;
-  /// The decisions of the subject replayed (free where it has none).
+  /// The other end of what a correct run of the reference may give: sums in sequential order, in 16
+  /// bits also the other style of rounding. float64 has none.
+  std::optional<Trace> twin(RunOptions options, const std::string& what) const;
+  /// The decisions of the subject replayed; where it has none, those of the float64 run serve
+  /// everybody.
   ForcedTraces forced_traces(const Dialect& dialect, const Trace* decisions) const;
 
   /// Staged verdicts: every op on the subject's own inputs, under its own decisions. Empty for a

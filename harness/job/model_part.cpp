@@ -76,7 +76,14 @@ void CaseJob::run_golden_and_own() {
   const auto& dtypes = job_.dtypes;
   if (common && std::find(dtypes.begin(), dtypes.end(), golden->dtype) != dtypes.end()) {
     shared.reference_dtype = golden->dtype;
-    shared.reference = forced_run(own_subject("reference", golden->dtype), decisions);
+    const Subject reference = own_subject("reference", golden->dtype);
+    shared.reference = forced_run(reference, decisions);
+    shared.twin = run_.twin({.dtype = reference.dtype,
+                             .dialect = reference.dialect,
+                             .backward = run_.backward(),
+                             .feeding = Feeding::forced,
+                             .feed = &decisions},
+                            reference.name);
   }
   if (golden) judge_golden(*golden, common ? &shared : nullptr);
   for (size_t i = 0; i < subjects.size(); ++i)

@@ -27,6 +27,9 @@ struct Yardstick {
   /// nullptr: no cap. One probe serves every dtype: for a dtype of epsilon e the sensitivity of a
   /// row is ||P-O|| * (e / 2) / kProbePerturbation.
   const HostTensor* probe = nullptr;
+  /// As `reference`, with sums in another order and 16-bit values rounded at other places: a row's
+  /// noise is the larger of both. nullptr: none was made.
+  const HostTensor* twin = nullptr;
 };
 
 struct Comparison {

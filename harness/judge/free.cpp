@@ -46,8 +46,8 @@ Verdict undecided(const Comparison& c, const Exposure& exposure, Verdict verdict
 }  // namespace
 
 Verdict judge_free_decision(const Comparison& c, const Exposure& exposure, Verdict verdict) {
-  if (verdict.trust != Trust::fail || breaks_exact_rule(verdict) || !exposure.touches(c.tap))
-    return verdict;
+  const bool invalid = breaks_exact_rule(verdict);  // no selection can make such a set
+  if (verdict.trust != Trust::fail || invalid || !exposure.touches(c.tap)) return verdict;
   verdict.trust = Trust::undecided;
   verdict.note = why_undecided(c, exposure);
   return verdict;
@@ -55,7 +55,7 @@ Verdict judge_free_decision(const Comparison& c, const Exposure& exposure, Verdi
 
 Verdict judge_free(const Comparison& c, const Exposure& exposure) {
   Verdict verdict = compare_values(c);
-  if (verdict.trust != Trust::fail || breaks_exact_rule(verdict)) return verdict;
+  if (verdict.trust != Trust::fail) return verdict;
   if (!exposure.touches(c.tap)) {
     verdict.note = "no decision before it is near a tie: rounding does not explain this";
     return verdict;

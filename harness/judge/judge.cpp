@@ -371,7 +371,10 @@ class Judge {
 Yardstick Yardsticks::of(const TapName& tap) const {
   const std::string name = measured_tap(tap);
   const auto find = [&](const Trace* run) { return run == nullptr ? nullptr : run->find(name); };
-  return {.oracle = find(oracle), .reference = find(reference), .probe = find(probe)};
+  return {.oracle = find(oracle),
+          .reference = find(reference),
+          .probe = find(probe),
+          .twin = find(twin)};
 }
 
 std::vector<Verdict> judge_staged(const Evidence& evidence) { return Judge(evidence).staged(); }

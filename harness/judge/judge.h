@@ -15,6 +15,7 @@ struct Yardsticks {
   const Trace* oracle = nullptr;  // nullptr: this mode asks no question
   const Trace* reference = nullptr;
   const Trace* probe = nullptr;
+  const Trace* twin = nullptr;
 
   /// Of a decision, that of the scores that it follows from.
   Yardstick of(const TapName& tap) const;

@@ -13,7 +13,7 @@ namespace dsv32::harness {
 /// L2 errors of one row.
 struct RowError {
   double judged = 0;     // ||K - O||
-  double reference = 0;  // ||R - O||
+  double reference = 0;  // ||R - O||, the larger of the reference and its twin
   double probe = 0;      // ||P - O||
   double norm = 0;       // ||O||
   double largest = 0;    // max |K - O|; NaN when there is one
