@@ -241,7 +241,7 @@ Margins selection_margins(const Comparison& c) {
     ++query.k;  // the best key that is left out comes last
     const std::vector<int64_t> best = best_keys(query, scores);
     const double cut = scores[best[best.size() - 2]], next = scores[best.back()];
-    const double band = 2 * oracle.at(i, cut) * decision_band(Mode::free);
+    const double band = 2 * oracle.at(i, cut) * limit_of("decision.band");
     margins[row] = (cut - next) / band;
   }
   return margins;

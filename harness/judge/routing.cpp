@@ -293,7 +293,7 @@ Margins routing_margins(const Comparison& c, const HostTensor& bias) {
   for (int64_t row = 0; row < std::ssize(margins); ++row) {
     if (!c.batch->valid(row / c.batch->S, row % c.batch->S)) continue;
     const Token token = oracle.token(judged_row++, bias);
-    margins[row] = choice_margin(*c.config, token) / decision_band(Mode::free);
+    margins[row] = choice_margin(*c.config, token) / limit_of("decision.band");
   }
   return margins;
 }
