@@ -157,12 +157,22 @@ std::map<std::string, HostTensor> CaseRun::router_biases() const {
   return biases;
 }
 
+HostTensor CaseRun::router_bias(int64_t layer) const {
+  const std::string name =
+      "model.layers." + std::to_string(layer) + ".mlp.gate.e_score_correction_bias";
+  for (const WeightSpec& spec : layer_weight_specs(case_.config, layer))
+    if (spec.name == name) return weights_->load(spec);
+  throw Error(ExitCode::internal,
+              {.where = case_.name, .what = "bias", .expected = "an expert layer", .got = name});
+}
+
 Evidence CaseRun::evidence_of(const Subject& subject) const {
   return {.subject = subject.name,
           .c = &case_,
           .batch = &batch_,
           .objective = objective_,
           .dtype = subject.dtype,
+          .excluded_experts_at_zero = subject.dialect.router.group_fill_zero,
           .is_file = subject.is_file,
           .unheld = subject.impl.empty() ? std::vector<std::string>{} : unheld_taps(subject.impl),
           .judged = subject.trace,
@@ -224,24 +234,6 @@ std::vector<Verdict> CaseRun::judge_forced(const Subject& subject, const ForcedT
 std::vector<Verdict> CaseRun::judge_subject(const Subject& subject,
                                             const ForcedTraces* shared) const {
   return judge_forced(subject, shared, judge_staged(subject));
-}
-
-Hypothesis CaseRun::under(const Subject& subject, const Dialect& dialect,
-                          const Verdict& failure) const {
-  const bool staged = failure.mode == Mode::staged && has_stage_inputs(*subject.trace);
-  RunOptions options{.dtype = DType::float64,
-                     .dialect = dialect,
-                     .backward = parse_tap(failure.tap)->info.kind == TapKind::gradient,
-                     .wanted = [&](const std::string& name) { return name == failure.tap; }};
-  replay(options, subject.trace);
-  if (staged) {
-    options.feeding = Feeding::staged;
-    options.feed = stage_inputs(subject);
-  }
-  Hypothesis hypothesis{.oracle = run(options, "hypothesis")};
-  options.dtype = subject.dtype;
-  hypothesis.reference = run(options, "hypothesis");
-  return hypothesis;
 }
 
 }  // namespace dsv32::harness

@@ -38,14 +38,20 @@ Findings::Findings(const Job& job, Report& report, std::string case_name, std::s
     : job_(job), report_(report), case_name_(std::move(case_name)), suite_(std::move(suite)) {}
 
 void Findings::add(const std::string& subject, const std::vector<Verdict>& verdicts,
-                   const std::vector<std::string>& causes) {
+                   const Diagnosis& diagnosis) {
   std::vector<Verdict> kept;
   std::copy_if(verdicts.begin(), verdicts.end(), std::back_inserter(kept),
                [&](const Verdict& v) { return selected(job_, v); });
-  Finding finding{.case_name = case_name_, .subject = subject, .causes = causes, .suite = suite_};
+  Finding finding{.case_name = case_name_,
+                  .subject = subject,
+                  .causes = diagnosis.causes,
+                  .suite = suite_,
+                  .defects = diagnosis.defects,
+                  .profile = diagnosis.profile};
   if (const Verdict* failure = first_failure(kept)) {
     finding.first_tap = failure->tap;
-    finding.headline = headline(*failure);
+    finding.headline =
+        diagnosis.defects.empty() ? headline(*failure) : headline_of(diagnosis.defects.front());
   }
   report_.verdicts.insert(report_.verdicts.end(), kept.begin(), kept.end());
   findings_.push_back(finding);

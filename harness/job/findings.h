@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "harness/cases/diagnosis.h"
 #include "harness/job/job.h"
 #include "harness/judge/verdict.h"
 #include "harness/report/report.h"
@@ -17,7 +18,7 @@ class Findings {
   /// Puts the verdicts that the job selected into the report; remembers one finding about the
   /// subject.
   void add(const std::string& subject, const std::vector<Verdict>& verdicts,
-           const std::vector<std::string>& causes = {});
+           const Diagnosis& diagnosis = {});
   /// Who is wrong: needs the answers about golden, reference and candidate together (DESIGN 3,
   /// arbitration). Moves the findings into the report.
   void settle();

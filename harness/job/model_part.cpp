@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "harness/cases/causes.h"
+#include "harness/cases/diagnosis.h"
 #include "harness/cases/implementations.h"
 #include "harness/job/memory.h"
 #include "src/io/io.h"
@@ -119,7 +119,7 @@ void CaseJob::run_candidate(const Candidate& candidate) {
   const bool broken_start = !verdicts.empty() && verdicts.front().trust == Trust::fail &&
                             !parse_tap(verdicts.front().tap);
   findings_.add(subject.name, verdicts,
-                broken_start ? std::vector<std::string>{} : find_causes(run_, subject, verdicts));
+                broken_start ? Diagnosis{} : diagnose(run_, subject, verdicts));
   for (const std::string& tap : notes.missing_taps) {
     report_.not_tested.push_back(subject.name + ": " + tap +
                                  " was not found in that implementation");

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "harness/judge/defect.h"
 #include "src/model/errors.h"
 
 namespace dsv32::harness {
@@ -38,6 +39,11 @@ struct Worst {
   double expected = 0, got = 0;
 };
 
+/// The error of a whole tap in plain words: relative L2, and what rounding may make of it.
+struct PlainError {
+  double relative = 0, allowed = 0;
+};
+
 /// One check: data, not a print.
 struct Verdict {
   std::string case_name;
@@ -50,7 +56,8 @@ struct Verdict {
   Trust trust = Trust::pass;
   std::vector<Measure> measures;
   std::optional<Worst> worst;
-  int64_t checked = 0;    // rows or elements that were compared
+  std::optional<PlainError> plain = {};  // of a continuous tap
+  int64_t checked = 0;                   // rows or elements that were compared
   std::string structure;  // "gain 2.500", "one head (3) holds 98 % of the error"; empty when
                           // nothing stands out
   std::string note;       // why vacuous, missing or skipped; what a decision check found
@@ -91,6 +98,8 @@ struct Finding {
   std::vector<std::string>
       causes;              // named causes, best first: "matches dialect hf: ..."; may be empty
   std::string suite = {};  // as the verdicts'
+  std::vector<Defect> defects = {};  // the gravest first
+  std::string profile = {};          // "spec-1 + {k-norm-eps}"; "" without a defect
 };
 
 }  // namespace dsv32::harness

@@ -10,7 +10,7 @@
 
 namespace dsv32::harness {
 
-inline constexpr int kReportSchemaVersion = 2;
+inline constexpr int kReportSchemaVersion = 3;
 
 /// A report: the only source of truth; every rendering is a function of it.
 struct Report {
