@@ -454,7 +454,7 @@ TEST(SelfReportJson, RefusesWhatIsNotAReport) {
   expect_refused("[]", "an object");
   expect_refused("{}", "format");
   expect_refused(std::string(100000, '['), "JSON");
-  expect_refused(changed("\"schema_version\": 2", "\"schema_version\": 3"), "schema_version");
+  expect_refused(changed("\"schema_version\": 3", "\"schema_version\": 4"), "schema_version");
   expect_refused(changed("\"trust\":\"pass\"", "\"trust\":\"green\""), "one of pass, fail");
   expect_refused(changed("\"limit\":3.0", "\"limit\":\"3\""), "a number");
   expect_refused(changed("\"checked\":59", "\"checked\":18446744073709551615"), "an integer");
