@@ -296,7 +296,7 @@ bool Agreement::same_values(const std::string& name, const Expected& expected, M
   const RowLayout rows(c.tap, o.shape(), c.batch, c.support, RowView::judged);
   const TapError error = measure_rows(c, rows, c.judged);
   if (error.norm == 0) return error.judged == 0;
-  const Limits& limits = limits_for(tap, mode, subject_.dtype);
+  const TapLimits& limits = limits_for(tap, mode, subject_.dtype);
   if (!(tensor_ratio(error) <= limits.tensor_ratio && row_ratio(error) <= limits.row_ratio))
     return false;
   const Tail tail = measure_tail(c, rows, error, limits.tail);

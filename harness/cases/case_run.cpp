@@ -161,7 +161,7 @@ HostTensor CaseRun::router_bias(int64_t layer) const {
   const std::string name =
       "model.layers." + std::to_string(layer) + ".mlp.gate.e_score_correction_bias";
   for (const WeightSpec& spec : layer_weight_specs(case_.config, layer))
-    if (spec.name == name) return weights_->load(spec);
+    if (spec.name == name) return weights_.load(spec);
   throw Error(ExitCode::internal,
               {.where = case_.name, .what = "bias", .expected = "an expert layer", .got = name});
 }
