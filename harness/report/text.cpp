@@ -1,5 +1,8 @@
 #include "harness/report/text.h"
 
+#include <charconv>
+#include <cmath>
+
 namespace dsv32::harness {
 namespace {
 
