@@ -73,7 +73,7 @@ Trace decisions_in_force(const Trace& subject, const Trace& oracle) {
 bool shared_reference(const ForcedTraces& shared, const ModelConfig& config,
                       const JudgedTrace& judged) {
   return shared.reference && shared.reference_dtype == judged.dtype &&
-         same_function(config, judged.dtype, shared.dialect, judged.dialect);
+         same_function(config, shared.dialect, judged.dialect);
 }
 
 }  // namespace
@@ -82,10 +82,10 @@ bool has_decisions(const Trace& trace) {
   return any_name(trace, [](const TapName& tap) { return tap.info.is_decision(); });
 }
 
-bool same_function(const ModelConfig& config, DType dtype, Dialect a, Dialect b) {
+bool same_function(const ModelConfig& config, Dialect a, Dialect b) {
   for (Dialect* d : {&a, &b}) {
     d->name.clear();
-    if (dtype == DType::float64 || dtype == DType::float32) d->rounding = RoundingStyle::spec;
+    d->rounding = RoundingStyle::spec;  // both styles are right
     if (!config.yarn || config.yarn->mscale == config.yarn->mscale_all_dim) {
       d->rope.yarn_amplitude = false;
       d->attention.mscale_from_mscale = false;
@@ -206,8 +206,8 @@ std::vector<Verdict> CaseRun::judge_staged(const JudgedTrace& judged) const {
 
 std::vector<Verdict> CaseRun::judge_forced(const JudgedTrace& judged, const ForcedTraces* shared,
                                            std::vector<Verdict> staged) const {
-  const bool reuse = shared != nullptr &&
-                     same_function(case_.config, DType::float64, shared->dialect, judged.dialect);
+  const bool reuse =
+      shared != nullptr && same_function(case_.config, shared->dialect, judged.dialect);
   const ForcedTraces own = reuse ? ForcedTraces{} : forced_traces(judged.dialect, judged.trace);
   const ForcedTraces& forced = reuse ? *shared : own;
   Evidence evidence = evidence_of(judged);

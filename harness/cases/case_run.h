@@ -104,9 +104,8 @@ class CaseRun {
   Objective objective_;
 };
 
-/// Both dialects are the same function of this config at this precision (rounding style does not
-/// matter in float64).
-bool same_function(const ModelConfig& config, DType dtype, Dialect a, Dialect b);
+/// Both dialects are the same function of this config. Where 16-bit runs round does not matter.
+bool same_function(const ModelConfig& config, Dialect a, Dialect b);
 
 /// The trace holds decisions that a run can replay.
 bool has_decisions(const Trace& trace);

@@ -338,9 +338,8 @@ class Doctor {
     }
     for (Dialect preset : dialect_presets()) {
       const std::string name = preset.name;
-      preset.rounding = all.rounding;
       preset.router.norm_eps = all.router.norm_eps;  // below every rounding
-      if (same_function(run_.the_case().config, judged_.dtype, all, preset)) return name;
+      if (same_function(run_.the_case().config, all, preset)) return name;
     }
     return "";
   }

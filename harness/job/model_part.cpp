@@ -65,8 +65,7 @@ void CaseJob::run_golden_and_own() {
   const Case& c = run_.the_case();
   std::optional<golden::Golden> golden = load_golden();
   // The golden's decisions serve everybody unless its dialect is another function in this case.
-  const bool common =
-      golden && same_function(c.config, DType::float64, find_dialect(golden->dialect), {});
+  const bool common = golden && same_function(c.config, find_dialect(golden->dialect), {});
   Trace own_decisions;
   if (!common) {
     own_decisions = run_.run({.dtype = DType::float32, .wanted = is_decision}, "reference float32");

@@ -23,12 +23,11 @@ Preset hf() {
   Dialect d;
   d.name = "hf";
   d.rope.yarn_amplitude = true;
-  d.rounding = RoundingStyle::transformers;
   return {
       d,
       "multiplies cos and sin by mscale(factor, mscale) / mscale(factor, mscale_all_dim): nothing "
       "changes for the released config, where both are 1; configs with other values get other "
-      "rotated queries and keys. In bfloat16 it rounds where transformers rounds"};
+      "rotated queries and keys"};
 }
 
 Preset off_exp() {
@@ -74,7 +73,6 @@ Preset fork_main() {
   d.indexer.eps_k_norm = kTorchLayerNormEps;
   d.attention.mscale_from_mscale = true;
   d.router.norm_eps = 1e-8;
-  d.rounding = RoundingStyle::transformers;
   return {
       d,
       "rotates every row of a batch by the positions of row 0: rows with other padding are wrong "

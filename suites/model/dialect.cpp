@@ -36,10 +36,8 @@ TEST(SelfDialect, PresetsDifferFromEachOther) {
 TEST(SelfDialect, HfIsSpec1WithAnAmplitude) {
   Dialect hf = find_dialect("hf");
   EXPECT_TRUE(hf.rope.yarn_amplitude);
-  EXPECT_EQ(hf.rounding, RoundingStyle::transformers);
   hf.name = "spec-1";
   hf.rope.yarn_amplitude = false;
-  hf.rounding = RoundingStyle::spec;
   EXPECT_EQ(hf, Dialect{});
 }
 
