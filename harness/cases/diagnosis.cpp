@@ -299,8 +299,16 @@ class Doctor {
            .taps = {tap}});
     }
     for (Defect& defect : defects)
-      if (!is_gradient(defect.taps.front())) defect.severity = severity_.of_taps(defect.taps);
+      if (can_stand_in(defect.taps)) defect.severity = severity_.of_taps(defect.taps);
     return defects;
+  }
+
+  bool can_stand_in(const Names& taps) const {
+    const Batch& batch = run_.batch();
+    return std::all_of(taps.begin(), taps.end(), [&](const std::string& tap) {
+      const auto shape = tap_shape(*parse_tap(tap), run_.the_case().config, batch.B, batch.S);
+      return !is_gradient(tap) && shape && subject_.trace->find(tap)->shape() == *shape;
+    });
   }
 
   static void sort_by_severity(std::vector<Defect>& defects) {
