@@ -307,7 +307,7 @@ class Doctor {
     const Batch& batch = run_.batch();
     return std::all_of(taps.begin(), taps.end(), [&](const std::string& tap) {
       const auto shape = tap_shape(*parse_tap(tap), run_.the_case().config, batch.B, batch.S);
-      return !is_gradient(tap) && shape && subject_.trace->find(tap)->shape() == *shape;
+      return !is_gradient(tap) && shape && judged_.trace->find(tap)->shape() == *shape;
     });
   }
 
