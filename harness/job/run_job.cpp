@@ -12,6 +12,7 @@
 #include "harness/training/train_candidate.h"
 #include "src/bridge/runtime.h"
 #include "src/io/io.h"
+#include "src/reference/reference.h"
 
 namespace dsv32::harness {
 namespace {
@@ -52,6 +53,7 @@ Report run_job(const Job& job) {
     report.environment["other bits on another run: " + op] = when;
   const std::vector<Candidate> candidates = read_candidates(job.candidates);
   for (const PlannedCase& planned : plan(job, candidates)) run_case(job, planned, report);
+  report.environment["float64 products"] = reference::float64_products();
   report.seconds = seconds_since(start);
   return report;
 }

@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 
+#include "src/reference/float64_products.h"
 #include "src/reference/ordered_sums.h"
 
 namespace dsv32::reference {
@@ -86,23 +87,28 @@ Tensor below_largest(const Tensor& x) { return x - x.amax(-1, /*keepdim=*/true).
 }  // namespace
 
 Tensor product(Summation order, const Tensor& a, const Tensor& b) {
-  if (!is_sequential(order, a)) return torch::matmul(a, b);
   const auto batch =
       at::infer_size(a.sizes().slice(0, a.dim() - 2), b.sizes().slice(0, b.dim() - 2));
-  const auto flat = [&](const Tensor& t) {
+  const auto shape_of = [&](int64_t rows, int64_t cols) {
     std::vector<int64_t> shape(batch.begin(), batch.end());
-    shape.insert(shape.end(), {t.size(-2), t.size(-1)});
-    return t.expand(shape).reshape({-1, t.size(-2), t.size(-1)});
+    shape.insert(shape.end(), {rows, cols});
+    return shape;
   };
-  std::vector<int64_t> shape(batch.begin(), batch.end());
-  shape.insert(shape.end(), {a.size(-2), b.size(-1)});
-  return OrderedProductFunction::apply(flat(a), flat(b)).view(shape);
+  const Tensor left = a.expand(shape_of(a.size(-2), a.size(-1)));
+  const Tensor right = b.expand(shape_of(b.size(-2), b.size(-1)));
+  if (goes_to_openblas(left, right)) return openblas_product(left, right);
+  if (!is_sequential(order, a)) return torch::matmul(a, b);
+  const auto flat = [](const Tensor& t) { return t.reshape({-1, t.size(-2), t.size(-1)}); };
+  return OrderedProductFunction::apply(flat(left), flat(right))
+      .view(shape_of(a.size(-2), b.size(-1)));
 }
 
 Tensor product_with_weight(Summation order, const Tensor& x, const Tensor& weight) {
-  if (!is_sequential(order, x)) return torch::linear(x, weight);
   auto shape = x.sizes().vec();
   shape.back() = weight.size(0);
+  if (goes_to_openblas(x, weight.t()))
+    return openblas_product(x.reshape({-1, x.size(-1)}), weight.t()).view(shape);
+  if (!is_sequential(order, x)) return torch::linear(x, weight);
   const Tensor rows = x.reshape({1, -1, x.size(-1)});
   return OrderedProductFunction::apply(rows, weight.t().unsqueeze(0)).view(shape);
 }
