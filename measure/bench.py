@@ -1,11 +1,12 @@
 """Times and memory of our implementations beside Hugging Face's, and of each op beside ATen's.
 
-    ci/bench [--case small] [--parts models memory ops growth kernels] [--rounds 2]
-             [--repetitions 2] [--json build/bench] [--out docs/performance.md]
+    ci/bench [--case small] [--parts models oracle memory ops growth kernels]
+             [--rounds 2] [--repetitions 2] [--json build/bench] [--out docs/performance.md]
 
 Each part is a section of the page and leaves JSON files: models (bench_models of ours against
-transformers, taking turns on the same threads), memory (one process per implementation), ops and
-growth (bench_ops), kernels (ci/kernels.py). Google Benchmark's files are kept as they come.
+transformers, taking turns on the same threads), oracle (bench_oracle; the float64 reference with
+either library), memory (one process per implementation), ops and growth (bench_ops), kernels
+(ci/kernels.py). Google Benchmark's files are kept as they come.
 """
 
 from __future__ import annotations
@@ -91,6 +92,21 @@ def models(bench: Bench) -> str:
     return page.models(bench.case, found)
 
 
+def oracle(bench: Bench) -> str:
+    flags = [f"--benchmark_repetitions={2 * bench.rounds + 1}", "--benchmark_format=json"]
+    flags += ["--benchmark_enable_random_interleaving=true"]
+    printed = json.loads(output_of([str(PROGRAMS / "bench_oracle"), *flags]))
+    parts = bench.keep("oracle", printed)["benchmarks"]
+    passes: dict[str, page.Found] = {}
+    for number in range(bench.rounds):
+        for library in ("torch", "openblas"):
+            os.environ["DSV32_FLOAT64_BLAS"] = library
+            for key, times in time_ours(bench, "reference", "float64", number).items():
+                passes.setdefault(library, {}).setdefault(key, Times()).extend(times)
+    del os.environ["DSV32_FLOAT64_BLAS"]
+    return page.oracle(bench.case, parts, passes)
+
+
 def memory(bench: Bench) -> str:
     ours = {
         name: bench.run(f"memory-{who}", "bench_models", "--peak", who)
@@ -122,7 +138,7 @@ def kernels(bench: Bench) -> str:
     return page.kernels(bench.keep("kernels", found))
 
 
-PARTS = {part.__name__: part for part in (models, memory, ops, growth, kernels)}
+PARTS = {part.__name__: part for part in (models, oracle, memory, ops, growth, kernels)}
 
 
 def heading() -> str:

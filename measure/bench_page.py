@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,6 +26,24 @@ forward pass a second time for the gradients, as the reference does; `kept` keep
 backward pass needs, as transformers does. `work` is the time of all processors: it hardly depends
 on what else the machine does.
 """
+
+ORACLE = """## The oracle
+
+Time of the processors, medians; on the clock only where it says so. Weights and products run in one
+thread, in turns. `weights made`: one tensor of 2048 x 1024, with the memory that the system hands
+out for it; `weights copied`: the same tensor out of memory that is there, the bound of whatever
+writes as much; `weights blocks`: the random words of as many values, in the cache.
+
+{weights}
+Products in float64 in GFLOP/s of one core, the second operand stored by columns, by torch and by
+OpenBLAS (`scipy-openblas32`). A process that has large ones times the first size once with both and
+takes OpenBLAS unless torch is clearly faster; `DSV32_FLOAT64_BLAS=torch` or `openblas` decides for
+all of them, and reports name what was used under `float64 products`. Verdicts are the same.
+
+{products}
+The float64 reference on `{case.name}`, in seconds, with either library:
+
+{passes}"""
 
 MEMORY = """## Peak memory
 
@@ -87,6 +106,40 @@ def models(case: Case, found: Found) -> str:
                 rows.append([who, dtype, name, measure, *ours.beside(theirs, measure)])
     head = "ours|dtype|pass|measure|seconds|transformers|quotient|runs|losses"
     return MODELS.format(case=case) + "\n" + table(head, rows)
+
+
+def medians(parts: list[Run], key: str) -> dict[str, tuple[float, str]]:
+    """Of each benchmark: the median over its repetitions, and its label."""
+    found: dict[str, list[Run]] = {}
+    for run in parts:
+        if run["run_type"] == "iteration" and key in run:
+            found.setdefault(run["run_name"], []).append(run)
+    return {
+        name: (statistics.median(run[key] for run in runs), runs[0].get("label", ""))
+        for name, runs in found.items()
+    }
+
+
+def oracle(case: Case, parts: list[Run], passes: dict[str, Found]) -> str:
+    made = medians(parts, "items_per_second")
+    weights = [[name, f"{rate / 1e9:.2f}"] for name, (rate, _) in made.items()]
+    rates = medians(parts, "operations")
+    products = []
+    for name, (rate, size) in rates.items():
+        _, what, library = name.split(" ")
+        if library == "torch" and (other := rates.get(f"product {what} openblas")):
+            cells = (f"{rate / 1e9:.1f}", f"{other[0] / 1e9:.1f}", f"{other[0] / rate:.2f}x")
+            products.append([what, size, *cells])
+    rows = []
+    for key, ours in passes["openblas"].items():
+        for measure in ("clock", "work"):
+            rows.append([key[2], measure, *ours.beside(passes["torch"][key], measure)])
+    return ORACLE.format(
+        case=case,
+        weights=table("what|billion values per second", weights),
+        products=table("product|size|torch|OpenBLAS|quotient", products),
+        passes=table("pass|measure|OpenBLAS|torch|quotient|runs|losses", rows),
+    )
 
 
 def memory(case: Case, found: dict[str, dict[str, int]]) -> str:
