@@ -112,6 +112,16 @@ TEST(SelfFree, ARowThatATieMayHaveMovedIsUndecided) {
   EXPECT_NE(verdict.note.find("add topk and router.experts"), std::string::npos);
 }
 
+TEST(SelfFree, ALossIsUndecidedOnlyWhereSomethingMayTurn) {
+  World world(6);
+  world.corrupt("loss.lm", {world.values("loss.lm").front() * 1.01});
+  const auto judged = [&](const Exposure& e) {
+    return judge_free(world.comparison("loss.lm", Mode::free), e).trust;
+  };
+  EXPECT_EQ(judged(exposure(world, {})), Trust::fail);
+  EXPECT_EQ(judged(exposure(world, turning(world, "layers.0.topk", 0, 20))), Trust::undecided);
+}
+
 TEST(SelfFree, WhatNoFlipCanDoFails) {
   World world(5);
   const Exposure e = exposure(world, turning(world, "layers.0.topk", 0, 20));
