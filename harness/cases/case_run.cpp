@@ -157,12 +157,22 @@ std::map<std::string, HostTensor> CaseRun::router_biases() const {
   return biases;
 }
 
+HostTensor CaseRun::router_bias(int64_t layer) const {
+  const std::string name =
+      "model.layers." + std::to_string(layer) + ".mlp.gate.e_score_correction_bias";
+  for (const WeightSpec& spec : layer_weight_specs(case_.config, layer))
+    if (spec.name == name) return weights_.load(spec);
+  throw Error(ExitCode::internal,
+              {.where = case_.name, .what = "bias", .expected = "an expert layer", .got = name});
+}
+
 Evidence CaseRun::evidence_of(const JudgedTrace& judged) const {
   return {.subject = judged.subject,
           .c = &case_,
           .batch = &batch_,
           .objective = objective_,
           .dtype = judged.dtype,
+          .excluded_experts_at_zero = judged.dialect.router.group_fill_zero,
           .is_file = judged.is_file,
           .unheld = judged.impl.empty() ? std::vector<std::string>{} : unheld_taps(judged.impl),
           .judged = judged.trace,
@@ -224,24 +234,6 @@ std::vector<Verdict> CaseRun::judge_forced(const JudgedTrace& judged, const Forc
 std::vector<Verdict> CaseRun::judge_subject(const JudgedTrace& judged,
                                             const ForcedTraces* shared) const {
   return judge_forced(judged, shared, judge_staged(judged));
-}
-
-Hypothesis CaseRun::under(const JudgedTrace& judged, const Dialect& dialect,
-                          const Verdict& failure) const {
-  const bool staged = failure.mode == Mode::staged && has_stage_inputs(*judged.trace);
-  RunOptions options{.dtype = DType::float64,
-                     .dialect = dialect,
-                     .backward = parse_tap(failure.tap)->info.kind == TapKind::gradient,
-                     .wanted = [&](const std::string& name) { return name == failure.tap; }};
-  replay(options, judged.trace);
-  if (staged) {
-    options.feeding = Feeding::staged;
-    options.feed = stage_inputs(judged);
-  }
-  Hypothesis hypothesis{.oracle = run(options, "hypothesis")};
-  options.dtype = judged.dtype;
-  hypothesis.reference = run(options, "hypothesis");
-  return hypothesis;
 }
 
 }  // namespace dsv32::harness

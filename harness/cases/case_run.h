@@ -45,12 +45,6 @@ struct ForcedTraces {
   DType reference_dtype = DType::float32;
 };
 
-/// One tap computed under a hypothesis about what the subject really does.
-struct Hypothesis {
-  Trace oracle;     // float64
-  Trace reference;  // the subject's dtype
-};
-
 /// One case with its batch and weights: makes the traces that a judgement needs, and judges.
 class CaseRun {
  public:
@@ -67,6 +61,8 @@ class CaseRun {
   bool backward() const { return backward_; }
   const Objective& objective() const { return objective_; }
   const WeightSource& weights() const { return weights_; }
+  /// e_score_correction_bias of an expert layer.
+  HostTensor router_bias(int64_t layer) const;
 
   /// What an implementation gives under these options; objective, progress and interruption are
   /// added.
@@ -91,8 +87,6 @@ class CaseRun {
   /// All verdicts, staged ones included.
   [[nodiscard]] std::vector<Verdict> judge_subject(const JudgedTrace& judged,
                                                    const ForcedTraces* shared = nullptr) const;
-  /// One tap of the trace as another dialect would have it, fed as the failing check was.
-  Hypothesis under(const JudgedTrace& judged, const Dialect& dialect, const Verdict& failure) const;
 
  private:
   CaseRun(Case c, Batch batch, std::unique_ptr<const WeightSource> own, bool backward,

@@ -58,9 +58,14 @@ Findings::Entry& Findings::entry_of(const Subject& subject) {
 }
 
 void Findings::add(const Subject& subject, std::vector<Verdict> verdicts,
-                   const std::vector<std::string>& causes) {
-  std::vector<std::string>& known = entry_of(subject).finding.causes;
-  known.insert(known.end(), causes.begin(), causes.end());
+                   const Diagnosis& diagnosis) {
+  Finding& finding = entry_of(subject).finding;
+  const auto append = [](auto& known, const auto& more) {
+    known.insert(known.end(), more.begin(), more.end());
+  };
+  append(finding.causes, diagnosis.causes);
+  append(finding.defects, diagnosis.defects);
+  if (finding.profile.empty()) finding.profile = diagnosis.profile;
   for (Verdict& verdict : verdicts) verdict.subject = subject;
   add(std::move(verdicts));
 }
@@ -110,7 +115,8 @@ void Findings::settle() {
     const Verdict* failure = first_failure(verdicts);
     if (failure == nullptr) continue;
     finding.first_tap = failure->tap;
-    finding.headline = headline(*failure);
+    finding.headline =
+        finding.defects.empty() ? headline(*failure) : headline_of(finding.defects.front());
   }
   const bool golden_ok = !failed(Party::golden), reference_ok = !failed(Party::reference);
   for (Entry& entry : entries_) {

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "harness/cases/diagnosis.h"
 #include "harness/job/job.h"
 #include "harness/judge/verdict.h"
 #include "harness/report/report.h"
@@ -15,9 +16,8 @@ class Findings {
  public:
   Findings(const Job& job, Report& report, std::string case_name, std::string suite = "");
 
-  /// Keeps the verdicts about a subject that the job selected, and the causes of its failure.
-  void add(const Subject& subject, std::vector<Verdict> verdicts,
-           const std::vector<std::string>& causes = {});
+  /// Keeps the verdicts about a subject that the job selected, and what explains its failures.
+  void add(const Subject& subject, std::vector<Verdict> verdicts, const Diagnosis& diagnosis = {});
   /// Keeps the verdicts of a training suite, each about the subject that it names.
   void add(std::vector<Verdict> verdicts);
   /// Says who is wrong, which needs the answers about golden, reference and candidate together

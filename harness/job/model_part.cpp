@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "harness/cases/causes.h"
+#include "harness/cases/diagnosis.h"
 #include "harness/cases/implementations.h"
 #include "harness/job/estimate.h"
 #include "src/io/io.h"
@@ -119,7 +119,7 @@ void CaseJob::run_candidate(const Candidate& candidate) {
   const bool broken_start = !verdicts.empty() && verdicts.front().trust == Trust::fail &&
                             check_of(verdicts.front().tap).scope == CheckScope::rule;
   findings_.add(candidate.subject, verdicts,
-                broken_start ? std::vector<std::string>{} : find_causes(run_, file, verdicts));
+                broken_start ? Diagnosis{} : diagnose(run_, file, verdicts));
   for (const std::string& tap : notes.missing_taps) {
     report_.not_tested.push_back(candidate.subject.label + ": " + tap +
                                  " was not found in that implementation");

@@ -112,6 +112,12 @@ double tensor_ratio(const TapError& error) {
   return error.judged / (noise * small_tensor_factor(error.elements));
 }
 
+PlainError plain_error(const Comparison& c, const TapError& error) {
+  const double noise = std::max(error.reference, error.floor * error.norm) / error.norm;
+  const double ratio = limits_for(c.tap, c.mode, c.dtype).tensor_ratio;
+  return {error.relative(), ratio * small_tensor_factor(error.elements) * noise};
+}
+
 void add_ratios(const Comparison& c, const TapError& error, const RowRatios& rows,
                 Verdict& verdict) {
   const TapLimits& limits = limits_for(c.tap, c.mode, c.dtype);
@@ -172,6 +178,7 @@ Verdict compare_layout(const Comparison& c) {
     check_zero(c, layout, error, verdict);
   } else {
     add_values(c, layout, error, verdict);
+    verdict.plain = plain_error(c, error);
   }
   settle(verdict);
   if (verdict.trust == Trust::fail) verdict.structure = describe_structure(c, layout, error);

@@ -45,6 +45,9 @@ struct Comparison {
   /// Attention and keys taps: attended keys [B,S,T] as 0/1 from the decisions in force (nullptr:
   /// all visible keys).
   const std::vector<uint8_t>* support = nullptr;
+  /// The declared dialect fills the experts of excluded groups with 0: they are chosen before those
+  /// of negative score, and ties between them are free.
+  bool excluded_experts_at_zero = false;
   /// Name of the config when the judged side is a golden: its relative distance is judged as well.
   std::string golden_config = {};
 };

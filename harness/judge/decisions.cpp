@@ -9,6 +9,7 @@
 #include "harness/judge/keys.h"
 #include "harness/judge/limits.h"
 #include "harness/judge/metrics.h"
+#include "harness/judge/structure_selection.h"
 
 namespace dsv32::harness {
 namespace {
@@ -225,7 +226,9 @@ Verdict judge_topk(const Comparison& c, const HostTensor* own_scores) {
     for (int64_t s = 0; s < c.batch->S; ++s)
       if (c.batch->valid(b, s)) judge_query(read_query(c, b, s), own_scores, oracle, found);
   if (found.rows == 0) return unmeasured(c, Trust::vacuous, "no row is judged");
-  return settle_topk(c, found, own_scores != nullptr, oracle.scores() != nullptr);
+  Verdict verdict = settle_topk(c, found, own_scores != nullptr, oracle.scores() != nullptr);
+  if (verdict.trust == Trust::fail) verdict.structure = describe_selection(c, own_scores);
+  return verdict;
 }
 
 Margins selection_margins(const Comparison& c) {

@@ -133,6 +133,7 @@ class Judge {
     c.mode = mode;
     c.dtype = e_.dtype;
     c.judged = tensor(tap.full);
+    c.excluded_experts_at_zero = e_.excluded_experts_at_zero;
     c.yardstick = yardsticks.of(tap);
     if (tap.info.kind == TapKind::attention || tap.info.kind == TapKind::keys)
       c.support = support(*tap.layer, yardsticks);

@@ -28,6 +28,7 @@ struct Evidence {
   const Batch* batch = nullptr;
   Objective objective = {};  // what the runs differentiate
   DType dtype = DType::float32;
+  bool excluded_experts_at_zero = false;  // as Comparison
   bool is_file = false;  // absent taps are listed, not failed, as long as logits or a loss is there
   std::vector<std::string> unheld = {};  // "attn.probs": inside a fused kernel, so never there
   const Trace* judged = nullptr;

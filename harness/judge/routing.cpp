@@ -105,13 +105,43 @@ double nearest_choice(const ModelConfig& config, const Token& token,
   return nearest;
 }
 
+// The same when the experts of excluded groups count as 0.
+double filled_distance(const ModelConfig& config, const Token& token, const Groups& kept,
+                       const std::set<int64_t>& chosen) {
+  double lowest = kInfinity, highest = -kInfinity;
+  for (int64_t e = 0; e < config.n_routed_experts; ++e) {
+    const bool inside = std::binary_search(kept.begin(), kept.end(), e / group_size(config));
+    const double score = inside ? token.scores[e] : 0;
+    double& bound = chosen.contains(e) ? lowest : highest;
+    bound = chosen.contains(e) ? std::min(bound, score) : std::max(bound, score);
+  }
+  return shortfall(lowest, highest) / (2 * token.noise);
+}
+
+// The smallest of these over all sets of kept groups.
+double nearest_filled(const ModelConfig& config, const Token& token,
+                      const std::vector<double>& sums, const std::set<int64_t>& chosen,
+                      const Groups& kept, int64_t from) {
+  if (std::ssize(kept) == config.topk_group)
+    return std::max(group_distance(sums, kept, token.noise),
+                    filled_distance(config, token, kept, chosen));
+  double nearest = kInfinity;
+  for (int64_t g = from; g < config.n_group && nearest > 0; ++g) {
+    Groups more = kept;
+    more.push_back(g);
+    nearest = std::min(nearest, nearest_filled(config, token, sums, chosen, more, g + 1));
+  }
+  return nearest;
+}
+
 // Distance of a choice of experts from the nearest legitimate one: 0 for a legitimate choice.
 double choice_distance(const ModelConfig& config, const Token& token,
-                       const std::set<int64_t>& chosen) {
+                       const std::set<int64_t>& chosen, bool filled) {
   for (const double score : token.scores)
     if (std::isnan(score)) return kInfinity;
   std::set<int64_t> used;
   for (const int64_t e : chosen) used.insert(e / group_size(config));
+  if (filled) return nearest_filled(config, token, group_scores(config, token), chosen, {}, 0);
   const int64_t open = config.topk_group - std::ssize(used);
   if (open < 0) return kInfinity;
   return nearest_choice(config, token, group_scores(config, token), chosen,
@@ -234,10 +264,12 @@ class ExpertJudge {
     const std::set<int64_t> chosen(picks.begin(), picks.end());
     found_.used.insert(chosen.begin(), chosen.end());
     if (own_ != nullptr)
-      found_.own = keep_larger(found_.own,
-                               choice_distance(*c_.config, own_token(*own_, row, bias_), chosen));
+      found_.own = keep_larger(found_.own, choice_distance(*c_.config, own_token(*own_, row, bias_),
+                                                           chosen, c_.excluded_experts_at_zero));
     if (oracle_.known())
-      note_band(b, s, choice_distance(*c_.config, oracle_.token(i, bias_), chosen));
+      note_band(b, s,
+                choice_distance(*c_.config, oracle_.token(i, bias_), chosen,
+                                c_.excluded_experts_at_zero));
   }
 
   void note_invalid(int64_t b, int64_t s, const std::string& why) {

@@ -8,6 +8,7 @@
 #include <map>
 
 #include "harness/judge/limits.h"
+#include "harness/judge/structure_parts.h"
 
 namespace dsv32::harness {
 namespace {
@@ -56,6 +57,15 @@ Sums sum_products(const Comparison& c, const RowLayout& layout) {
 std::string name_not_finite(const RowLayout& layout, const Sums& sums) {
   return std::to_string(sums.not_finite) + " NaN or infinite values, the first at " +
          to_string(Shape(layout.unravel(sums.first_not_finite)));
+}
+
+/// With the constants of the config that it may be.
+std::string name_gain(const Comparison& c, const Sums& sums) {
+  const std::string text = describe_gain(sums.oo, sums.ko, sums.kk, sums.elements);
+  if (text.empty() || c.config == nullptr) return text;
+  const double gain = sums.ko / sums.oo, left = std::max(sums.kk - gain * sums.ko, 0.0);
+  const double error = std::sqrt(left / static_cast<double>(sums.elements - 1) / sums.oo);
+  return text + name_constant(c.tap, *c.config, gain, error);
 }
 
 std::string name_shift(const Sums& sums) {
@@ -163,9 +173,12 @@ std::string describe_structure(const Comparison& c, const RowLayout& layout,
                                const TapError& error) {
   const Sums sums = sum_products(c, layout);
   if (sums.not_finite > 0) return name_not_finite(layout, sums);
+  const Sample sample = take_sample(c, layout, error);
   std::string text;
-  for (const std::string& part : {describe_gain(sums.oo, sums.ko, sums.kk, sums.elements),
-                                  name_shift(sums), describe_rows(c.tap, layout, error)})
+  for (const std::string& part :
+       {name_gain(c, sums), name_shift(sums), describe_blocks(c, sample), describe_lanes(c, sample),
+        describe_values(c, layout, sample), describe_rows(c.tap, layout, error),
+        describe_common(c, layout, error)})
     if (!part.empty()) text += (text.empty() ? "" : "; ") + part;
   return text;
 }

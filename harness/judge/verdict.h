@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "harness/judge/defect.h"
 #include "src/model/errors.h"
 
 namespace dsv32::harness {
@@ -59,6 +60,11 @@ struct Worst {
   double expected = 0, got = 0;
 };
 
+/// The error of a whole tap in plain words: relative L2, and what rounding may make of it.
+struct PlainError {
+  double relative = 0, allowed = 0;
+};
+
 /// One check: data, not a print.
 struct [[nodiscard]] Verdict {
   std::string case_name;  // like the suite it is set by Findings (harness/job/findings.h)
@@ -71,7 +77,8 @@ struct [[nodiscard]] Verdict {
   Trust trust = Trust::pass;
   std::vector<Measure> measures;
   std::optional<Worst> worst;
-  int64_t checked = 0;  // rows or elements that were compared
+  std::optional<PlainError> plain = {};  // of a continuous tap
+  int64_t checked = 0;                   // rows or elements that were compared
   /// "gain 2.500", "one head (3) holds 98 % of the error"; empty when nothing stands out.
   std::string structure;
   std::string note;  // why vacuous, missing or skipped; what a decision check found
@@ -111,7 +118,9 @@ struct Finding {
   std::string headline;
   /// Named causes, best first: "matches dialect hf: ..."; may be empty.
   std::vector<std::string> causes;
-  std::string suite = {};  // as the verdicts'
+  std::string suite = {};            // as the verdicts'
+  std::vector<Defect> defects = {};  // the gravest first
+  std::string profile = {};          // "spec-1 + {k-norm-eps}"; "" without a defect
 };
 
 }  // namespace dsv32::harness

@@ -163,7 +163,14 @@ std::string worst_text(const Worst& worst) {
   }
   text += "]";
   if (worst.row >= 0) text += " (row " + std::to_string(worst.row) + ")";
-  return text + ": expected " + number(worst.expected) + ", got " + number(worst.got);
+  const auto [expected, got] = numbers_apart(worst.expected, worst.got);
+  return text + ": expected " + expected + ", got " + got;
+}
+
+std::string plain_text(const Verdict& verdict) {
+  if (!verdict.plain) return "";
+  return percent(verdict.plain->relative) + " off, rounding allows " +
+         percent(verdict.plain->allowed);
 }
 
 std::string severity_text(const Verdict& verdict) {

@@ -41,6 +41,8 @@ std::vector<const Verdict*> failures(const Group& group);
 std::string measure_text(const Measure& measure);
 /// "[1,4,0] (row 36): expected 0.12, got -0.46"
 std::string worst_text(const Worst& worst);
+/// "0.38 % off, rounding allows 2e-05 %"; "" where nothing of the kind was measured.
+std::string plain_text(const Verdict& verdict);
 /// "0.61 of limit", "beyond an exact limit"
 std::string severity_text(const Verdict& verdict);
 /// "219 taps, 402 gradients"

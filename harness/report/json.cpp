@@ -57,19 +57,44 @@ Json verdict_json(const Verdict& v) {
   j["checked"] = v.checked;
   j["measures"] = std::move(measures);
   j["worst"] = v.worst ? worst_json(*v.worst) : Json(nullptr);
+  j["plain"] = v.plain ? Json{{"relative", number_json(v.plain->relative)},
+                              {"allowed", number_json(v.plain->allowed)}}
+                       : Json(nullptr);
   j["structure"] = v.structure;
   j["note"] = v.note;
   return j;
 }
 
+Json share_json(const RowShare& share) { return {{"rows", share.rows}, {"of", share.of}}; }
+
+Json severity_json(const Severity& s) {
+  return {
+      {"logits", number_json(s.logits)},         {"loss_before", number_json(s.loss_before)},
+      {"loss_after", number_json(s.loss_after)}, {"other_top1", share_json(s.other_top1)},
+      {"other_keys", share_json(s.other_keys)},  {"other_experts", share_json(s.other_experts)}};
+}
+
+Json defect_json(const Defect& d) {
+  return {{"name", d.name},
+          {"words", d.words},
+          {"evidence", d.evidence},
+          {"taps", d.taps},
+          {"layers", d.layers},
+          {"severity", d.severity ? severity_json(*d.severity) : Json(nullptr)}};
+}
+
 Json finding_json(const Finding& f) {
+  Json defects = Json::array();
+  for (const Defect& defect : f.defects) defects.push_back(defect_json(defect));
   return {{"case", f.case_name},
           {"suite", f.suite},
           {"subject", subject_json(f.subject)},
           {"fault", std::string(to_string(f.fault))},
           {"first_tap", f.first_tap},
           {"headline", f.headline},
-          {"causes", f.causes}};
+          {"causes", f.causes},
+          {"profile", f.profile},
+          {"defects", defects}};
 }
 
 Json figure_json(const Figure& f) {
@@ -257,6 +282,10 @@ Subject read_subject(const Reader& r) {
           .against = r.choice("against", {Against::oracle, Against::golden, Against::trace})};
 }
 
+PlainError read_plain(const Reader& r) {
+  return {.relative = r.real("relative"), .allowed = r.real("allowed")};
+}
+
 Verdict read_verdict(const Reader& r) {
   Verdict v;
   v.case_name = r.text("case");
@@ -270,9 +299,32 @@ Verdict read_verdict(const Reader& r) {
   v.checked = r.integer("checked");
   v.measures = r.items("measures", read_measure);
   if (!r.at("worst").is_null()) v.worst = read_worst(r.object("worst"));
+  if (!r.at("plain").is_null()) v.plain = read_plain(r.object("plain"));
   v.structure = r.text("structure");
   v.note = r.text("note");
   return v;
+}
+
+RowShare read_share(const Reader& r) { return {.rows = r.integer("rows"), .of = r.integer("of")}; }
+
+Severity read_severity(const Reader& r) {
+  return {.logits = r.real("logits"),
+          .loss_before = r.real("loss_before"),
+          .loss_after = r.real("loss_after"),
+          .other_top1 = read_share(r.object("other_top1")),
+          .other_keys = read_share(r.object("other_keys")),
+          .other_experts = read_share(r.object("other_experts"))};
+}
+
+Defect read_defect(const Reader& r) {
+  Defect d;
+  d.name = r.text("name");
+  d.words = r.text("words");
+  d.evidence = r.text("evidence");
+  d.taps = r.texts("taps");
+  d.layers = r.integers("layers");
+  if (!r.at("severity").is_null()) d.severity = read_severity(r.object("severity"));
+  return d;
 }
 
 Finding read_finding(const Reader& r) {
@@ -285,6 +337,8 @@ Finding read_finding(const Reader& r) {
   f.first_tap = r.text("first_tap");
   f.headline = r.text("headline");
   f.causes = r.texts("causes");
+  f.profile = r.text("profile");
+  f.defects = r.items("defects", read_defect);
   return f;
 }
 

@@ -19,7 +19,7 @@ constexpr size_t kFooterBytes = 4096;
 static_assert(kHeadBytes + kFailureBytes + kTableBytes + 4 * kNoteBytes + kFooterBytes < kMaxBytes);
 
 constexpr size_t kFurther = 5;  // more failing taps of one subject
-constexpr size_t kCauses = 3;
+constexpr size_t kCauses = 10;
 
 /// Whole lines up to a number of bytes; tells at the end how many blocks did not fit.
 class Section {
@@ -91,6 +91,7 @@ std::string first_divergence(const Report& report, const Group& g) {
   std::string text =
       row("First divergence", markdown_code(v->tap) + " (" + std::string(to_string(v->mode)) + ")");
   text += row("Size", size_of(*v));
+  if (v->plain) text += row("Error", markdown_text(plain_text(*v)));
   if (v->worst) text += row("Worst element", markdown_text(worst_text(*v->worst)));
   if (!v->structure.empty()) text += row("Structure", markdown_text(v->structure, 300));
   if (!v->note.empty()) text += row("Note", markdown_text(v->note, 300));
@@ -105,6 +106,7 @@ std::string failure_block(const Report& report, const Group& g) {
     for (size_t i = 0; i < std::min(f->causes.size(), kCauses); ++i) {
       text += row("Likely cause", markdown_text(f->causes[i], 400));
     }
+    if (!f->profile.empty()) text += row("Profile", markdown_text(f->profile, 400));
   }
   text += first_divergence(report, g) + "\n";
   const std::vector<const Verdict*> all = failures(g);

@@ -14,6 +14,7 @@ namespace {
 constexpr size_t kMaxLines = 20;  // more groups than that: passing cases shrink to one line each
 constexpr size_t kAlso = 4;       // further failing taps of a group
 constexpr size_t kNotes = 5;      // lines of warnings, of untested things, of notes per state
+constexpr size_t kCauses = 10;    // of one subject
 constexpr size_t kSubjectWidth = 48;
 
 class Screen {
@@ -117,6 +118,7 @@ class Screen {
     if (v != nullptr) {
       add_detail("first", printable(v->tap, 100) + " (" + std::string(to_string(v->mode)) +
                               "): " + measures_text(*v));
+      add_detail("error", plain_text(*v));
       if (v->worst) add_detail("worst", worst_text(*v->worst));
       add_detail("structure", printable(v->structure));
       add_detail("note", printable(v->note));
@@ -127,9 +129,10 @@ class Screen {
   }
 
   void add_causes(const Finding& f) {
-    for (size_t i = 0; i < std::min(f.causes.size(), kNotes); ++i) {
+    for (size_t i = 0; i < std::min(f.causes.size(), kCauses); ++i) {
       add_detail("cause", printable(f.causes[i]));
     }
+    add_detail("profile", printable(f.profile));
     if (f.fault != Fault::none) add_detail("at fault", std::string(to_string(f.fault)));
   }
 
@@ -138,7 +141,8 @@ class Screen {
     for (size_t i = 1; i < std::min(all.size(), kAlso + 1); ++i) {
       const Measure* m = worst_measure(*all[i]);
       add_detail("also", printable(all[i]->tap, 100) + " (" + std::string(to_string(all[i]->mode)) +
-                             ")" + (m ? ": " + measure_text(*m) : ": " + printable(all[i]->note)));
+                             ")" + (m ? ": " + measure_text(*m) : ": " + printable(all[i]->note)) +
+                             (all[i]->plain ? ", " + plain_text(*all[i]) : ""));
     }
     if (all.size() > kAlso + 1) {
       add_detail("also", std::to_string(all.size() - kAlso - 1) + " more, see report.json or -v");

@@ -1,5 +1,8 @@
 #include "harness/report/text.h"
 
+#include <charconv>
+#include <cmath>
+
 namespace dsv32::harness {
 namespace {
 
@@ -92,6 +95,26 @@ std::string shell_word(std::string_view text) {
     }
   });
   return quoted + '\'';
+}
+
+static std::string with_digits(double value, int digits) {
+  if (std::isnan(value)) return "nan";
+  if (std::isinf(value)) return value > 0 ? "inf" : "-inf";
+  char text[40];
+  const auto end =
+      std::to_chars(text, text + sizeof text, value, std::chars_format::general, digits);
+  return std::string(text, end.ptr);
+}
+
+std::pair<std::string, std::string> numbers_apart(double a, double b) {
+  constexpr int kAll = 17;
+  int digits = 3;
+  while (digits < kAll && a != b && with_digits(a, digits) == with_digits(b, digits)) ++digits;
+  return {with_digits(a, digits), with_digits(b, digits)};
+}
+
+std::string percent(double share) {
+  return (std::isfinite(share) ? with_digits(100 * share, 2) : number(share)) + " %";
 }
 
 size_t columns(std::string_view text) {

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "src/io/print.h"
 
@@ -23,6 +24,10 @@ std::string xml_text(std::string_view text, size_t max_bytes = 400);
 /// printable, quoted for a POSIX shell where it needs it.
 std::string shell_word(std::string_view text);
 
+/// Both with as many digits as tell them apart, at least three.
+std::pair<std::string, std::string> numbers_apart(double a, double b);
+/// "0.38 %"
+std::string percent(double share);
 /// Left-aligned in `width` columns; counts characters, not bytes.
 std::string padded(const std::string& text, size_t width);
 size_t columns(std::string_view text);

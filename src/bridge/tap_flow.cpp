@@ -88,6 +88,20 @@ Tensor TapFlow::put(const std::string& name, const Tensor& own) {
   return style_.hand_on ? style_.hand_on(used, name + std::to_string(chunk_.begin)) : used;
 }
 
+Tensor TapFlow::skip(int64_t layer, std::string_view first, std::string_view last) const {
+  if (options_.feeding != Feeding::staged || !options_.wanted || options_.backward) return {};
+  bool between = false;
+  for (const TapInfo& info : tap_vocabulary()) {
+    between = between || info.name == first;
+    if (between && info.per_layer && options_.wanted(layer_tap(layer, info.name))) return {};
+    if (info.name == last) break;
+  }
+  const TapName tap = parse(layer_tap(layer, last));
+  const Tensor value = fed(tap);
+  if (!value.defined() || !style_.hand_on) return value;
+  return style_.hand_on(value, tap.full + std::to_string(chunk_.begin));
+}
+
 Tensor TapFlow::usable_decision(const TapName& tap, const Tensor& fed) const {
   // An invalid pick is judged elsewhere; here it must only not break the run.
   if (tap.info.kind == TapKind::topk) return fed.masked_fill((fed < 0) | (fed >= chunk_.end), -1);

@@ -41,6 +41,10 @@ class TapFlow {
   /// for `replay`.
   torch::Tensor decide(const std::string& name, const torch::Tensor& own);
 
+  /// The fed value of a layer's tap `last` in a staged run that wants none of the taps of this
+  /// layer from `first` to `last`: what lies between need not be computed. Undefined: it must be.
+  torch::Tensor skip(int64_t layer, std::string_view first, std::string_view last) const;
+
   /// From here on nothing is recorded and `decision` gives what was in force: for the backward
   /// pass.
   void replay() { replaying_ = true; }

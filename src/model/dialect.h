@@ -20,6 +20,8 @@ struct NormVariant {
   double eps_q_latent = 0;
   double eps_kv_latent = 0;
   double eps_final = 0;
+  bool q_latent_missing = false;  // its projection is used as it is
+  bool kv_latent_missing = false;
 
   bool operator==(const NormVariant&) const = default;
 };
@@ -31,8 +33,13 @@ struct RopeVariant {
   bool yarn_factor_is_ratio = false;
   /// cos/sin times mscale(factor, mscale) / mscale(factor, mscale_all_dim)
   bool yarn_amplitude = false;
-  bool positions_of_row0 = false;  // row 0's positions for the whole batch
+  bool amplitude_undivided = false;  // times mscale(factor, mscale) alone
+  bool default_theta = false;        // 10000 whatever the config says
+  bool positions_of_row0 = false;    // row 0's positions for the whole batch
+  bool positions_per_chunk = false;  // each chunk starts at 0 again
   int position_offset = 0;
+  bool q_reversed = false;  // rotated in the opposite sense
+  bool k_reversed = false;
   bool angles_along_heads = false;  // indexer q: cos/sin along the head axis (needs S == H_I)
   bool angles_not_halved = false;   // indexer: full-width table used for half vectors
 
@@ -40,34 +47,53 @@ struct RopeVariant {
 };
 
 enum class ReluPlace { before_weight, after_weight, after_sum, none };
-enum class KNorm { layer_norm, layer_norm_no_bias, rms_norm };
+enum class KNorm { layer_norm, layer_norm_no_bias, rms_norm, none };
+enum class HeadWeights { raw, sigmoid, unused };
+enum class Hadamard { none, both, queries_only };
 
 struct IndexerVariant {
   RopePairing rope = RopePairing::half;
   bool rope_first = true;
   bool rope_missing = false;
+  bool rope_reversed = false;
   bool raw_q_latent = false;  // q from the latent before its norm
   KNorm k_norm = KNorm::layer_norm;
   double eps_k_norm = 1e-6;
   bool scale_heads = true;  // H_I^-0.5
   bool scale_dim = true;    // D_I^-0.5
   ReluPlace relu = ReluPlace::before_weight;
-  bool hadamard = false;         // rotate q and k before the scores (taps stay before it)
+  HeadWeights head_weights = HeadWeights::raw;  // unused: heads are summed
+  Hadamard hadamard = Hadamard::none;           // rotates before the scores (taps stay before it)
+  bool hadamard_in_bfloat16 = false;            // its inputs and outputs are rounded
   bool scores_attached = false;  // attention adds scores - detach(scores): 0, with a gradient
 
   bool operator==(const IndexerVariant&) const = default;
 };
 
+/// Which keys a query may see.
+enum class Mask {
+  right,       // no later key and no padding
+  no_causal,   // no padding
+  no_padding,  // no later key
+  none,        // every key
+  added,       // every key; where `right` allows it, 1 is added to its score
+};
+
 struct SelectionVariant {
-  bool mask_before_topk = true;
-  int mask_shift = 0;     // key t visible iff t <= s + shift (t >= 0); 0 is right
-  int topk_delta = 0;     // added to index_topk
-  bool per_head = false;  // attention head h uses the set of indexer head h mod H_I
+  Mask mask = Mask::right;
+  int mask_shift = 0;         // key t visible iff t <= s + shift (t >= 0); 0 is right
+  int topk_delta = 0;         // added to index_topk
+  bool k_of_queries = false;  // no more keys than the call has queries
+  bool per_head = false;      // attention head h uses the set of indexer head h mod H_I
 
   bool operator==(const SelectionVariant&) const = default;
 };
 
+enum class SoftmaxScale { qk, nope, none };
+
 struct AttentionVariant {
+  Mask mask = Mask::right;  // of the selected keys
+  SoftmaxScale scale = SoftmaxScale::qk;
   int mscale_power = 2;             // 0: missing, 4: applied twice
   bool mscale_from_mscale = false;  // uses `mscale` in place of `mscale_all_dim`
   bool absorbed = false;            // MQA on the latent; the same function
@@ -75,11 +101,14 @@ struct AttentionVariant {
   bool operator==(const AttentionVariant&) const = default;
 };
 
-enum class GroupScore { top2, max };
+/// share: the best num_experts_per_tok / topk_group; every_group: no group is excluded.
+enum class GroupScore { top2, max, share, every_group };
 
 struct RouterVariant {
   bool bias_in_weights = false;
   bool bias_in_choice = true;
+  bool bias_in_bfloat16 = false;
+  bool softmax = false;  // scores by softmax in place of sigmoid
   GroupScore group_score = GroupScore::top2;
   bool group_fill_zero = false;
   bool normalise = true;
@@ -93,6 +122,11 @@ struct RouterVariant {
 
 struct MoeVariant {
   bool silu = true;
+  bool swapped_dense = false;  // gate and up exchanged, in the dense MLP, ...
+  bool swapped_routed = false;
+  bool swapped_shared = false;
+  int shared_scale = 0;  // power of routed_scaling_factor that the shared expert is multiplied by
+  bool shared_missing = false;
   int dropped_gradient_expert = -1;  // this expert's weights get no gradient
 
   bool operator==(const MoeVariant&) const = default;
@@ -106,6 +140,7 @@ struct ResidualVariant {
 
 struct LossVariant {
   bool shifted = true;
+  bool shifted_twice = false;
   bool mean_over_all = false;
 
   bool operator==(const LossVariant&) const = default;
@@ -124,6 +159,7 @@ struct KlVariant {
   double log_epsilon = 0;      // added inside both logarithms
   bool mean_over_all = false;  // over all tokens in place of the valid query rows
   bool sum_over_layers = false;
+  bool sum_over_rows = false;
 
   bool operator==(const KlVariant&) const = default;
 };

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 
 #include "src/model/batch.h"
@@ -24,6 +25,8 @@ struct RunOptions {
   /// float64: the oracle; bfloat16 and float16: rounding modes (docs/spec.md 1).
   DType dtype = DType::float32;
   Dialect dialect = {};
+  /// Layers that compute another dialect, the reference only.
+  std::map<int64_t, Dialect> layer_dialects = {};
   /// The reference only: the optimized model adds as its kernels do.
   Summation summation = Summation::blocked;
   Objective objective = {};

@@ -54,13 +54,49 @@ Rows indexer_bugs() {
 Rows selection_bugs() {
   return {
       bug("mask-missing", "no causal and padding mask before the top-k", "ix.scores",
-          [](Dialect& d) { d.selection.mask_before_topk = false; }),
+          [](Dialect& d) { d.selection.mask = Mask::none; }),
+      bug("indexer-causal-missing", "no causal mask in the indexer", "ix.scores",
+          [](Dialect& d) { d.selection.mask = Mask::no_causal; }),
+      bug("indexer-padding-missing", "no padding mask in the indexer", "ix.scores",
+          [](Dialect& d) { d.selection.mask = Mask::no_padding; }),
+      bug("indexer-mask-added", "mask added to the index scores as 0 and 1", "ix.scores",
+          [](Dialect& d) { d.selection.mask = Mask::added; }),
       bug("mask-off-by-one", "a query sees the key after it", "ix.scores",
           [](Dialect& d) { d.selection.mask_shift = 1; }),
       bug("topk-minus-one", "one key too few is selected", "topk",
           [](Dialect& d) { d.selection.topk_delta = -1; }),
       bug("topk-per-head", "every head selects its own keys", "topk",
           [](Dialect& d) { d.selection.per_head = true; }),
+      in_case("tiny-chunk", bug("k-of-queries", "no more keys selected than the call has queries",
+                                "topk", [](Dialect& d) { d.selection.k_of_queries = true; })),
+  };
+}
+
+KnownBug masked(std::string name, std::string description, Mask mask) {
+  return bug(std::move(name), std::move(description), "ix.scores",
+             [mask](Dialect& d) { d.selection.mask = d.attention.mask = mask; });
+}
+
+KnownBug attention_masked(std::string name, std::string description, Mask mask) {
+  return in_case("tiny-dense", bug(std::move(name), std::move(description), "attn.probs",
+                                   [mask](Dialect& d) { d.attention.mask = mask; }));
+}
+
+// Of the indexer and the attention; where a selection stands between them, a mask that the
+// attention alone lacks is not seen.
+Rows mask_bugs() {
+  return {
+      masked("causal-mask-missing", "no causal mask", Mask::no_causal),
+      masked("padding-mask-missing", "no padding mask", Mask::no_padding),
+      masked("every-mask-missing", "no mask at all", Mask::none),
+      masked("mask-added", "masks added as 0 and 1", Mask::added),
+      attention_masked("attention-causal-missing", "no causal mask in the attention",
+                       Mask::no_causal),
+      attention_masked("attention-padding-missing", "no padding mask in the attention",
+                       Mask::no_padding),
+      attention_masked("attention-mask-missing", "no mask in the attention", Mask::none),
+      attention_masked("attention-mask-added", "mask added to the attention logits as 0 and 1",
+                       Mask::added),
   };
 }
 
@@ -72,6 +108,32 @@ Rows rope_bugs() {
                                [](Dialect& d) { d.attention.mscale_power = 4; })),
       in_case("tiny-yarn", bug("yarn-ignored", "YaRN ignored: plain RoPE frequencies", "q_rope",
                                [](Dialect& d) { d.rope.yarn_ignored = true; })),
+      in_case("tiny-yarn", bug("mscale-once", "softmax scale with mscale^1", "attn.logits",
+                               [](Dialect& d) { d.attention.mscale_power = 1; })),
+      in_case("tiny-yarn",
+              bug("mscale-field", "softmax scale takes mscale in place of mscale_all_dim",
+                  "attn.logits", [](Dialect& d) { d.attention.mscale_from_mscale = true; })),
+      in_case("tiny-yarn", bug("yarn-amplitude",
+                               "cos and sin multiplied by mscale(factor, mscale) / mscale(factor, "
+                               "mscale_all_dim)",
+                               "q_rope", [](Dialect& d) { d.rope.yarn_amplitude = true; })),
+      in_case("tiny-yarn",
+              bug("yarn-amplitude-undivided", "cos and sin multiplied by mscale(factor, mscale)",
+                  "q_rope", [](Dialect& d) { d.rope.amplitude_undivided = true; })),
+      in_case("tiny-yarn",
+              bug("yarn-factor-ratio",
+                  "YaRN factor is max_position_embeddings / original_max_position_embeddings",
+                  "q_rope", [](Dialect& d) { d.rope.yarn_factor_is_ratio = true; })),
+      bug("softmax-scale-nope", "softmax scale from qk_nope_head_dim alone", "attn.logits",
+          [](Dialect& d) { d.attention.scale = SoftmaxScale::nope; }),
+      bug("softmax-scale-missing", "attention logits without the softmax scale", "attn.logits",
+          [](Dialect& d) { d.attention.scale = SoftmaxScale::none; }),
+      bug("q-rope-reversed", "queries rotated in the opposite sense", "q_rope",
+          [](Dialect& d) { d.rope.q_reversed = true; }),
+      bug("k-rope-reversed", "keys rotated in the opposite sense", "k_rope",
+          [](Dialect& d) { d.rope.k_reversed = true; }),
+      in_case("tiny-chunk", bug("positions-per-chunk", "positions start at 0 in every chunk",
+                                "q_rope", [](Dialect& d) { d.rope.positions_per_chunk = true; })),
       bug("positions-row0", "positions of row 0 used for every row of the batch", "q_rope",
           [](Dialect& d) { d.rope.positions_of_row0 = true; }),
   };
@@ -88,6 +150,10 @@ Rows router_bugs() {
       in_case("tiny-bias",
               bug("group-fill-zero", "excluded groups filled with 0 instead of -inf",
                   "router.experts", [](Dialect& d) { d.router.group_fill_zero = true; })),
+      bug("group-limit-ignored", "experts chosen from every group", "router.experts",
+          [](Dialect& d) { d.router.group_score = GroupScore::every_group; }),
+      bug("router-softmax", "router scores by softmax instead of sigmoid", "router.experts",
+          [](Dialect& d) { d.router.softmax = true; }),
       bug("no-weight-normalisation", "expert weights are not divided by their sum",
           "router.weights", [](Dialect& d) { d.router.normalise = false; }),
       bug("routed-scale-twice", "routed_scaling_factor applied twice", "router.weights",
@@ -98,6 +164,23 @@ Rows router_bugs() {
           [](Dialect& d) { d.router.expert_id_shift = 1; }),
       bug("silu-missing", "MLP without the SiLU", "mlp.out",  // layer 0 is dense
           [](Dialect& d) { d.moe.silu = false; }),
+  };
+}
+
+Rows moe_bugs() {
+  return {
+      bug("gate-up-swapped-dense", "gate and up exchanged in the dense MLP", "mlp.out",
+          [](Dialect& d) { d.moe.swapped_dense = true; }),
+      bug("gate-up-swapped-routed", "gate and up exchanged in the routed experts", "moe.routed",
+          [](Dialect& d) { d.moe.swapped_routed = true; }),
+      bug("gate-up-swapped-shared", "gate and up exchanged in the shared expert", "moe.shared",
+          [](Dialect& d) { d.moe.swapped_shared = true; }),
+      bug("shared-expert-scaled", "shared expert multiplied by routed_scaling_factor", "mlp.out",
+          [](Dialect& d) { d.moe.shared_scale = 1; }),
+      bug("shared-expert-divided", "shared expert divided by routed_scaling_factor", "mlp.out",
+          [](Dialect& d) { d.moe.shared_scale = -1; }),
+      bug("shared-expert-missing", "shared expert left out", "mlp.out",
+          [](Dialect& d) { d.moe.shared_missing = true; }),
   };
 }
 
@@ -114,6 +197,10 @@ Rows norm_bugs() {
           [](Dialect& d) { d.norm.eps_ffn_norm = kWrongEps; }),
       bug("eps-final-norm", "eps 1e-5 in the final norm", "final_norm",
           [](Dialect& d) { d.norm.eps_final = kWrongEps; }),
+      bug("q-latent-norm-missing", "query latent used without its norm", "q_latent",
+          [](Dialect& d) { d.norm.q_latent_missing = true; }),
+      bug("kv-latent-norm-missing", "key-value latent used without its norm", "kv_latent",
+          [](Dialect& d) { d.norm.kv_latent_missing = true; }),
       bug("residual-from-normed", "residual starts from the normalised input", "ffn_norm",
           [](Dialect& d) { d.residual.from_normed = true; }),
       in_case("tiny-square", bug("angles-along-heads",
@@ -129,6 +216,8 @@ Rows training_bugs() {
   return {
       bug("labels-unshifted", "labels are not shifted", "loss.lm",
           [](Dialect& d) { d.loss.shifted = false; }),
+      bug("labels-shifted-twice", "labels are shifted twice", "loss.lm",
+          [](Dialect& d) { d.loss.shifted_twice = true; }),
       bug("loss-mean-over-all", "loss is the mean over all tokens instead of the counted ones",
           "loss.lm", [](Dialect& d) { d.loss.mean_over_all = true; }),
       bug("router-weights-detached", "no gradient through the expert weights",
@@ -162,6 +251,9 @@ Rows kl_bugs() {
       under(sparse, bug("kl-sum-over-layers", "KL is the sum over the layers instead of their mean",
                         "loss.kl", [](Dialect& d) { d.kl.sum_over_layers = true; })),
       under(sparse,
+            bug("kl-sum-over-rows", "KL is the sum over the query rows instead of their mean",
+                "loss.kl", [](Dialect& d) { d.kl.sum_over_rows = true; })),
+      under(sparse,
             bug("kl-hidden-attached", "KL gradient leaks through the hidden state",
                 "grad.input_layernorm.weight", [](Dialect& d) { d.kl.hidden_detached = false; })),
       under(sparse, bug("kl-q-latent-attached", "KL gradient leaks through the query latent",
@@ -181,6 +273,21 @@ Rows further_bugs() {
           [](Dialect& d) { d.rope.position_offset = 1; }),
       bug("relu-after-sum", "ReLU after the sum over the index heads", "ix.scores",
           [](Dialect& d) { d.indexer.relu = ReluPlace::after_sum; }),
+      bug("indexer-rope-reversed", "indexer rotates in the opposite sense", "ix.q",
+          [](Dialect& d) { d.indexer.rope_reversed = true; }),
+      bug("k-norm-missing", "indexer keys without their norm", "ix.k",
+          [](Dialect& d) { d.indexer.k_norm = KNorm::none; }),
+      bug("head-weights-sigmoid", "sigmoid of the index head weights", "ix.weights",
+          [](Dialect& d) { d.indexer.head_weights = HeadWeights::sigmoid; }),
+      bug("head-weights-unused", "index heads summed without their weights", "ix.scores",
+          [](Dialect& d) { d.indexer.head_weights = HeadWeights::unused; }),
+      bug("hadamard-queries-only", "Hadamard rotation of the index queries, not of the keys",
+          "ix.scores", [](Dialect& d) { d.indexer.hadamard = Hadamard::queries_only; }),
+      bug("hadamard-bfloat16", "Hadamard rotation through bfloat16 in the indexer", "ix.scores",
+          [](Dialect& d) {
+            d.indexer.hadamard = Hadamard::both;
+            d.indexer.hadamard_in_bfloat16 = true;
+          }),
   };
 }
 
@@ -189,8 +296,9 @@ Rows further_bugs() {
 const std::vector<KnownBug>& known_bugs() {
   static const std::vector<KnownBug> all = [] {
     Rows rows;
-    for (const Rows& part : {indexer_bugs(), selection_bugs(), rope_bugs(), router_bugs(),
-                             norm_bugs(), training_bugs(), kl_bugs(), further_bugs()}) {
+    for (const Rows& part :
+         {indexer_bugs(), selection_bugs(), mask_bugs(), rope_bugs(), router_bugs(), moe_bugs(),
+          norm_bugs(), training_bugs(), kl_bugs(), further_bugs()}) {
       rows.insert(rows.end(), part.begin(), part.end());
     }
     return rows;

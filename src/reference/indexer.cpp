@@ -22,7 +22,8 @@ Tensor rotate_lanes(const Context& ctx, const Tensor& x, const RopeTable& table)
   const int64_t rope = ctx.config.qk_rope_head_dim, rest = x.size(-1) - rope;
   const Tensor lanes = x.narrow(-1, variant.rope_first ? 0 : rest, rope);
   const Tensor pass = x.narrow(-1, variant.rope_first ? rope : 0, rest);
-  const RopeTable used = ctx.dialect.rope.angles_not_halved ? not_halved(table) : table;
+  const RopeTable used = in_sense(ctx.dialect.rope.angles_not_halved ? not_halved(table) : table,
+                                  variant.rope_reversed);
   Tensor rotated;
   if (ctx.dialect.rope.angles_along_heads && x.dim() == 4) {
     if (x.size(1) != x.size(2)) {
@@ -56,6 +57,17 @@ Tensor head_scores(const Context& ctx, const Tensor& q, const Tensor& k, const T
   return w.unsqueeze(-1) * products;
 }
 
+/// Queries or keys as the scores read them.
+Tensor before_scores(const Context& ctx, const Tensor& x, bool is_query) {
+  const IndexerVariant& variant = ctx.dialect.indexer;
+  const bool rotated = variant.hadamard == Hadamard::both ||
+                       (variant.hadamard == Hadamard::queries_only && is_query);
+  if (!rotated) return x;
+  if (!variant.hadamard_in_bfloat16) return ctx.rounding.stored(hadamard(x));
+  const auto narrow = [&x](const Tensor& t) { return t.to(torch::kBFloat16).to(x.scalar_type()); };
+  return narrow(hadamard(narrow(x)));
+}
+
 }  // namespace
 
 Tensor index_query(const Context& ctx, const Tensor& q_latent, const Tensor& wq_b,
@@ -74,6 +86,7 @@ Tensor index_key(const Context& ctx, const Tensor& x, const Tensor& wk, const Te
 Tensor index_weights(const Context& ctx, const Tensor& x, const Tensor& weights_proj) {
   const IndexerVariant& variant = ctx.dialect.indexer;
   Tensor w = product_with_weight(ctx.sums, x, weights_proj);
+  if (variant.head_weights == HeadWeights::sigmoid) w = torch::sigmoid(w);
   if (variant.scale_heads) w = w * std::pow(static_cast<double>(ctx.config.index_n_heads), -0.5);
   if (variant.scale_dim) w = w * std::pow(static_cast<double>(ctx.config.index_head_dim), -0.5);
   return w;
@@ -81,15 +94,15 @@ Tensor index_weights(const Context& ctx, const Tensor& x, const Tensor& weights_
 
 Tensor index_scores(const Context& ctx, const Tensor& q, const Tensor& k, const Tensor& weights,
                     const Tensor& visible) {
-  const bool rotated = ctx.dialect.indexer.hadamard;
-  const Tensor query = rotated ? ctx.rounding.stored(hadamard(q)) : q;
-  const Tensor key = rotated ? ctx.rounding.stored(hadamard(k)) : k;
+  const Tensor query = before_scores(ctx, q, true), key = before_scores(ctx, k, false);
+  const bool unused = ctx.dialect.indexer.head_weights == HeadWeights::unused;
+  const Tensor w = unused ? torch::ones_like(weights) : weights;
   Tensor scores = torch::zeros_like(visible, ctx.real());
   for (int64_t j = 0; j < q.size(2); ++j) {
-    scores = scores + head_scores(ctx, query.select(2, j), key, weights.select(2, j));
+    scores = scores + head_scores(ctx, query.select(2, j), key, w.select(2, j));
   }
   if (ctx.dialect.indexer.relu == ReluPlace::after_sum) scores = torch::relu(scores);
-  if (!ctx.dialect.selection.mask_before_topk) return scores;
+  if (ctx.dialect.selection.mask == Mask::added) return scores + visible;
   return scores.masked_fill(~visible, -std::numeric_limits<double>::infinity());
 }
 

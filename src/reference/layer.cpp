@@ -1,5 +1,7 @@
 #include "src/reference/layer.h"
 
+#include <cmath>
+
 namespace dsv32::reference {
 namespace {
 
@@ -18,6 +20,12 @@ Tensor norm_input(const Context& ctx, const Residual& residual) {
   return unrounded ? residual.sum : residual.hidden;
 }
 
+/// A latent's norm, unless a variant leaves it out.
+Tensor latent_norm(const Context& ctx, const Tensor& x, const Tensor& weight, double eps,
+                   bool missing) {
+  return missing ? x : rms_norm(ctx, x, weight, eps);
+}
+
 class Layer {
  public:
   Layer(const Context& ctx, int64_t layer, LayerWeights& weights, const ChunkInputs& chunk,
@@ -25,17 +33,22 @@ class Layer {
       : ctx_(ctx), layer_(layer), weights_(weights), chunk_(chunk), cache_(cache), flow_(flow) {}
 
   Residual run(const Residual& in) {
+    if (const Tensor known = skip("attn_norm", "hidden"); known.defined()) return {known, known};
     const NormVariant& norm = ctx_.dialect.norm;
     const double eps = eps_or(norm.eps_block, ctx_.config.rms_norm_eps);
-    const Tensor x = attention_input(in);
-    const Tensor attn_out = attention(x);
+    const Tensor known = skip("attn_norm", "attn.out");
+    const Tensor x = known.defined() ? Tensor() : attention_input(in);
+    const Tensor attn_out = known.defined() ? known : attention(x);
 
-    const Tensor start = ctx_.dialect.residual.from_normed ? x : in.hidden;
+    const bool from_normed = ctx_.dialect.residual.from_normed;
+    const Tensor start = from_normed ? (x.defined() ? x : attention_input(in)) : in.hidden;
     const Tensor middle_sum = start + attn_out;
     const Residual middle{middle_sum, ctx_.rounding.stored(middle_sum)};
+    if (const Tensor end = skip("ffn_norm", "hidden"); end.defined()) return {end, end};
     const Tensor y = put("ffn_norm", rms_norm(ctx_, norm_input(ctx_, middle),
                                               weight("post_attention_layernorm.weight"),
                                               eps_or(norm.eps_ffn_norm, eps)));
+    if (const Tensor end = skip("router.logits", "hidden"); end.defined()) return {end, end};
     const Tensor mlp_out = ctx_.config.is_dense_mlp(layer_) ? dense_mlp(y) : moe(y);
 
     const Tensor sum = middle.hidden + mlp_out;
@@ -45,6 +58,12 @@ class Layer {
   void run_attention(const Residual& in) { attention(attention_input(in)); }
 
  private:
+  /// What a staged run need not compute. 16-bit norms read sums that no tap holds, and the KL is
+  /// made on the way.
+  Tensor skip(const char* first, const char* last) const {
+    if (ctx_.rounding.is_16bit() || trains_indexer()) return {};
+    return flow_.skip(layer_, first, last);
+  }
   Tensor weight(const std::string& name) { return weights_.get(name); }
   Tensor put(const char* tap, const Tensor& own) { return flow_.put(layer_tap(layer_, tap), own); }
 
@@ -59,34 +78,38 @@ class Layer {
     const ModelConfig& c = ctx_.config;
     const NormVariant& norm = ctx_.dialect.norm;
     const Tensor q_raw = linear(ctx_, x, weight("self_attn.q_a_proj.weight"));
-    const Tensor q_latent =
-        put("q_latent", rms_norm(ctx_, q_raw, weight("self_attn.q_a_layernorm.weight"),
-                                 eps_or(norm.eps_q_latent, c.rms_norm_eps)));
+    const Tensor q_latent = put(
+        "q_latent", latent_norm(ctx_, q_raw, weight("self_attn.q_a_layernorm.weight"),
+                                eps_or(norm.eps_q_latent, c.rms_norm_eps), norm.q_latent_missing));
     const Tensor kv = linear(ctx_, x, weight("self_attn.kv_a_proj_with_mqa.weight"));
-    const Tensor kv_latent = put("kv_latent", rms_norm(ctx_, kv.narrow(-1, 0, c.kv_lora_rank),
-                                                       weight("self_attn.kv_a_layernorm.weight"),
-                                                       eps_or(norm.eps_kv_latent, c.rms_norm_eps)));
+    const Tensor kv_latent =
+        put("kv_latent",
+            latent_norm(ctx_, kv.narrow(-1, 0, c.kv_lora_rank),
+                        weight("self_attn.kv_a_layernorm.weight"),
+                        eps_or(norm.eps_kv_latent, c.rms_norm_eps), norm.kv_latent_missing));
 
     const Tensor q = linear(ctx_, q_latent, weight("self_attn.q_b_proj.weight"))
                          .unflatten(-1, {c.num_attention_heads, c.qk_head_dim()});
     const RopePairing pairing = ctx_.dialect.rope.mla;
     const Tensor q_nope = put("q_nope", q.narrow(-1, 0, c.qk_nope_head_dim));
-    const Tensor q_rope = put(
-        "q_rope",
-        rotate(ctx_, q.narrow(-1, c.qk_nope_head_dim, c.qk_rope_head_dim), chunk_.rope, pairing));
+    const Tensor q_rope =
+        put("q_rope", rotate(ctx_, q.narrow(-1, c.qk_nope_head_dim, c.qk_rope_head_dim),
+                             in_sense(chunk_.rope, ctx_.dialect.rope.q_reversed), pairing));
     const Tensor k_rope =
-        put("k_rope",
-            rotate(ctx_, kv.narrow(-1, c.kv_lora_rank, c.qk_rope_head_dim), chunk_.rope, pairing));
+        put("k_rope", rotate(ctx_, kv.narrow(-1, c.kv_lora_rank, c.qk_rope_head_dim),
+                             in_sense(chunk_.rope, ctx_.dialect.rope.k_reversed), pairing));
 
     const Tensor keys = append(cache_.kv_latent, kv_latent);
     const Tensor rope_keys = append(cache_.k_rope, k_rope);
+    if (const Tensor known = skip("ix.q", "attn.out"); known.defined()) return known;
     const Indexed indexed = index_keys(x, q_raw, q_latent);
 
+    if (const Tensor known = skip("attn.logits", "attn.out"); known.defined()) return known;
     const Tensor kv_b = weight("self_attn.kv_b_proj.weight");
     const Tensor logits =
         put("attn.logits",
             with_scores(attention_logits(ctx_, q_nope, q_rope, keys, rope_keys, kv_b), indexed));
-    const Tensor probs = put("attn.probs", attention_probs(ctx_, logits, indexed.support));
+    const Tensor probs = put("attn.probs", attention_probs(ctx_, masked(logits), indexed.support));
     if (trains_indexer()) add_kl(logits, probs, indexed);
     const Tensor context = put("attn.ctx", attention_context(ctx_, probs, keys, kv_b));
     return put("attn.out", linear(ctx_, context.flatten(-2), weight("self_attn.o_proj.weight")));
@@ -120,11 +143,23 @@ class Layer {
         put("ix.weights", index_weights(ctx_, x, weight("self_attn.indexer.weights_proj.weight")));
     const Tensor ix_keys = append(cache_.ix_k, ix_k);
     const Tensor scores =
-        put("ix.scores", index_scores(ctx_, ix_q, ix_keys, ix_weights, chunk_.visible));
+        put("ix.scores", index_scores(ctx_, ix_q, ix_keys, ix_weights, scored_keys()));
     if (flow_.replaying()) return {replayed_support(), scores};
     if (ctx_.dialect.selection.per_head)
       return {per_head_support(ix_q, ix_keys, ix_weights), scores};
     return {support_from(flow_.decide(layer_tap(layer_, "topk"), choose(scores))), scores};
+  }
+
+  /// What index_scores reads as visible: the right mask where it is only added.
+  Tensor scored_keys() const {
+    const Mask mask = ctx_.dialect.selection.mask;
+    return mask == Mask::added ? chunk_.visible : visible_under(mask, chunk_);
+  }
+
+  /// A mask that is only added to the logits.
+  Tensor masked(const Tensor& logits) const {
+    return ctx_.dialect.attention.mask == Mask::added ? logits + chunk_.visible.unsqueeze(1)
+                                                      : logits;
   }
 
   /// Selection made differentiable by a term that is 0 and carries the scores' gradient.
@@ -152,7 +187,8 @@ class Layer {
   }
 
   Tensor choose(const Tensor& scores) const {
-    const int64_t k = ctx_.config.index_topk + ctx_.dialect.selection.topk_delta;
+    int64_t k = ctx_.config.index_topk + ctx_.dialect.selection.topk_delta;
+    if (ctx_.dialect.selection.k_of_queries) k = std::min(k, scores.size(1));
     const Tensor picks = select_topk(scores, k);
     return k < ctx_.config.index_topk
                ? torch::constant_pad_nd(picks, {0, ctx_.config.index_topk - k}, -1)
@@ -160,8 +196,9 @@ class Layer {
   }
 
   Tensor support_from(const Tensor& topk) const {
-    if (ctx_.dense_attention()) return chunk_.visible.unsqueeze(1);
-    return (support_of(topk, chunk_.visible.size(-1)) & chunk_.visible).unsqueeze(1);
+    const Tensor visible = visible_under(ctx_.dialect.attention.mask, chunk_);
+    if (ctx_.dense_attention()) return visible.unsqueeze(1);
+    return (support_of(topk, visible.size(-1)) & visible).unsqueeze(1);
   }
 
   Tensor per_head_support(const Tensor& q, const Tensor& k, const Tensor& w) {
@@ -179,8 +216,7 @@ class Layer {
   }
 
   Tensor dense_mlp(const Tensor& y) {
-    return put("mlp.out", swiglu_mlp(ctx_, y, weight("mlp.gate_proj.weight"),
-                                     weight("mlp.up_proj.weight"), weight("mlp.down_proj.weight")));
+    return put("mlp.out", mlp(y, "mlp.", ctx_.dialect.moe.swapped_dense));
   }
 
   Tensor moe(const Tensor& y) {
@@ -193,10 +229,19 @@ class Layer {
     const Tensor weights = put("router.weights", routing_weights(ctx_, logits, bias, experts));
     const Tensor routed = put("moe.routed", routed_experts(ctx_, y, experts, weights, weights_));
     const Tensor shared =
-        put("moe.shared", swiglu_mlp(ctx_, y, weight("mlp.shared_experts.gate_proj.weight"),
-                                     weight("mlp.shared_experts.up_proj.weight"),
-                                     weight("mlp.shared_experts.down_proj.weight")));
-    return put("mlp.out", routed + shared);
+        put("moe.shared", mlp(y, "mlp.shared_experts.", ctx_.dialect.moe.swapped_shared));
+    return put("mlp.out", ctx_.dialect.moe.shared_missing ? routed : routed + scaled(shared));
+  }
+
+  Tensor mlp(const Tensor& y, const std::string& prefix, bool swapped) {
+    const Tensor gate = weight(prefix + "gate_proj.weight"), up = weight(prefix + "up_proj.weight");
+    return swiglu_mlp(ctx_, y, swapped ? up : gate, swapped ? gate : up,
+                      weight(prefix + "down_proj.weight"));
+  }
+
+  Tensor scaled(const Tensor& shared) const {
+    const int power = ctx_.dialect.moe.shared_scale;
+    return power == 0 ? shared : shared * std::pow(ctx_.config.routed_scaling_factor, power);
   }
 
   const Context& ctx_;
@@ -208,6 +253,21 @@ class Layer {
 };
 
 }  // namespace
+
+Tensor visible_under(Mask mask, const ChunkInputs& chunk) {
+  switch (mask) {
+    case Mask::right:
+      return chunk.visible;
+    case Mask::no_causal:
+      return chunk.unpadded;
+    case Mask::no_padding:
+      return chunk.causal;
+    case Mask::none:
+    case Mask::added:
+      break;
+  }
+  return torch::ones_like(chunk.visible);
+}
 
 Residual run_layer(const Context& ctx, int64_t layer, LayerWeights& weights, const Residual& in,
                    const ChunkInputs& chunk, LayerCache& cache, TapFlow& flow) {

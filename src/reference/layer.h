@@ -24,10 +24,15 @@ struct LayerCache {
 
 /// What one chunk brings besides the residual stream.
 struct ChunkInputs {
-  RopeTable rope;  // of its S query positions
-  Tensor visible;  // [B,S,T] bool: keys that each query may see
-  Tensor valid;    // [B,S] bool: queries that are no padding
+  RopeTable rope;   // of its S query positions
+  Tensor visible;   // [B,S,T] bool: keys that each query may see
+  Tensor causal;    // [B,S,T] bool: no later ones
+  Tensor unpadded;  // [B,S,T] bool: no padding
+  Tensor valid;     // [B,S] bool: queries that are no padding
 };
+
+/// Keys that a query may see under a variant of the mask, [B,S,T] bool.
+Tensor visible_under(Mask mask, const ChunkInputs& chunk);
 
 /// One transformer layer: h += attention(norm(h)), then h += mlp(norm(h)). docs/spec.md 1.
 Residual run_layer(const Context& ctx, int64_t layer, LayerWeights& weights, const Residual& in,

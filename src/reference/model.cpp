@@ -47,19 +47,23 @@ class Pass {
   }
 
   /// Key t is visible to query s iff t <= s and mask[t] = 1 (docs/spec.md 1). [B, end-begin, end]
-  ChunkInputs inputs_of(int64_t begin, int64_t end) const {
-    const Tensor query = torch::arange(begin, end, ctx_.device).unsqueeze(-1);
-    const Tensor key = torch::arange(end, ctx_.device).unsqueeze(0);
-    const Tensor causal = key <= query + ctx_.dialect.selection.mask_shift;
+  ChunkInputs inputs_of(const Context& ctx, int64_t begin, int64_t end) const {
+    const Tensor query = torch::arange(begin, end, ctx.device).unsqueeze(-1);
+    const Tensor key = torch::arange(end, ctx.device).unsqueeze(0);
+    const Tensor causal = key <= query + ctx.dialect.selection.mask_shift;
     const Tensor unmasked =
         (long_tensor(batch_.attention_mask).narrow(1, 0, end) != 0).unsqueeze(1);
     Tensor positions = long_tensor(batch_.position_ids).narrow(1, begin, end - begin);
+    if (ctx.dialect.rope.positions_per_chunk && begin > 0)
+      positions = torch::arange(end - begin, ctx.device).expand_as(positions);
     if (options_.perturbation > 0) {  // an angle is rounded as any other product
-      positions = perturbed(positions.to(ctx_.rounding.compute_type()), options_.perturbation,
+      positions = perturbed(positions.to(ctx.rounding.compute_type()), options_.perturbation,
                             options_.perturbation_seed, "positions" + std::to_string(begin));
     }
     const Tensor valid = long_tensor(batch_.attention_mask).narrow(1, begin, end - begin) != 0;
-    return {rope_table(ctx_, positions), causal.unsqueeze(0) & unmasked, valid};
+    const std::vector<int64_t> shape = {batch_.B, end - begin, end};
+    return {rope_table(ctx, positions), causal.unsqueeze(0) & unmasked,
+            causal.unsqueeze(0).expand(shape), unmasked.expand(shape), valid};
   }
 
   TapStyle tap_style() const {
@@ -87,7 +91,21 @@ class Pass {
       ranges_.emplace_back(begin, begin + length);
       begin += length;
     }
-    for (const auto& [first, last] : ranges_) chunks_.push_back(inputs_of(first, last));
+    chunks_ = chunks_of(ctx_);
+  }
+
+  std::vector<ChunkInputs> chunks_of(const Context& ctx) const {
+    std::vector<ChunkInputs> chunks;
+    for (const auto& [first, last] : ranges_) chunks.push_back(inputs_of(ctx, first, last));
+    return chunks;
+  }
+
+  bool has_own_dialect(int64_t layer) const { return options_.layer_dialects.contains(layer); }
+
+  Context context_of(int64_t layer) const {
+    if (!has_own_dialect(layer)) return ctx_;
+    const Dialect& dialect = options_.layer_dialects.at(layer);
+    return {ctx_.config, dialect, ctx_.rounding, ctx_.device, ctx_.objective, ctx_.sums};
   }
 
   WeightStyle style(bool requires_grad) const {
@@ -119,9 +137,11 @@ class Pass {
       if (options_.backward) layer_inputs_.push_back(join(stream));
       LayerWeights weights = layer_weights(layer, false);
       LayerCache cache;
+      const Context ctx = context_of(layer);
+      const std::vector<ChunkInputs> chunks = has_own_dialect(layer) ? chunks_of(ctx) : chunks_;
       for (size_t i = 0; i < ranges_.size(); ++i) {
         flow_.begin_chunk(ranges_[i].first, ranges_[i].second);
-        stream[i] = run_layer(ctx_, layer, weights, stream[i], chunks_[i], cache, flow_);
+        stream[i] = run_layer(ctx, layer, weights, stream[i], chunks[i], cache, flow_);
       }
       flow_.begin_chunk(0, batch_.S);
       if (trains_indexer())
@@ -163,6 +183,7 @@ class Pass {
 
   /// Mean over the valid query rows.
   Tensor layer_kl(const LayerCache& cache) const {
+    if (ctx_.dialect.kl.sum_over_rows) return cache.kl_sum;
     int64_t rows = 0;
     for (const int64_t bit : batch_.attention_mask) rows += ctx_.dialect.kl.mean_over_all ? 1 : bit;
     return cache.kl_sum / std::max<int64_t>(rows, 1);
@@ -210,10 +231,9 @@ class Pass {
     layer_inputs_.pop_back();
     Tensor upstream;  // stays undefined without an LM loss: only the indexer has gradients then
     if (ctx_.objective.lm) upstream = head_backward(last, gradients);
-    const ChunkInputs whole = inputs_of(0, batch_.S);
     for (int64_t layer = ctx_.config.num_hidden_layers; layer-- > 0;) {
       say(layer_text("backward", layer));
-      upstream = layer_backward(layer, whole, upstream, gradients);
+      upstream = layer_backward(layer, upstream, gradients);
     }
     if (upstream.defined()) embedding_gradient(upstream, gradients);
     for (const std::string& name : gradient_taps(ctx_.config, ctx_.objective))
@@ -239,18 +259,20 @@ class Pass {
     return input.sum.grad();
   }
 
-  Tensor layer_backward(int64_t layer, const ChunkInputs& whole, const Tensor& upstream,
+  Tensor layer_backward(int64_t layer, const Tensor& upstream,
                         std::map<std::string, HostTensor>& gradients) {
+    const Context ctx = context_of(layer);
+    const ChunkInputs whole = inputs_of(ctx, 0, batch_.S);
     LayerWeights weights = layer_weights(layer, true);
     const Residual input = leaf(layer_inputs_.back());
     layer_inputs_.pop_back();
     LayerCache cache;
     std::vector<Tensor> roots, factors;
     if (upstream.defined()) {
-      roots.push_back(run_layer(ctx_, layer, weights, input, whole, cache, flow_).sum);
+      roots.push_back(run_layer(ctx, layer, weights, input, whole, cache, flow_).sum);
       factors.push_back(upstream);
     } else {
-      run_attention(ctx_, layer, weights, input, whole, cache, flow_);
+      run_attention(ctx, layer, weights, input, whole, cache, flow_);
     }
     if (trains_indexer()) {
       roots.push_back(layer_kl(cache));

@@ -23,8 +23,10 @@ Tensor routed_experts(const Context& ctx, const Tensor& x, const Tensor& experts
       const Tensor w = layer.get("mlp.experts." + std::to_string(e) + "." + projection + ".weight");
       return e == ctx.dialect.moe.dropped_gradient_expert ? w.detach() : w;
     };
-    const Tensor y = swiglu_mlp(ctx, tokens.index_select(0, hits[0]), weight_of("gate_proj"),
-                                weight_of("up_proj"), weight_of("down_proj"));
+    const bool swapped = ctx.dialect.moe.swapped_routed;
+    const Tensor y = swiglu_mlp(
+        ctx, tokens.index_select(0, hits[0]), weight_of(swapped ? "up_proj" : "gate_proj"),
+        weight_of(swapped ? "gate_proj" : "up_proj"), weight_of("down_proj"));
     const Tensor scaled = ctx.rounding.cast(y * weight.index({hits[0], hits[1]}).unsqueeze(-1));
     sum = ctx.rounding.cast(sum.index_add(0, hits[0], scaled));
   }

@@ -20,6 +20,7 @@ Tensor index_key_norm(const Context& ctx, const Tensor& x, const Tensor& weight,
                       const Tensor& bias) {
   const IndexerVariant& variant = ctx.dialect.indexer;
   if (variant.k_norm == KNorm::rms_norm) return rms_norm(ctx, x, weight, variant.eps_k_norm);
+  if (variant.k_norm == KNorm::none) return x;
   const Tensor centred = x - mean(ctx, x);
   const Tensor variance = mean(ctx, centred.pow(2));
   const Tensor scaled = centred * torch::rsqrt(variance + variant.eps_k_norm) * weight;

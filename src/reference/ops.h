@@ -50,6 +50,8 @@ struct RopeTable {
 RopeTable rope_table(const Context& ctx, const Tensor& positions);
 /// x [B,S,...,d] rotated by the angles of its token; output in the layout of the input.
 Tensor rotate(const Context& ctx, const Tensor& x, const RopeTable& table, RopePairing pairing);
+/// The table itself, or that of the opposite rotation.
+RopeTable in_sense(const RopeTable& table, bool reversed);
 /// qk_head_dim^-0.5 * mscale^2. docs/spec.md 1.3.
 double softmax_scale(const ModelConfig& config, const AttentionVariant& variant);
 /// Orthogonal Hadamard rotation of the last axis (a power of two), scale n^-0.5.

@@ -20,7 +20,9 @@ Tensor frequencies(const Context& ctx) {
   const ModelConfig& config = ctx.config;
   const int64_t d = config.qk_rope_head_dim;
   const Tensor exponent = torch::arange(0, d, 2, ctx.real()) / static_cast<double>(d);
-  const Tensor plain = 1.0 / torch::pow(config.rope_theta, exponent);
+  constexpr double kDefaultTheta = 10000;
+  const double theta = ctx.dialect.rope.default_theta ? kDefaultTheta : config.rope_theta;
+  const Tensor plain = 1.0 / torch::pow(theta, exponent);
   if (!config.yarn || ctx.dialect.rope.yarn_ignored) return plain;
 
   const YarnNumbers yarn = *config.yarn_numbers();
@@ -30,9 +32,11 @@ Tensor frequencies(const Context& ctx) {
 }
 
 double amplitude(const Context& ctx) {
-  if (!ctx.config.yarn || !ctx.dialect.rope.yarn_amplitude) return 1.0;
+  const RopeVariant& variant = ctx.dialect.rope;
+  if (!ctx.config.yarn || !(variant.yarn_amplitude || variant.amplitude_undivided)) return 1.0;
   const YarnConfig& yarn = *ctx.config.yarn;
   const double factor = interpolation_factor(ctx);
+  if (variant.amplitude_undivided) return yarn_mscale(factor, yarn.mscale);
   return yarn_mscale(factor, yarn.mscale) / yarn_mscale(factor, yarn.mscale_all_dim);
 }
 
@@ -66,8 +70,15 @@ Tensor rotate(const Context& ctx, const Tensor& x, const RopeTable& table, RopeP
                      : torch::cat({first, second}, -1);
 }
 
+RopeTable in_sense(const RopeTable& table, bool reversed) {
+  return reversed ? RopeTable{table.cos, -table.sin} : table;
+}
+
 double softmax_scale(const ModelConfig& config, const AttentionVariant& variant) {
-  const double plain = std::pow(static_cast<double>(config.qk_head_dim()), -0.5);
+  if (variant.scale == SoftmaxScale::none) return 1;
+  const bool nope = variant.scale == SoftmaxScale::nope;
+  const int64_t width = nope ? config.qk_nope_head_dim : config.qk_head_dim();
+  const double plain = std::pow(static_cast<double>(width), -0.5);
   if (!config.yarn) return plain;
   const double source =
       variant.mscale_from_mscale ? config.yarn->mscale : config.yarn->mscale_all_dim;

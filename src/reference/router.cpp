@@ -9,12 +9,26 @@ Tensor first_k(const Tensor& values, int64_t k) {
   return std::get<1>(sorted).narrow(-1, 0, k);
 }
 
+/// s of every expert.
+Tensor expert_scores(const Context& ctx, const Tensor& logits) {
+  return ctx.dialect.router.softmax ? torch::softmax(logits, -1) : torch::sigmoid(logits);
+}
+
+/// How many experts of a group its score sums.
+int64_t counted_in_group(const Context& ctx) {
+  const GroupScore score = ctx.dialect.router.group_score;
+  if (score == GroupScore::share)
+    return std::max<int64_t>(ctx.config.num_experts_per_tok / ctx.config.topk_group, 1);
+  return score == GroupScore::max ? 1 : 2;
+}
+
 /// Biased scores with the experts of dropped groups filled. [B,S,E]
 Tensor keep_best_groups(const Context& ctx, const Tensor& choice) {
+  if (ctx.dialect.router.group_score == GroupScore::every_group) return choice;
   const ModelConfig& config = ctx.config;
   const Tensor grouped =
       choice.unflatten(-1, {config.n_group, config.n_routed_experts / config.n_group});
-  const int64_t counted = ctx.dialect.router.group_score == GroupScore::max ? 1 : 2;
+  const int64_t counted = counted_in_group(ctx);
   const Tensor group_score =
       std::get<0>(grouped.topk(std::min(counted, grouped.size(-1)), -1)).sum(-1);
   const Tensor kept = torch::zeros_like(group_score, torch::kBool)
@@ -28,8 +42,9 @@ Tensor keep_best_groups(const Context& ctx, const Tensor& choice) {
 
 Tensor route(const Context& ctx, const Tensor& logits, const Tensor& bias) {
   const RouterVariant& variant = ctx.dialect.router;
-  const Tensor scores = torch::sigmoid(logits);
-  const Tensor choice = variant.bias_in_choice ? scores + bias : scores;
+  const Tensor scores = expert_scores(ctx, logits);
+  const Tensor added = variant.bias_in_bfloat16 ? bias.to(torch::kBFloat16).to(bias.dtype()) : bias;
+  const Tensor choice = variant.bias_in_choice ? scores + added : scores;
   const Tensor chosen = first_k(keep_best_groups(ctx, choice), ctx.config.num_experts_per_tok);
   const Tensor shifted = (chosen + variant.expert_id_shift).remainder(ctx.config.n_routed_experts);
   return std::get<0>(shifted.sort(-1));
@@ -38,7 +53,7 @@ Tensor route(const Context& ctx, const Tensor& logits, const Tensor& bias) {
 Tensor routing_weights(const Context& ctx, const Tensor& logits, const Tensor& bias,
                        const Tensor& experts) {
   const RouterVariant& variant = ctx.dialect.router;
-  Tensor scores = torch::sigmoid(logits);
+  Tensor scores = expert_scores(ctx, logits);
   if (variant.bias_in_weights) scores = scores + bias;
   Tensor weights = scores.gather(-1, experts);
   if (variant.normalise && ctx.config.norm_topk_prob) {

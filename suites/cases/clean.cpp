@@ -34,11 +34,12 @@ std::vector<Variant> variants() {
       {.name = "split sums 2", .change = [](Dialect& d) { d.linear.split_k = 2; }},
       {.name = "split sums 7", .change = [](Dialect& d) { d.linear.split_k = 7; }},
       {.name = "absorbed", .change = [](Dialect& d) { d.attention.absorbed = true; }},
-      {.name = "hadamard", .change = [](Dialect& d) { d.indexer.hadamard = true; }},
+      {.name = "hadamard", .change = [](Dialect& d) { d.indexer.hadamard = Hadamard::both; }},
       {.name = "absorbed, hadamard, split sums 4",
        .change =
            [](Dialect& d) {
-             d.attention.absorbed = d.indexer.hadamard = true;
+             d.attention.absorbed = true;
+             d.indexer.hadamard = Hadamard::both;
              d.linear.split_k = 4;
            }},
       {.name = "one thread", .threads = 1},

@@ -9,7 +9,7 @@
 #include <map>
 
 #include "harness/cases/case_run.h"
-#include "harness/cases/causes.h"
+#include "harness/cases/diagnosis.h"
 #include "harness/judge/compare.h"
 #include "src/io/io.h"
 
@@ -21,7 +21,7 @@ using harness::JudgedTrace;
 using harness::Verdict;
 
 struct Row {
-  std::string mutant, caught_by, expected, first_tap;
+  std::string mutant, caught_by, expected, first_tap, wrong_names;
   bool caught = false, right = false, named = false;
 };
 
@@ -37,6 +37,7 @@ void print_table() {
     std::printf("%-30s %-7s %-32s %-36s %-6s %s\n", r.mutant.c_str(), r.caught ? "yes" : "MISSED",
                 r.caught_by.c_str(), r.first_tap.c_str(), r.right ? "yes" : "WRONG",
                 r.named ? "yes" : "no");
+    if (!r.wrong_names.empty()) std::printf("    wrong names: %s\n", r.wrong_names.c_str());
   }
   const auto count = [](bool Row::*flag) {
     return std::count_if(rows().begin(), rows().end(), [flag](const Row& r) { return r.*flag; });
@@ -68,9 +69,11 @@ class MutantCase {
     for (const harness::Measure& m : failure->measures) {
       if (!m.within()) row.caught_by += " " + m.metric;
     }
-    for (const std::string& cause : harness::find_causes(run_, judged, verdicts)) {
-      row.named = row.named || cause.find(mutant + ":") != std::string::npos ||
-                  cause.find("dialect") != std::string::npos;
+    for (const harness::Defect& defect : harness::diagnose(run_, judged, verdicts).defects) {
+      if (defect.unexplained()) continue;
+      const bool right = (" " + defect.name + " ").find(" " + mutant + " ") != std::string::npos;
+      row.named = row.named || right;
+      if (!right) row.wrong_names += (row.wrong_names.empty() ? "" : ", ") + defect.name;
     }
     return row;
   }
@@ -101,6 +104,7 @@ TEST_P(KnownBugTest, IsCaughtAtItsFirstTap) {
   EXPECT_TRUE(row.right) << bug.name << ": expected first tap " << bug.first_tap << ", got "
                          << row.first_tap;
   EXPECT_TRUE(row.named) << bug.name << ": the cause was not named";
+  EXPECT_EQ(row.wrong_names, "") << bug.name;
 }
 
 INSTANTIATE_TEST_SUITE_P(All, KnownBugTest, testing::Range<size_t>(0, known_bugs().size()),

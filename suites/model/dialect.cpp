@@ -91,7 +91,9 @@ TEST(SelfKnownBugs, CasesHaveWhatTheirBugNeeds) {
     const Case& c = io::find_case(bug.case_name);
     Dialect planted;
     bug.plant(planted);
-    if (planted.attention != AttentionVariant{} || planted.rope.yarn_ignored) {
+    const bool needs_mscale =
+        planted.attention.mscale_power != 2 || planted.attention.mscale_from_mscale;
+    if (needs_mscale || planted.rope.yarn_ignored) {
       EXPECT_TRUE(c.config.yarn.has_value()) << bug.name;
     }
     if (planted.rope.positions_of_row0) {

@@ -1,0 +1,139 @@
+#include "harness/cases/toggles.h"
+
+#include <algorithm>
+#include <cstdio>
+
+#include "src/model/trace.h"
+
+namespace dsv32::harness {
+namespace {
+
+using Stems = std::vector<std::string>;
+
+bool contains(const Stems& stems, const std::string& stem) {
+  return std::find(stems.begin(), stems.end(), stem) != stems.end();
+}
+
+std::string text_of(double eps) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.0e", eps);
+  return text;
+}
+
+/// One norm, the field of its eps and the name of its known bug.
+struct Norm {
+  std::string name, tap, words;
+  double NormVariant::*eps;
+};
+
+const std::vector<Norm>& norms() {
+  static const std::vector<Norm> all = {
+      {"eps-attn-norm", "attn_norm", "the norm before the attention", &NormVariant::eps_attn_norm},
+      {"eps-q-latent", "q_latent", "the norm of the query latent", &NormVariant::eps_q_latent},
+      {"eps-kv-latent", "kv_latent", "the norm of the key-value latent",
+       &NormVariant::eps_kv_latent},
+      {"eps-ffn-norm", "ffn_norm", "the norm before the MLP", &NormVariant::eps_ffn_norm},
+      {"eps-final-norm", "final_norm", "the final norm", &NormVariant::eps_final},
+  };
+  return all;
+}
+
+/// Values that frameworks have as defaults. 1e-5 is in the catalogue.
+constexpr double kEps[] = {1e-6, 1e-8, 1e-12};
+
+void add_eps(const ModelConfig& config, std::vector<Toggle>& toggles) {
+  for (const double eps : kEps) {
+    for (const Norm& norm : norms()) {
+      if (eps == config.rms_norm_eps) continue;
+      const auto field = norm.eps;
+      toggles.push_back({norm.name + "-" + text_of(eps),
+                         "eps " + text_of(eps) + " in " + norm.words,
+                         [field, eps](Dialect& d) { d.norm.*field = eps; },
+                         norm.tap,
+                         {norm.tap}});
+    }
+    if (eps == IndexerVariant{}.eps_k_norm) continue;
+    toggles.push_back({"k-norm-eps-" + text_of(eps),
+                       "k_norm with eps " + text_of(eps),
+                       [eps](Dialect& d) { d.indexer.eps_k_norm = eps; },
+                       "ix.k",
+                       {"ix.k"}});
+  }
+}
+
+/// Public variants that show in few configs, so that no case of ours holds them.
+void add_parts(const ModelConfig& config, std::vector<Toggle>& toggles) {
+  const auto add = [&](std::string name, std::string words, std::string tap,
+                       std::function<void(Dialect&)> plant) {
+    toggles.push_back({std::move(name), std::move(words), std::move(plant), std::move(tap)});
+  };
+  if (config.rope_theta != 10000)
+    add("theta-10000", "RoPE with theta 10000, not the config's", "q_rope",
+        [](Dialect& d) { d.rope.default_theta = true; });
+  add("group-score-share", "group score is the sum of the best num_experts_per_tok / topk_group",
+      "router.experts", [](Dialect& d) { d.router.group_score = GroupScore::share; });
+  add("bias-bfloat16", "correction bias rounded to bfloat16", "router.experts",
+      [](Dialect& d) { d.router.bias_in_bfloat16 = true; });
+  add("weight-eps-missing", "no eps in the normalisation of the expert weights", "router.weights",
+      [](Dialect& d) { d.router.norm_eps = 0; });
+  add("weight-eps-1e-08", "eps 1e-8 in the normalisation of the expert weights", "router.weights",
+      [](Dialect& d) { d.router.norm_eps = 1e-8; });
+}
+
+/// Place in the vocabulary of the layers; gradients come last.
+size_t order_of(const std::string& stem) {
+  const auto& all = tap_vocabulary();
+  return std::find_if(all.begin(), all.end(),
+                      [&](const TapInfo& info) { return info.name == stem; }) -
+         all.begin();
+}
+
+bool is_shown_by(const KnownBug& bug, const Objective& objective) {
+  return bug.objective.kl == KlStage::none || objective.kl != KlStage::none;
+}
+
+}  // namespace
+
+std::vector<Toggle> toggles_for(const ModelConfig& config, const Objective& objective) {
+  std::vector<Toggle> toggles;
+  for (const KnownBug& bug : known_bugs()) {
+    if (!is_shown_by(bug, objective)) continue;
+    Toggle toggle{bug.name, bug.description, bug.plant, bug.first_tap};
+    const bool of_one_norm = std::any_of(norms().begin(), norms().end(),
+                                         [&](const Norm& norm) { return norm.name == bug.name; });
+    if (of_one_norm || bug.name == "k-norm-eps") toggle.taps = {bug.first_tap};
+    if (bug.name == "silu-missing") toggle.taps = {"moe.routed", "moe.shared", "mlp.out"};
+    toggles.push_back(std::move(toggle));
+  }
+  add_parts(config, toggles);
+  add_eps(config, toggles);
+  return toggles;
+}
+
+std::vector<std::string> changed_ops(const Dialect& a, const Dialect& b) {
+  Stems stems;
+  const auto add = [&](bool changed, const Stems& ops) {
+    if (changed) stems.insert(stems.end(), ops.begin(), ops.end());
+  };
+  const Stems kl = {"kl.target", "kl.student", "kl.rows", "kl.dscores", "loss.kl"};
+  add(!(a.norm == b.norm), {"attn_norm", "q_latent", "kv_latent", "ffn_norm", "final_norm"});
+  add(!(a.rope == b.rope), {"q_rope", "k_rope", "ix.q", "ix.k"});
+  add(!(a.indexer == b.indexer), {"ix.q", "ix.k", "ix.weights", "ix.scores", "attn.logits"});
+  add(!(a.selection == b.selection), {"ix.scores", "topk", "attn.probs", "kl.student", "kl.rows"});
+  add(!(a.attention == b.attention),
+      {"attn.logits", "attn.probs", "kl.student", "kl.rows", "kl.dscores"});
+  add(!(a.router == b.router), {"router.experts", "router.weights"});
+  add(!(a.moe == b.moe), {"moe.routed", "moe.shared", "mlp.out"});
+  add(!(a.residual == b.residual), {"ffn_norm", "hidden"});
+  add(!(a.loss == b.loss), {"loss.lm"});
+  add(!(a.kl == b.kl), kl);
+  return stems;
+}
+
+bool touches(const Toggle& toggle, const std::string& stem) {
+  if (!toggle.taps.empty()) return contains(toggle.taps, stem);
+  if (!toggle.first_tap.empty() && order_of(stem) < order_of(toggle.first_tap)) return false;
+  return contains(changed_ops({}, toggle.planted({})), stem);
+}
+
+}  // namespace dsv32::harness

@@ -1,0 +1,113 @@
+#include <algorithm>
+#include <numeric>
+
+#include "harness/judge/structure_parts.h"
+
+namespace dsv32::harness {
+namespace {
+
+using Order = std::vector<size_t>;  // lane i of the judged side is lane order[i] of the oracle
+
+/// A named order of `n` lanes.
+struct NamedOrder {
+  std::string name;
+  std::function<size_t(size_t lane, size_t n)> source;
+};
+
+const std::vector<NamedOrder>& even_orders() {
+  static const std::vector<NamedOrder> all = {
+      {"halves swapped", [](size_t i, size_t n) { return (i + n / 2) % n; }},
+      {"de-interleaved (even lanes, then odd ones)",
+       [](size_t i, size_t n) { return i < n / 2 ? 2 * i : 2 * (i - n / 2) + 1; }},
+      {"interleaved (halves to pairs)",
+       [](size_t i, size_t n) { return i % 2 == 0 ? i / 2 : n / 2 + i / 2; }},
+      {"pairs swapped", [](size_t i, size_t) { return i ^ 1; }},
+  };
+  return all;
+}
+
+bool fits(const Sample& sample, const std::function<size_t(size_t)>& source) {
+  return explains(sample, [&](size_t r, size_t i) { return sample.o[r][source(i)]; });
+}
+
+std::string shift_name(const Sample& sample, size_t n) {
+  for (const size_t by : {size_t{1}, n - 1})
+    if (fits(sample, [&](size_t i) { return (i + by) % n; }))
+      return by == 1 ? "lanes moved down by one" : "lanes moved up by one";
+  return "";
+}
+
+/// The oracle's lane that is a judged lane in every sampled row; n when there is none.
+size_t source_of(const Sample& sample, size_t lane, const std::vector<bool>& taken) {
+  constexpr double kClose = 1e-3;
+  const size_t n = sample.lanes();
+  size_t best = n;
+  double least = INFINITY;
+  for (size_t j = 0; j < n; ++j) {
+    if (taken[j]) continue;
+    double distance = 0, size = 0;
+    for (size_t r = 0; r < sample.o.size(); ++r) {
+      distance += std::pow(sample.k[r][lane] - sample.o[r][j], 2);
+      size += std::pow(sample.k[r][lane], 2);
+    }
+    if (distance >= least || distance > kClose * kClose * size) continue;
+    least = distance;
+    best = j;
+  }
+  return best;
+}
+
+std::string permutation(const Sample& sample) {
+  constexpr size_t kMostLanes = 256, kFewestRows = 4;
+  const size_t n = sample.lanes();
+  if (n > kMostLanes || sample.o.size() < kFewestRows) return "";
+  std::vector<bool> taken(n, false);
+  size_t moved = 0;
+  for (size_t i = 0; i < n; ++i) {
+    const size_t j = source_of(sample, i, taken);
+    if (j == n) return "";
+    taken[j] = true;
+    moved += i != j ? 1 : 0;
+  }
+  return std::to_string(moved) + " of " + std::to_string(n) + " lanes are permuted";
+}
+
+/// Rows of a [.., H, D] tap read as [.., D, H].
+std::string transposed(const Comparison& c) {
+  const Shape& shape = c.yardstick.oracle->shape();
+  if (shape.size() < 2) return "";
+  const int64_t H = shape[shape.size() - 2], D = shape.back(), plane = H * D;
+  if (H < 2 || D < 2) return "";
+  constexpr int64_t kMostPlanes = 64;
+  const int64_t planes = c.yardstick.oracle->numel() / plane;
+  double left = 0, error = 0;
+  for (int64_t p = 0; p < std::min(planes, kMostPlanes); ++p)
+    for (int64_t i = 0; i < plane; ++i) {
+      const double k = c.judged->at(p * plane + i);
+      const double o = c.yardstick.oracle->at(p * plane + (i % H) * D + i / H);
+      const double right = c.yardstick.oracle->at(p * plane + i);
+      if (!std::isfinite(o) || !std::isfinite(right)) return "";
+      left += (k - o) * (k - o);
+      error += (k - right) * (k - right);
+    }
+  constexpr double kLeft = 1e-6;
+  return error > 0 && left <= kLeft * error ? "last two axes transposed" : "";
+}
+
+}  // namespace
+
+std::string describe_lanes(const Comparison& c, const Sample& sample) {
+  const size_t n = sample.lanes();
+  if (n < 2 || c.tap.info.kind == TapKind::attention || c.tap.info.kind == TapKind::scores ||
+      c.tap.info.kind == TapKind::keys)
+    return "";
+  if (n % 2 == 0)
+    for (const NamedOrder& order : even_orders())
+      if (fits(sample, [&](size_t i) { return order.source(i, n); })) return order.name;
+  if (fits(sample, [n](size_t i) { return n - 1 - i; })) return "lanes reversed";
+  for (const std::string& text : {shift_name(sample, n), transposed(c)})
+    if (!text.empty()) return text;
+  return permutation(sample);
+}
+
+}  // namespace dsv32::harness

@@ -1,0 +1,240 @@
+// Several defects of one engine: each is named, in its layers, the gravest on top, and nothing
+// else.
+
+#include "harness/cases/diagnosis.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <set>
+
+#include "harness/cases/agreement.h"
+#include "harness/cases/toggles.h"
+#include "src/io/io.h"
+#include "src/model/philox.h"
+
+namespace dsv32::suites {
+namespace {
+
+using harness::CaseRun;
+using harness::Defect;
+using harness::Diagnosis;
+using harness::JudgedTrace;
+using harness::Toggle;
+
+const CaseRun& run_of(const std::string& name) {
+  static std::map<std::string, std::unique_ptr<CaseRun>> runs;
+  auto& slot = runs[name];
+  if (!slot) slot = std::make_unique<CaseRun>(io::find_case(name), false);
+  return *slot;
+}
+
+const std::vector<Toggle>& toggles() {
+  static const std::vector<Toggle> all =
+      harness::toggles_for(io::find_case("tiny-wide").config, Objective{});
+  return all;
+}
+
+const Toggle& toggle(const std::string& name) {
+  return *std::find_if(toggles().begin(), toggles().end(),
+                       [&](const Toggle& t) { return t.name == name; });
+}
+
+/// A float32 run of the reference, judged as a stranger's file.
+struct Patient {
+  explicit Patient(const CaseRun& r, const RunOptions& options)
+      : run(r), trace(r.run(options, "patient")) {}
+
+  Diagnosis diagnosis(const std::function<bool(const std::string&)>& kept = {}) {
+    Trace held = trace;
+    if (kept)
+      for (const std::string& name : trace.names())
+        if (!kept(name)) held.erase(name);
+    const JudgedTrace judged{.subject = {.label = "patient"}, .trace = &held, .is_file = true};
+    return harness::diagnose(run, judged, run.judge_subject(judged));
+  }
+
+  const CaseRun& run;
+  Trace trace;
+};
+
+RunOptions planted(const std::vector<std::string>& names) {
+  RunOptions options{.dtype = DType::float32};
+  for (const std::string& name : names) toggle(name).plant(options.dialect);
+  return options;
+}
+
+/// The names that give the same numbers: "a or b" -> {a, b}.
+std::set<std::string> alternatives(const Defect& defect) {
+  std::set<std::string> names;
+  std::string rest = defect.name;
+  const std::string between = " or ";
+  for (size_t at; (at = rest.find(between)) != std::string::npos;
+       rest = rest.substr(at + between.size()))
+    names.insert(rest.substr(0, at));
+  names.insert(rest);
+  return names;
+}
+
+bool names(const Diagnosis& diagnosis, const std::string& name) {
+  return std::any_of(diagnosis.defects.begin(), diagnosis.defects.end(),
+                     [&](const Defect& d) { return alternatives(d).contains(name); });
+}
+
+std::string show(const Diagnosis& diagnosis) {
+  std::string text = diagnosis.profile;
+  for (const std::string& cause : diagnosis.causes) text += "\n    " + cause;
+  return text;
+}
+
+TEST(Diagnosis, ACleanRunHasNoDefect) {
+  Patient patient(run_of("tiny-wide"), planted({}));
+  EXPECT_EQ(show(patient.diagnosis()), "");
+}
+
+TEST(Diagnosis, EveryDefectOfOneEngineIsNamedAndTheGravestStandsOnTop) {
+  const std::vector<std::string> seven = {
+      "causal-mask-missing", "k-norm-eps",         "eps-q-latent",         "eps-kv-latent",
+      "relu-missing",        "softmax-scale-nope", "shared-expert-scaled",
+  };
+  Patient patient(run_of("tiny-wide"), planted(seven));
+  const auto begin = std::chrono::steady_clock::now();
+  const Diagnosis diagnosis = patient.diagnosis();
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+  std::printf("seven defects: %.2f s\n%s\n", took.count(), show(diagnosis).c_str());
+  for (const std::string& name : seven) EXPECT_TRUE(names(diagnosis, name)) << name;
+  EXPECT_EQ(diagnosis.defects.size(), seven.size()) << show(diagnosis);
+  for (size_t i = 1; i < diagnosis.defects.size(); ++i)
+    EXPECT_GE(diagnosis.defects[i - 1].severity->weight(), diagnosis.defects[i].severity->weight());
+}
+
+TEST(Diagnosis, ADefectOfOneLayerIsNamedWithItsLayer) {
+  RunOptions options = planted({});
+  toggle("relu-missing").plant(options.layer_dialects[0]);
+  toggle("shared-expert-scaled").plant(options.layer_dialects[1]);
+  Patient patient(run_of("tiny-wide"), options);
+  const Diagnosis diagnosis = patient.diagnosis();
+  ASSERT_EQ(diagnosis.defects.size(), 2) << show(diagnosis);
+  EXPECT_TRUE(names(diagnosis, "relu-missing")) << show(diagnosis);
+  EXPECT_TRUE(names(diagnosis, "shared-expert-scaled")) << show(diagnosis);
+  for (const Defect& defect : diagnosis.defects) {
+    if (alternatives(defect).contains("relu-missing")) {
+      EXPECT_EQ(defect.layers, std::vector<int64_t>{0});
+    }
+  }
+}
+
+TEST(Diagnosis, ABugIsNamedWithoutTheTapThatItIsFirstSeenIn) {
+  for (const char* bug : {"softmax-scale-nope", "softmax-scale-missing"}) {
+    Patient patient(run_of("tiny-wide"), planted({bug}));
+    const Diagnosis diagnosis = patient.diagnosis([](const std::string& name) {
+      return name.find("attn.logits") == std::string::npos &&
+             name.find("attn.probs") == std::string::npos;
+    });
+    EXPECT_TRUE(names(diagnosis, bug)) << show(diagnosis);
+  }
+}
+
+TEST(Diagnosis, APresetIsNamedOnlyWhenItIsAllThatWasFound) {
+  const auto of = [](const std::string& case_name, Dialect dialect) {
+    Patient patient(run_of(case_name), {.dtype = DType::float32, .dialect = std::move(dialect)});
+    return patient.diagnosis();
+  };
+  const Diagnosis hf = of("tiny-yarn", find_dialect("hf"));
+  EXPECT_NE(hf.profile.find("= dialect hf"), std::string::npos) << show(hf);
+  Dialect more = find_dialect("hf");
+  more.indexer.eps_k_norm = 1e-5;
+  const Diagnosis both = of("tiny-yarn", more);
+  EXPECT_EQ(both.profile.find("= dialect"), std::string::npos) << show(both);
+  EXPECT_TRUE(names(both, "yarn-amplitude") && names(both, "k-norm-eps")) << show(both);
+  // Its other toggles cannot be seen without padding and YaRN.
+  const Diagnosis part = of("tiny-nopad", find_dialect("fork-main"));
+  EXPECT_TRUE(names(part, "k-norm-eps")) << show(part);
+  EXPECT_EQ(show(part).find("fork-main"), std::string::npos) << show(part);
+}
+
+TEST(Diagnosis, WhatNothingExplainsIsListed) {
+  Patient patient(run_of("tiny-wide"), planted({"k-norm-eps"}));
+  const std::string tap = "layers.1.attn.out";
+  const HostTensor& right = *patient.trace.find(tap);
+  std::vector<double> values = right.to_doubles();
+  for (double& value : values) value = value * value;
+  patient.trace.put(tap, HostTensor::from_doubles(right.dtype(), right.shape(), values));
+  const Diagnosis diagnosis = patient.diagnosis();
+  EXPECT_TRUE(names(diagnosis, "k-norm-eps")) << show(diagnosis);
+  const bool listed =
+      std::any_of(diagnosis.defects.begin(), diagnosis.defects.end(), [&](const Defect& defect) {
+        return defect.unexplained() && defect.taps == std::vector<std::string>{tap} &&
+               defect.words.find("square") != std::string::npos;
+      });
+  EXPECT_TRUE(listed) << show(diagnosis);
+}
+
+// --- random pairs --------------------------------------------------------------------------------
+
+/// The toggles of the catalogue that tiny-wide shows in the forward pass.
+std::vector<const Toggle*> visible_toggles() {
+  std::vector<const Toggle*> out;
+  for (const KnownBug& bug : known_bugs())
+    if (bug.case_name == "tiny-wide" && bug.objective.kl == KlStage::none &&
+        !bug.first_tap.starts_with("grad."))
+      out.push_back(&toggle(bug.name));
+  return out;
+}
+
+/// Both are there, whichever is planted first.
+bool independent(const Toggle& a, const Toggle& b) {
+  const Dialect ab = b.planted(a.planted({})), ba = a.planted(b.planted({}));
+  return ab == ba && !(ab == a.planted({})) && !(ab == b.planted({}));
+}
+
+/// The trace of both differs from that of `a` alone in what an op makes of its own inputs.
+bool is_seen_beside(const CaseRun& run, const Trace& both, const Toggle& a, const Toggle& b) {
+  RunOptions options{.dtype = DType::float64, .feeding = Feeding::staged, .feed = &both};
+  a.plant(options.dialect);
+  const Trace one = run.run(options, "one");
+  b.plant(options.dialect);
+  const Trace two = run.run(options, "two");
+  const harness::JudgedTrace judged{.subject = {.label = "both"}, .trace = &one, .is_file = true};
+  const harness::Agreement agreement(run, judged);
+  constexpr double kSeen = 1e-5;
+  return std::any_of(one.names().begin(), one.names().end(), [&](const std::string& name) {
+    return agreement.gap(name, two.find(name)) > kSeen;
+  });
+}
+
+TEST(Diagnosis, BothOfTwoRandomDefectsAreNamedAndNothingElse) {
+  const CaseRun& run = run_of("tiny-wide");
+  const std::vector<const Toggle*> all = visible_toggles();
+  PhiloxStream stream(1, "self.pairs");
+  constexpr int kPairs = 60;
+  int tried = 0, both = 0, wrong = 0;
+  for (uint64_t draw = 0; tried < kPairs; ++draw) {
+    const auto words = stream.block(draw);
+    const Toggle &a = *all[words[0] % all.size()], &b = *all[words[1] % all.size()];
+    if (&a == &b || !independent(a, b)) continue;
+    Patient patient(run, planted({a.name, b.name}));
+    if (!is_seen_beside(run, patient.trace, a, b) || !is_seen_beside(run, patient.trace, b, a))
+      continue;
+    ++tried;
+    const Diagnosis diagnosis = patient.diagnosis();
+    const int named = names(diagnosis, a.name) + names(diagnosis, b.name);
+    bool false_name = false;
+    for (const Defect& defect : diagnosis.defects)
+      false_name = false_name || (!defect.unexplained() && !alternatives(defect).contains(a.name) &&
+                                  !alternatives(defect).contains(b.name));
+    both += named == 2 ? 1 : 0;
+    wrong += false_name ? 1 : 0;
+    std::printf("%-26s %-26s %d of 2%s\n", a.name.c_str(), b.name.c_str(), named,
+                false_name ? "  WRONG NAME" : "");
+    if (named < 2 || false_name) std::printf("    %s\n", show(diagnosis).c_str());
+  }
+  std::printf("%d pairs: both named in %d, a wrong name in %d\n", tried, both, wrong);
+  EXPECT_EQ(wrong, 0);
+  EXPECT_GE(both, kPairs * 9 / 10);
+}
+
+}  // namespace
+}  // namespace dsv32::suites
