@@ -27,6 +27,16 @@ const Trace* fed_by(const JudgedTrace& judged) {
   return judged.fed != nullptr ? judged.fed : judged.trace;
 }
 
+/// The rounding of a run around `from`, carried over to values `to` of the same shape.
+HostTensor carried(const HostTensor& run, const HostTensor& from, const HostTensor& to) {
+  std::vector<double> out = to.to_doubles();
+  for (int64_t i = 0; i < to.numel(); ++i) {
+    const double rounding = run.at(i) - from.at(i);
+    if (std::isfinite(rounding)) out[i] += rounding;
+  }
+  return HostTensor::from_doubles(DType::float64, to.shape(), out);
+}
+
 }  // namespace
 
 Search::Search(const CaseRun& run, const JudgedTrace& judged, Findable findable,
@@ -88,19 +98,42 @@ Taps Search::reached(const Dialect& dialect, const Taps& taps) const {
   return out;
 }
 
+/// Values that a toggle moved: what passes must be within the rounding that it has without the
+/// toggle.
+bool Search::agrees_as_before(const Rounding& before, const std::string& tap,
+                              const HostTensor& moved) const {
+  if (is_decision(tap)) return agreement_.agrees(tap, {.oracle = &moved}, findable_.mode, judged_.dialect);
+  const HostTensor* right = before.oracle.find(tap);
+  const auto around = [&](const Trace& trace) {
+    const HostTensor* values = trace.find(tap);
+    return values == nullptr ? HostTensor() : carried(*values, *right, moved);
+  };
+  const HostTensor reference = around(before.reference), twin = around(before.twin);
+  return agreement_.agrees(tap,
+                           {.oracle = &moved,
+                            .reference = reference.defined() ? &reference : nullptr,
+                            .twin = twin.defined() ? &twin : nullptr},
+                           findable_.mode, judged_.dialect);
+}
+
+Search::Rounding Search::rounding(const Dialect& dialect, const Taps& taps) const {
+  return {.oracle = run(dialect, DType::float64, taps),
+          .reference = run(dialect, judged_.dtype, taps),
+          .twin = twin(dialect, taps)};
+}
+
 /// Under the subject's own dialect: what passes agrees.
 void Search::measure_first(Look& look) {
   const Dialect& dialect = judged_.dialect;
-  const Trace oracle = run(dialect, DType::float64, taps_);
-  first_reference_ = run(dialect, judged_.dtype, taps_);
-  first_twin_ = twin(dialect, taps_);
+  first_ = rounding(dialect, taps_);
+  const auto& [oracle, reference, twin] = first_;
   for (const std::string& tap : taps_)
     look[tap] = {.gap = agreement_.gap(tap, oracle.find(tap)), .agrees = true};
   for (const std::string& tap : findable_.failing)
     look[tap].agrees = agreement_.agrees(tap,
                                          {.oracle = oracle.find(tap),
-                                          .reference = first_reference_.find(tap),
-                                          .twin = first_twin_.find(tap)},
+                                          .reference = reference.find(tap),
+                                          .twin = twin.find(tap)},
                                          findable_.mode, dialect);
 }
 
@@ -117,11 +150,7 @@ void Search::measure(const Dialect& dialect, Look& look) const {
     view.gap = agreement_.gap(tap, oracle.find(tap));
     const bool fails = contains(findable_.failing, tap);
     if (!fails && view.gap != before)
-      view.agrees = agreement_.agrees(tap,
-                                      {.oracle = oracle.find(tap),
-                                       .reference = first_reference_.find(tap),
-                                       .twin = first_twin_.find(tap)},
-                                      findable_.mode, dialect);
+      view.agrees = agrees_as_before(first_, tap, *oracle.find(tap));
     if (!fails) continue;
     view.agrees = false;
     if (view.gap <= kNear * before) near.insert(tap);
@@ -256,14 +285,12 @@ bool Search::moves(const Toggle& toggle, const Names& names) {
   const Dialect after = toggle.planted(before);
   const Taps taps = reached(after, Taps(names.begin(), names.end()));
   if (taps.empty()) return false;
-  const Trace right = run(before, DType::float64, taps), other = run(after, DType::float64, taps);
-  const Trace reference = run(before, judged_.dtype, taps), sequential = twin(before, taps);
+  const Rounding own = rounding(before, taps);
+  const Trace other = run(after, DType::float64, taps);
   return std::any_of(taps.begin(), taps.end(), [&](const std::string& tap) {
     const HostTensor* moved = other.find(tap);
-    if (agreement_.gap(tap, moved) == agreement_.gap(tap, right.find(tap))) return false;
-    return !agreement_.agrees(
-        tap, {.oracle = moved, .reference = reference.find(tap), .twin = sequential.find(tap)},
-        findable_.mode, after);
+    if (agreement_.gap(tap, moved) == agreement_.gap(tap, own.oracle.find(tap))) return false;
+    return !agrees_as_before(own, tap, *moved);
   });
 }
 

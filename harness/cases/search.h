@@ -56,6 +56,13 @@ class Search {
     std::vector<const Toggle*> toggles;
     Dialect now;
   };
+  /// One dialect in float64 and as the subject may round.
+  struct Rounding {
+    Trace oracle, reference, twin;
+  };
+  Rounding rounding(const Dialect& dialect, const std::set<std::string>& taps) const;
+  bool agrees_as_before(const Rounding& before, const std::string& tap,
+                        const HostTensor& moved) const;
   std::vector<std::string> explained(const Step& step, const Dialect& dialect);
   std::vector<Choice> one(const Step& step);
   std::vector<Choice> two(const Step& step);
@@ -77,7 +84,7 @@ class Search {
   std::map<int64_t, Dialect> layer_dialects_;
   std::set<std::string> taps_;  // that fail, and that pass at the places of those
   std::vector<std::pair<Dialect, std::unique_ptr<Look>>> looks_;
-  Trace first_reference_, first_twin_;  // under the subject's dialect
+  Rounding first_;  // under the subject's dialect
 };
 
 }  // namespace dsv32::harness

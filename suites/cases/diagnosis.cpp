@@ -121,7 +121,7 @@ TEST(Diagnosis, ADefectOfOneLayerIsNamedWithItsLayer) {
   EXPECT_TRUE(names(diagnosis, "shared-expert-scaled")) << show(diagnosis);
   for (const Defect& defect : diagnosis.defects) {
     if (alternatives(defect).contains("relu-missing")) {
-      EXPECT_EQ(defect.layers, std::vector<int64_t>{0});
+      EXPECT_EQ(defect.layers, std::vector<int64_t>{0}) << show(diagnosis);
     }
   }
 }
