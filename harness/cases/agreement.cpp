@@ -107,8 +107,8 @@ std::vector<double> row_of(const HostTensor& tensor, int64_t row) {
 /// filled.
 class Choice {
  public:
-  Choice(const ModelConfig& config, const RouterVariant& variant, const HostTensor& bias)
-      : config_(config), variant_(variant), bias_(bias) {}
+  Choice(const ModelConfig& config, const RouterVariant& variant, HostTensor bias)
+      : config_(config), variant_(variant), bias_(std::move(bias)) {}
 
   std::vector<double> values(const std::vector<double>& logits) const {
     std::vector<double> scores = probabilities(logits);
@@ -164,8 +164,8 @@ class Choice {
   }
 
   const ModelConfig& config_;
-  const RouterVariant& variant_;
-  const HostTensor& bias_;
+  const RouterVariant variant_;
+  const HostTensor bias_;
 };
 
 /// The chosen experts have the best values, roundings of float32 aside.
@@ -192,19 +192,15 @@ bool Agreement::comparable(const std::string& tap, const HostTensor* oracle) con
   return judged != nullptr && oracle != nullptr && judged->shape() == oracle->shape();
 }
 
-double Agreement::gap(const std::string& name, const HostTensor* oracle) const {
+double Agreement::gap(const std::string& name, const HostTensor* oracle,
+                      const Dialect& dialect) const {
   if (!comparable(name, oracle)) return kInfinity;
   const HostTensor& judged = *judged_.trace->find(name);
   const Batch& batch = run_.batch();
   const TapName tap = *parse_tap(name);
   if (tap.info.is_decision()) {
-    int64_t rows = 0, differing = 0;
-    for (int64_t row = 0; row < batch.B * batch.S; ++row) {
-      if (!batch.valid(row / batch.S, row % batch.S)) continue;
-      ++rows;
-      differing += picks_of(judged, row) != picks_of(*oracle, row) ? 1 : 0;
-    }
-    return static_cast<double>(differing) / static_cast<double>(std::max<int64_t>(rows, 1));
+    const RowCount count = other_choices(name, *oracle, dialect);
+    return static_cast<double>(count.other) / static_cast<double>(std::max<int64_t>(count.rows, 1));
   }
   const Layout layout = layout_of(run_, judged_, tap);
   const RowLayout rows(layout.tap, oracle->shape(), &batch, &layout.keys, RowView::judged);
@@ -230,45 +226,55 @@ double Agreement::gap(const std::string& name, const HostTensor* oracle) const {
 bool Agreement::agrees(const std::string& name, const Expected& expected, Mode mode,
                        const Dialect& dialect) const {
   if (!comparable(name, expected.oracle)) return false;
-  const TapName tap = *parse_tap(name);
-  if (tap.info.kind == TapKind::topk) return same_keys(name, *expected.oracle);
-  if (tap.info.kind == TapKind::experts) return same_experts(name, *expected.oracle, dialect);
+  if (parse_tap(name)->info.is_decision())
+    return other_choices(name, *expected.oracle, dialect).other == 0;
   return same_values(name, expected, mode);
 }
 
-bool Agreement::same_keys(const std::string& name, const HostTensor& oracle) const {
-  const HostTensor& judged = *judged_.trace->find(name);
-  const HostTensor* scores = input(layer_tap(*parse_tap(name)->layer, "ix.scores"));
-  const Batch& batch = run_.batch();
-  for (int64_t row = 0; row < batch.B * batch.S; ++row) {
-    if (!batch.valid(row / batch.S, row % batch.S)) continue;
-    const std::set<int64_t> theirs = picks_of(judged, row), ours = picks_of(oracle, row);
-    if (theirs == ours) continue;
-    if (scores == nullptr || !tied(row_of(*scores, row), theirs, ours)) return false;
-  }
-  return true;
+Agreement::RowCount Agreement::other_choices(const std::string& name, const HostTensor& oracle,
+                                             const Dialect& dialect) const {
+  const bool keys = parse_tap(name)->info.kind == TapKind::topk;
+  return count_rows(keys ? same_keys(name, oracle) : same_experts(name, oracle, dialect));
 }
 
-bool Agreement::same_experts(const std::string& name, const HostTensor& oracle,
-                             const Dialect& dialect) const {
-  const int64_t layer = *parse_tap(name)->layer;
-  const HostTensor* logits = input(layer_tap(layer, "router.logits"));
-  if (logits == nullptr) return gap(name, &oracle) == 0;
-  const HostTensor bias = run_.router_bias(layer);
-  const ModelConfig& config = run_.the_case().config;
-  const Choice choice(config, dialect.router, bias);
-  const HostTensor& judged = *judged_.trace->find(name);
+Agreement::RowCount Agreement::count_rows(const std::function<bool(int64_t)>& same) const {
   const Batch& batch = run_.batch();
-  const int64_t E = config.n_routed_experts;
+  RowCount count;
   for (int64_t row = 0; row < batch.B * batch.S; ++row) {
     if (!batch.valid(row / batch.S, row % batch.S)) continue;
-    std::set<int64_t> chosen;
-    for (const int64_t e : picks_of(judged, row))
-      chosen.insert(((e - dialect.router.expert_id_shift) % E + E) % E);
-    if (!is_best(choice.values(row_of(*logits, row)), chosen, config.num_experts_per_tok))
-      return false;
+    ++count.rows;
+    count.other += same(row) ? 0 : 1;
   }
-  return true;
+  return count;
+}
+
+std::function<bool(int64_t)> Agreement::same_keys(const std::string& name,
+                                                  const HostTensor& oracle) const {
+  const HostTensor& judged = *judged_.trace->find(name);
+  const HostTensor* scores = input(layer_tap(*parse_tap(name)->layer, "ix.scores"));
+  return [&judged, &oracle, scores](int64_t row) {
+    const std::set<int64_t> theirs = picks_of(judged, row), ours = picks_of(oracle, row);
+    return theirs == ours || (scores != nullptr && tied(row_of(*scores, row), theirs, ours));
+  };
+}
+
+std::function<bool(int64_t)> Agreement::same_experts(const std::string& name,
+                                                     const HostTensor& oracle,
+                                                     const Dialect& dialect) const {
+  const int64_t layer = *parse_tap(name)->layer;
+  const HostTensor& judged = *judged_.trace->find(name);
+  const HostTensor* logits = input(layer_tap(layer, "router.logits"));
+  if (logits == nullptr)
+    return [&](int64_t row) { return picks_of(judged, row) == picks_of(oracle, row); };
+  const ModelConfig& config = run_.the_case().config;
+  const int64_t E = config.n_routed_experts, K = config.num_experts_per_tok;
+  const int64_t shift = dialect.router.expert_id_shift;
+  const Choice choice(config, dialect.router, run_.router_bias(layer));
+  return [&judged, logits, E, K, shift, choice](int64_t row) {
+    std::set<int64_t> chosen;
+    for (const int64_t e : picks_of(judged, row)) chosen.insert(((e - shift) % E + E) % E);
+    return is_best(choice.values(row_of(*logits, row)), chosen, K);
+  };
 }
 
 bool Agreement::same_values(const std::string& name, const Expected& expected, Mode mode) const {

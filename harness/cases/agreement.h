@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <string>
 
 #include "harness/cases/case_run.h"
@@ -21,17 +22,25 @@ class Agreement {
 
   /// The subject has this tap, in the shape of the oracle's.
   bool comparable(const std::string& tap, const HostTensor* oracle) const;
-  /// ||K - O|| / ||O||; of a decision the share of its rows that differ. Infinite where they cannot
-  /// be compared.
-  double gap(const std::string& tap, const HostTensor* oracle) const;
+  /// ||K - O|| / ||O||; of a decision the share of its rows that are another choice than the one of
+  /// `dialect`. Infinite where they cannot be compared.
+  double gap(const std::string& tap, const HostTensor* oracle, const Dialect& dialect) const;
   /// Within the limits of this mode that rounding explains. Of a decision: no row is another choice
   /// than the one of `dialect` from the same scores, equal scores aside.
   bool agrees(const std::string& tap, const Expected& expected, Mode mode,
               const Dialect& dialect) const;
 
  private:
-  bool same_keys(const std::string& tap, const HostTensor& oracle) const;
-  bool same_experts(const std::string& tap, const HostTensor& oracle, const Dialect& dialect) const;
+  struct RowCount {
+    int64_t rows = 0, other = 0;
+  };
+  /// Rows that choose otherwise; what decides is valid as long as the trace and the oracle are.
+  RowCount other_choices(const std::string& tap, const HostTensor& oracle,
+                         const Dialect& dialect) const;
+  RowCount count_rows(const std::function<bool(int64_t)>& same) const;
+  std::function<bool(int64_t)> same_keys(const std::string& tap, const HostTensor& oracle) const;
+  std::function<bool(int64_t)> same_experts(const std::string& tap, const HostTensor& oracle,
+                                            const Dialect& dialect) const;
   bool same_values(const std::string& tap, const Expected& expected, Mode mode) const;
   const HostTensor* input(const std::string& tap) const;
 

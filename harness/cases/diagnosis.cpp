@@ -4,6 +4,7 @@
 #include <cmath>
 #include <optional>
 
+#include "harness/cases/gradient_patterns.h"
 #include "harness/cases/search.h"
 #include "harness/cases/severity.h"
 #include "harness/judge/judge.h"
@@ -172,12 +173,42 @@ class Doctor {
   /// but is no defect of its own.
   bool follows(const std::string& tap) {
     const TapName name = *parse_tap(tap);
+    if (name.info.name == "attn.probs") return follows_from_selection(tap, *name.layer);
     if (name.info.kind != TapKind::topk) return false;
     const std::string scores = layer_tap(*name.layer, "ix.scores");
     for (Found& found : found_) {
       if (!contains(found.choice.taps, scores)) continue;
       found.choice.taps.push_back(tap);
       return true;
+    }
+    return false;
+  }
+
+  /// A row that selects no key which it may see: what its attention gives is no rule's business.
+  bool follows_from_selection(const std::string& tap, int64_t layer) {
+    const std::string selection = layer_tap(layer, "topk");
+    if (!contains(staged_.failing, selection)) return false;
+    if (!has_blind_row(*judged_.trace->find(selection))) return false;
+    for (Found& found : found_) {
+      if (!contains(found.choice.taps, selection)) continue;
+      found.choice.taps.push_back(tap);
+      return true;
+    }
+    return contains(unexplained_, selection);
+  }
+
+  bool has_blind_row(const HostTensor& topk) const {
+    const Batch& batch = run_.batch();
+    const int64_t slots = topk.shape().back();
+    for (int64_t row = 0; row < batch.B * batch.S; ++row) {
+      const int64_t b = row / batch.S, s = row % batch.S;
+      if (!batch.valid(b, s)) continue;
+      bool sees = false;
+      for (int64_t i = 0; i < slots; ++i) {
+        const auto key = static_cast<int64_t>(topk.at(row * slots + i));
+        sees = sees || (key >= 0 && key <= s && batch.valid(b, key));
+      }
+      if (!sees) return true;
     }
     return false;
   }
@@ -213,7 +244,10 @@ class Doctor {
     const std::vector<Choice> choices = search.explain(differing, gradients_.passing, toggles, now);
     for (const Choice& choice : choices) found_.push_back({choice, {}});
     const Names left = search.left(differing, now);
-    if (choices.empty() && !left.empty()) unexplained_.push_back(left.front());
+    Names right = gradients_.passing;  // under all that was found
+    for (const std::string& tap : gradients_.failing)
+      if (!contains(left, tap)) right.push_back(tap);
+    gradient_patterns_ = gradient_patterns(left, right, verdicts_);
   }
 
   /// Everything found so far, in the layers that it was found in.
@@ -298,6 +332,8 @@ class Doctor {
            .words = stem + " is off for no known reason" + (look.empty() ? "" : " (" + look + ")"),
            .taps = {tap}});
     }
+    for (const GradientPattern& pattern : gradient_patterns_)
+      defects.push_back({.name = "", .words = pattern.words, .taps = pattern.taps});
     for (Defect& defect : defects)
       if (can_stand_in(defect.taps)) defect.severity = severity_.of_taps(defect.taps);
     return defects;
@@ -338,7 +374,7 @@ class Doctor {
 
   /// The preset that is what was found, no more and no less.
   std::string matching_dialect() const {
-    if (!unexplained_.empty() || found_.empty()) return "";
+    if (!unexplained_.empty() || !gradient_patterns_.empty() || found_.empty()) return "";
     Dialect all = judged_.dialect;
     for (const Found& found : found_) {
       if (!found.places.empty()) return "";
@@ -374,6 +410,7 @@ class Doctor {
   std::optional<Trace> oracle_;  // staged, every tap; made for taps that nothing explains
   std::vector<Found> found_;
   Names unexplained_;
+  std::vector<GradientPattern> gradient_patterns_;  // that nothing explains
 };
 
 }  // namespace

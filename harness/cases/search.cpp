@@ -101,8 +101,8 @@ Taps Search::reached(const Dialect& dialect, const Taps& taps) const {
 /// Values that a toggle moved: what passes must be within the rounding that it has without the
 /// toggle.
 bool Search::agrees_as_before(const Rounding& before, const std::string& tap,
-                              const HostTensor& moved) const {
-  if (is_decision(tap)) return agreement_.agrees(tap, {.oracle = &moved}, findable_.mode, judged_.dialect);
+                              const HostTensor& moved, const Dialect& dialect) const {
+  if (is_decision(tap)) return agreement_.agrees(tap, {.oracle = &moved}, findable_.mode, dialect);
   const HostTensor* right = before.oracle.find(tap);
   const auto around = [&](const Trace& trace) {
     const HostTensor* values = trace.find(tap);
@@ -128,13 +128,11 @@ void Search::measure_first(Look& look) {
   first_ = rounding(dialect, taps_);
   const auto& [oracle, reference, twin] = first_;
   for (const std::string& tap : taps_)
-    look[tap] = {.gap = agreement_.gap(tap, oracle.find(tap)), .agrees = true};
+    look[tap] = {.gap = agreement_.gap(tap, oracle.find(tap), dialect), .agrees = true};
   for (const std::string& tap : findable_.failing)
-    look[tap].agrees = agreement_.agrees(tap,
-                                         {.oracle = oracle.find(tap),
-                                          .reference = reference.find(tap),
-                                          .twin = twin.find(tap)},
-                                         findable_.mode, dialect);
+    look[tap].agrees = agreement_.agrees(
+        tap, {.oracle = oracle.find(tap), .reference = reference.find(tap), .twin = twin.find(tap)},
+        findable_.mode, dialect);
 }
 
 /// `look` comes with what is known of the subject's own dialect. A passing tap that moved is
@@ -147,10 +145,10 @@ void Search::measure(const Dialect& dialect, Look& look) const {
   for (const std::string& tap : reached_taps) {
     View& view = look[tap];
     const double before = view.gap;
-    view.gap = agreement_.gap(tap, oracle.find(tap));
+    view.gap = agreement_.gap(tap, oracle.find(tap), dialect);
     const bool fails = contains(findable_.failing, tap);
     if (!fails && view.gap != before)
-      view.agrees = agrees_as_before(first_, tap, *oracle.find(tap));
+      view.agrees = agrees_as_before(first_, tap, *oracle.find(tap), dialect);
     if (!fails) continue;
     view.agrees = false;
     if (view.gap <= kNear * before) near.insert(tap);
@@ -289,8 +287,9 @@ bool Search::moves(const Toggle& toggle, const Names& names) {
   const Trace other = run(after, DType::float64, taps);
   return std::any_of(taps.begin(), taps.end(), [&](const std::string& tap) {
     const HostTensor* moved = other.find(tap);
-    if (agreement_.gap(tap, moved) == agreement_.gap(tap, own.oracle.find(tap))) return false;
-    return !agrees_as_before(own, tap, *moved);
+    if (agreement_.gap(tap, moved, after) == agreement_.gap(tap, own.oracle.find(tap), before))
+      return false;
+    return !agrees_as_before(own, tap, *moved, after);
   });
 }
 

@@ -61,8 +61,8 @@ class Search {
     Trace oracle, reference, twin;
   };
   Rounding rounding(const Dialect& dialect, const std::set<std::string>& taps) const;
-  bool agrees_as_before(const Rounding& before, const std::string& tap,
-                        const HostTensor& moved) const;
+  bool agrees_as_before(const Rounding& before, const std::string& tap, const HostTensor& moved,
+                        const Dialect& dialect) const;
   std::vector<std::string> explained(const Step& step, const Dialect& dialect);
   std::vector<Choice> one(const Step& step);
   std::vector<Choice> two(const Step& step);

@@ -103,11 +103,25 @@ std::vector<Toggle> toggles_for(const ModelConfig& config, const Objective& obje
                                          [&](const Norm& norm) { return norm.name == bug.name; });
     if (of_one_norm || bug.name == "k-norm-eps") toggle.taps = {bug.first_tap};
     if (bug.name == "silu-missing") toggle.taps = {"moe.routed", "moe.shared", "mlp.out"};
+    if (bug.name == "norm-weight-plus-one")
+      toggle.taps = {"attn_norm", "q_latent", "kv_latent", "ffn_norm", "final_norm"};
     toggles.push_back(std::move(toggle));
   }
   add_parts(config, toggles);
   add_eps(config, toggles);
   return toggles;
+}
+
+/// The ops whose products two variants compute otherwise.
+Stems products_of(ProductOf a, ProductOf b) {
+  const auto either = [&](ProductOf kind) { return a == kind || b == kind; };
+  const bool one = a == ProductOf::everything || b == ProductOf::everything || a == b;
+  // The right variant is one of everything, with exact operands.
+  if (one && either(ProductOf::router)) return {"router.logits"};
+  if (one && either(ProductOf::index_scores)) return {"ix.scores"};
+  return {"q_latent",      "kv_latent",  "q_nope",     "q_rope",      "k_rope",   "ix.q",
+          "ix.k",          "ix.weights", "ix.scores",  "attn.logits", "attn.ctx", "attn.out",
+          "router.logits", "moe.routed", "moe.shared", "mlp.out",     "logits"};
 }
 
 std::vector<std::string> changed_ops(const Dialect& a, const Dialect& b) {
@@ -124,7 +138,8 @@ std::vector<std::string> changed_ops(const Dialect& a, const Dialect& b) {
       {"attn.logits", "attn.probs", "kl.student", "kl.rows", "kl.dscores"});
   add(!(a.router == b.router), {"router.experts", "router.weights"});
   add(!(a.moe == b.moe), {"moe.routed", "moe.shared", "mlp.out"});
-  add(!(a.residual == b.residual), {"ffn_norm", "hidden"});
+  add(!(a.residual == b.residual), {"attn_norm", "ffn_norm", "hidden"});
+  if (!(a.linear == b.linear)) add(true, products_of(a.linear.where, b.linear.where));
   add(!(a.loss == b.loss), {"loss.lm"});
   add(!(a.kl == b.kl), kl);
   return stems;

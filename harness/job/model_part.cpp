@@ -45,6 +45,13 @@ CaseRun make_run(const Job& job, Case c, const WeightSource& weights, const Obje
           objective};
 }
 
+/// Why these taps are not judged.
+void say_derived(std::vector<Verdict>& verdicts, const std::vector<std::string>& derived) {
+  for (Verdict& verdict : verdicts)
+    if (verdict.trust == Trust::skipped && contains(derived, verdict.tap))
+      verdict.note = "computed by the dump, not by the implementation";
+}
+
 /// The decisions in force in place of the run's own choice, which the staged verdicts judge.
 void put_decisions(const Trace& decisions, Trace& trace) {
   for (const std::string& name : decisions.names()) {
@@ -98,18 +105,18 @@ void CaseJob::run_golden_and_own() {
 void CaseJob::run_candidate(const Candidate& candidate) {
   const io::CandidateNotes notes = io::candidate_notes(candidate.trace, candidate.path.string());
   check_weights_identity(candidate, run_.weights());
-  // A fused kernel never held these values: its next stage did not read their rounding.
+  // What the dump computed is no evidence about the implementation, and no stage of it read that.
   Trace held = candidate.trace;
   for (const std::string& tap : notes.derived_taps) held.erase(tap);
   const JudgedTrace file{.subject = candidate.subject,
                          .dtype = parse_dtype(candidate.trace.metadata.at("dtype")),
                          .dialect = find_dialect(job_.dialect),
-                         .trace = &candidate.trace,
-                         .fed = &held,
+                         .trace = &held,
                          .is_file = true};
   std::vector<Verdict> verdicts = verdicts_on_loading(candidate, notes);
   if (!candidate.trace.empty()) {
-    const std::vector<Verdict> judged = run_.judge_subject(file);
+    std::vector<Verdict> judged = run_.judge_subject(file);
+    say_derived(judged, notes.derived_taps);
     verdicts.insert(verdicts.end(), judged.begin(), judged.end());
   } else if (!notes.failure) {
     verdicts.push_back({.tap = rule_name("taps"),

@@ -78,7 +78,6 @@ Constants of_experts(const ModelConfig& c) {
 Constants of_stream(const ModelConfig& c) {
   Constants out;
   add_size(out, "hidden_size", c.hidden_size);
-  add_size(out, "num_hidden_layers", c.num_hidden_layers);
   return out;
 }
 
@@ -86,6 +85,9 @@ bool has(const std::string& name, const char* part) { return name.find(part) != 
 
 Constants constants_of(const TapName& tap, const ModelConfig& config) {
   const std::string& name = tap.full;
+  // Small numbers: of a gradient they count ranks and micro-batches, which the config does not
+  // know.
+  if (tap.info.kind == TapKind::gradient && !has(name, "indexer")) return {};
   if (has(name, "ix.") || has(name, "indexer") || has(name, "kl.")) return of_indexer(config);
   if (has(name, "attn.logits") || has(name, "q_") || has(name, "k_rope"))
     return of_attention(config);
@@ -191,7 +193,8 @@ std::string describe_partition(const Sample& sample, const LabelOf& label_of) {
 
 std::string name_constant(const TapName& tap, const ModelConfig& config, double gain,
                           double error) {
-  constexpr double kCertain = 5, kRelative = 1e-6;
+  constexpr double kCertain = 5, kRelative = 1e-6, kSharp = 1e-5;
+  if (!(error <= kSharp * std::fabs(gain))) return "";
   Constants found;
   for (const Constant& constant : constants_of(tap, config)) {
     const bool trivial = std::fabs(constant.value - 1) < kRelative;

@@ -20,6 +20,7 @@ struct NormVariant {
   double eps_q_latent = 0;
   double eps_kv_latent = 0;
   double eps_final = 0;
+  bool weight_plus_one = false;   // every norm multiplies by 1 + weight
   bool q_latent_missing = false;  // its projection is used as it is
   bool kv_latent_missing = false;
 
@@ -121,7 +122,9 @@ struct RouterVariant {
 };
 
 struct MoeVariant {
-  bool silu = true;
+  bool silu_dense = true;
+  bool silu_routed = true;
+  bool silu_shared = true;
   bool swapped_dense = false;  // gate and up exchanged, in the dense MLP, ...
   bool swapped_routed = false;
   bool swapped_shared = false;
@@ -133,7 +136,8 @@ struct MoeVariant {
 };
 
 struct ResidualVariant {
-  bool from_normed = false;  // attention: h = norm(h) + attention(norm(h))
+  bool from_normed = false;   // attention: h = norm(h) + attention(norm(h))
+  bool embed_scaled = false;  // the stream starts from embedding * sqrt(hidden_size)
 
   bool operator==(const ResidualVariant&) const = default;
 };
@@ -164,8 +168,16 @@ struct KlVariant {
   bool operator==(const KlVariant&) const = default;
 };
 
+/// To what the operands of a matrix product are rounded.
+enum class Operands { exact, tf32, bfloat16, float16 };
+/// Which products.
+enum class ProductOf { everything, router, index_scores, other };
+
 struct LinearVariant {
   int split_k = 1;  // partial sums over the inner dimension, added last to first
+  Operands operands = Operands::exact;
+  bool result_too = false;  // the product is stored in that type as well
+  ProductOf where = ProductOf::everything;
 
   bool operator==(const LinearVariant&) const = default;
 };

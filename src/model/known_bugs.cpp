@@ -162,8 +162,14 @@ Rows router_bugs() {
           [](Dialect& d) { d.router.scale_times = 0; }),
       bug("expert-id-shifted", "expert ids shifted by one", "router.experts",
           [](Dialect& d) { d.router.expert_id_shift = 1; }),
-      bug("silu-missing", "MLP without the SiLU", "mlp.out",  // layer 0 is dense
-          [](Dialect& d) { d.moe.silu = false; }),
+      bug("silu-missing", "no SiLU in any MLP", "mlp.out",  // layer 0 is dense
+          [](Dialect& d) { d.moe.silu_dense = d.moe.silu_routed = d.moe.silu_shared = false; }),
+      bug("silu-missing-dense", "dense MLP without the SiLU", "mlp.out",
+          [](Dialect& d) { d.moe.silu_dense = false; }),
+      bug("silu-missing-routed", "routed experts without the SiLU", "moe.routed",
+          [](Dialect& d) { d.moe.silu_routed = false; }),
+      bug("silu-missing-shared", "shared expert without the SiLU", "moe.shared",
+          [](Dialect& d) { d.moe.silu_shared = false; }),
   };
 }
 
@@ -197,6 +203,10 @@ Rows norm_bugs() {
           [](Dialect& d) { d.norm.eps_ffn_norm = kWrongEps; }),
       bug("eps-final-norm", "eps 1e-5 in the final norm", "final_norm",
           [](Dialect& d) { d.norm.eps_final = kWrongEps; }),
+      bug("norm-weight-plus-one", "every RMSNorm multiplies by 1 + weight", "attn_norm",
+          [](Dialect& d) { d.norm.weight_plus_one = true; }),
+      bug("embedding-scaled", "embedding multiplied by sqrt(hidden_size)", "attn_norm",
+          [](Dialect& d) { d.residual.embed_scaled = true; }),
       bug("q-latent-norm-missing", "query latent used without its norm", "q_latent",
           [](Dialect& d) { d.norm.q_latent_missing = true; }),
       bug("kv-latent-norm-missing", "key-value latent used without its norm", "kv_latent",
@@ -291,6 +301,31 @@ Rows further_bugs() {
   };
 }
 
+KnownBug coarse(std::string name, std::string description, std::string first_tap,
+                const LinearVariant& linear) {
+  return bug(std::move(name), std::move(description), std::move(first_tap),
+             [linear](Dialect& d) { d.linear = linear; });
+}
+
+/// Products of coarser operands than float32, summed in float32.
+Rows coarse_products() {
+  using enum Operands;
+  using enum ProductOf;
+  return {
+      coarse("tf32-products", "matrix products of TF32 operands", "q_latent", {.operands = tf32}),
+      coarse("bfloat16-products", "matrix products of bfloat16 operands", "q_latent",
+             {.operands = bfloat16}),
+      coarse("float16-products", "matrix products of float16 operands", "q_latent",
+             {.operands = float16}),
+      coarse("router-bfloat16", "router logits computed and stored in bfloat16", "router.logits",
+             {.operands = bfloat16, .result_too = true, .where = router}),
+      coarse("router-operands-bfloat16", "router logits from bfloat16 operands", "router.logits",
+             {.operands = bfloat16, .where = router}),
+      coarse("index-products-bfloat16", "index scores from bfloat16 queries and keys", "ix.scores",
+             {.operands = bfloat16, .where = index_scores}),
+  };
+}
+
 }  // namespace
 
 const std::vector<KnownBug>& known_bugs() {
@@ -298,7 +333,7 @@ const std::vector<KnownBug>& known_bugs() {
     Rows rows;
     for (const Rows& part :
          {indexer_bugs(), selection_bugs(), mask_bugs(), rope_bugs(), router_bugs(), moe_bugs(),
-          norm_bugs(), training_bugs(), kl_bugs(), further_bugs()}) {
+          norm_bugs(), training_bugs(), kl_bugs(), further_bugs(), coarse_products()}) {
       rows.insert(rows.end(), part.begin(), part.end());
     }
     return rows;

@@ -44,7 +44,7 @@ Tensor rotate_lanes(const Context& ctx, const Tensor& x, const RopeTable& table)
 
 /// One head's contribution to the scores: q [B,S,D], k [B,T,D], w [B,S] -> [B,S,T].
 Tensor head_scores(const Context& ctx, const Tensor& q, const Tensor& k, const Tensor& w) {
-  const Tensor products = product(ctx.sums, q, k.transpose(-1, -2));
+  const Tensor products = product(ctx.products(ProductOf::index_scores), q, k.transpose(-1, -2));
   switch (ctx.dialect.indexer.relu) {
     case ReluPlace::before_weight:
       return w.unsqueeze(-1) * torch::relu(products);
@@ -85,7 +85,7 @@ Tensor index_key(const Context& ctx, const Tensor& x, const Tensor& wk, const Te
 
 Tensor index_weights(const Context& ctx, const Tensor& x, const Tensor& weights_proj) {
   const IndexerVariant& variant = ctx.dialect.indexer;
-  Tensor w = product_with_weight(ctx.sums, x, weights_proj);
+  Tensor w = product_with_weight(ctx.products(), x, weights_proj);
   if (variant.head_weights == HeadWeights::sigmoid) w = torch::sigmoid(w);
   if (variant.scale_heads) w = w * std::pow(static_cast<double>(ctx.config.index_n_heads), -0.5);
   if (variant.scale_dim) w = w * std::pow(static_cast<double>(ctx.config.index_head_dim), -0.5);

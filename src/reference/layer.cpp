@@ -216,27 +216,29 @@ class Layer {
   }
 
   Tensor dense_mlp(const Tensor& y) {
-    return put("mlp.out", mlp(y, "mlp.", ctx_.dialect.moe.swapped_dense));
+    const MoeVariant& variant = ctx_.dialect.moe;
+    return put("mlp.out", mlp(y, "mlp.", variant.swapped_dense, variant.silu_dense));
   }
 
   Tensor moe(const Tensor& y) {
     const Tensor bias = weight("mlp.gate.e_score_correction_bias");
-    const Tensor logits =
-        put("router.logits", product_with_weight(ctx_.sums, y, weight("mlp.gate.weight")));
+    const Tensor logits = put("router.logits", product_with_weight(ctx_.products(ProductOf::router),
+                                                                   y, weight("mlp.gate.weight")));
     const std::string tap = layer_tap(layer_, "router.experts");
     const Tensor experts =
         flow_.replaying() ? flow_.decision(tap) : flow_.decide(tap, route(ctx_, logits, bias));
     const Tensor weights = put("router.weights", routing_weights(ctx_, logits, bias, experts));
     const Tensor routed = put("moe.routed", routed_experts(ctx_, y, experts, weights, weights_));
-    const Tensor shared =
-        put("moe.shared", mlp(y, "mlp.shared_experts.", ctx_.dialect.moe.swapped_shared));
-    return put("mlp.out", ctx_.dialect.moe.shared_missing ? routed : routed + scaled(shared));
+    const MoeVariant& variant = ctx_.dialect.moe;
+    const Tensor shared = put(
+        "moe.shared", mlp(y, "mlp.shared_experts.", variant.swapped_shared, variant.silu_shared));
+    return put("mlp.out", variant.shared_missing ? routed : routed + scaled(shared));
   }
 
-  Tensor mlp(const Tensor& y, const std::string& prefix, bool swapped) {
+  Tensor mlp(const Tensor& y, const std::string& prefix, bool swapped, bool silu) {
     const Tensor gate = weight(prefix + "gate_proj.weight"), up = weight(prefix + "up_proj.weight");
     return swiglu_mlp(ctx_, y, swapped ? up : gate, swapped ? gate : up,
-                      weight(prefix + "down_proj.weight"));
+                      weight(prefix + "down_proj.weight"), silu);
   }
 
   Tensor scaled(const Tensor& shared) const {

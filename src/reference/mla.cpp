@@ -26,7 +26,8 @@ Tensor partial_sums(const Tensor& x, const Tensor& weight, int parts) {
 
 Tensor unrounded_linear(const Context& ctx, const Tensor& x, const Tensor& weight) {
   const int parts = ctx.dialect.linear.split_k;
-  return parts > 1 ? partial_sums(x, weight, parts) : product_with_weight(ctx.sums, x, weight);
+  return parts > 1 ? partial_sums(x, weight, parts)
+                   : product_with_weight(ctx.products(), x, weight);
 }
 
 Tensor linear(const Context& ctx, const Tensor& x, const Tensor& weight) {
@@ -57,7 +58,7 @@ Tensor attention_logits(const Context& ctx, const Tensor& q_nope, const Tensor& 
     q = torch::cat({q_nope, q_rope}, -1).transpose(1, 2);
     k = torch::cat({k_nope, k_rope_per_head}, -1).transpose(1, 2);
   }
-  const Tensor products = ctx.rounding.stored(product(ctx.sums, q, k.transpose(-1, -2)));
+  const Tensor products = ctx.rounding.stored(product(ctx.products(), q, k.transpose(-1, -2)));
   return products * scale;
 }
 
@@ -74,11 +75,12 @@ Tensor attention_context(const Context& ctx, const Tensor& probs, const Tensor& 
                          const Tensor& kv_b) {
   if (ctx.dialect.attention.absorbed) {
     const Tensor value_map = split_kv_b(ctx.config, kv_b).second;
-    const Tensor latent = product(ctx.sums, probs, kv_latent.unsqueeze(1));  // [B,H,S,kv_lora]
+    const Tensor latent =
+        product(ctx.products(), probs, kv_latent.unsqueeze(1));  // [B,H,S,kv_lora]
     return torch::einsum("bhsc,hvc->bshv", {latent, value_map});
   }
   const Tensor v = expand_kv(ctx, kv_latent, kv_b).v.transpose(1, 2);  // [B,H,T,v]
-  return product(ctx.sums, probs, v).transpose(1, 2);
+  return product(ctx.products(), probs, v).transpose(1, 2);
 }
 
 }  // namespace dsv32::reference

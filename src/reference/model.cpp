@@ -159,9 +159,16 @@ class Pass {
     for (const auto& [begin, end] : ranges_) {
       flow_.begin_chunk(begin, end);
       const Tensor own = torch::embedding(table, ids.narrow(1, begin, end - begin));
-      stream.push_back({own, flow_.put("embed", own)});
+      const Residual start{own, flow_.put("embed", own)};
+      stream.push_back(ctx_.dialect.residual.embed_scaled ? scaled(start) : start);
     }
     return stream;
+  }
+
+  /// Times sqrt(hidden_size), as models with tied embeddings do.
+  Residual scaled(const Residual& start) const {
+    const double factor = std::sqrt(static_cast<double>(ctx_.config.hidden_size));
+    return {start.sum * factor, ctx_.rounding.stored(start.hidden * factor)};
   }
 
   void head(const std::vector<Residual>& stream) {

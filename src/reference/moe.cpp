@@ -3,9 +3,9 @@
 namespace dsv32::reference {
 
 Tensor swiglu_mlp(const Context& ctx, const Tensor& x, const Tensor& gate, const Tensor& up,
-                  const Tensor& down) {
+                  const Tensor& down, bool silu) {
   const Tensor gated = linear(ctx, x, gate);
-  const Tensor activated = ctx.dialect.moe.silu ? torch::silu(gated) : gated;
+  const Tensor activated = silu ? torch::silu(gated) : gated;
   const Tensor inner = ctx.rounding.stored(ctx.rounding.cast(activated) * linear(ctx, x, up));
   return linear(ctx, inner, down);
 }
@@ -24,9 +24,10 @@ Tensor routed_experts(const Context& ctx, const Tensor& x, const Tensor& experts
       return e == ctx.dialect.moe.dropped_gradient_expert ? w.detach() : w;
     };
     const bool swapped = ctx.dialect.moe.swapped_routed;
-    const Tensor y = swiglu_mlp(
-        ctx, tokens.index_select(0, hits[0]), weight_of(swapped ? "up_proj" : "gate_proj"),
-        weight_of(swapped ? "gate_proj" : "up_proj"), weight_of("down_proj"));
+    const Tensor y = swiglu_mlp(ctx, tokens.index_select(0, hits[0]),
+                                weight_of(swapped ? "up_proj" : "gate_proj"),
+                                weight_of(swapped ? "gate_proj" : "up_proj"),
+                                weight_of("down_proj"), ctx.dialect.moe.silu_routed);
     const Tensor scaled = ctx.rounding.cast(y * weight.index({hits[0], hits[1]}).unsqueeze(-1));
     sum = ctx.rounding.cast(sum.index_add(0, hits[0], scaled));
   }

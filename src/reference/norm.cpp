@@ -13,7 +13,8 @@ Tensor mean(const Context& ctx, const Tensor& x) {
 Tensor rms_norm(const Context& ctx, const Tensor& x, const Tensor& weight, double eps) {
   const Tensor mean_square = mean(ctx, x.pow(2));
   const Tensor normed = x * torch::rsqrt(mean_square + eps);
-  return weight * ctx.rounding.cast(normed);
+  const Tensor factor = ctx.dialect.norm.weight_plus_one ? weight + 1 : weight;
+  return factor * ctx.rounding.cast(normed);
 }
 
 Tensor index_key_norm(const Context& ctx, const Tensor& x, const Tensor& weight,

@@ -29,6 +29,12 @@ struct Context {
   bool dense_attention() const {
     return !config.use_sparse_attention || objective.kl == KlStage::warmup;
   }
+  /// How products of this kind are computed.
+  Sums products(ProductOf kind = ProductOf::other) const {
+    const LinearVariant& linear = dialect.linear;
+    const bool meant = linear.where == ProductOf::everything || linear.where == kind;
+    return meant ? Sums{sums, linear.operands, linear.result_too} : Sums{sums};
+  }
   torch::TensorOptions real() const { return torch::dtype(rounding.compute_type()).device(device); }
 };
 
@@ -124,7 +130,7 @@ Tensor routing_weights(const Context& ctx, const Tensor& logits, const Tensor& b
 
 /// down(silu(gate(x)) * up(x)).
 Tensor swiglu_mlp(const Context& ctx, const Tensor& x, const Tensor& gate, const Tensor& up,
-                  const Tensor& down);
+                  const Tensor& down, bool silu = true);
 /// Sum over chosen experts in ascending expert id. x [B,S,hidden], experts and weights [B,S,K].
 Tensor routed_experts(const Context& ctx, const Tensor& x, const Tensor& experts,
                       const Tensor& weights, LayerWeights& layer);

@@ -83,7 +83,8 @@ struct RowSumsFunction : torch::autograd::Function<RowSumsFunction> {
 /// x minus the largest of its row: the same softmax, without overflow. A row of -inf stays.
 Tensor below_largest(const Tensor& x) { return x - x.amax(-1, /*keepdim=*/true).detach(); }
 
-}  // namespace
+/// Steps of the mantissa in [0.5, 1) of a TF32 number: 11 significant bits.
+constexpr double kTf32Steps = 2048;
 
 Tensor product(Summation order, const Tensor& a, const Tensor& b) {
   if (!is_sequential(order, a)) return torch::matmul(a, b);
@@ -107,6 +108,33 @@ Tensor product_with_weight(Summation order, const Tensor& x, const Tensor& weigh
   const int64_t tokens = c10::multiply_integers(x.sizes().slice(0, x.dim() - 1));
   const Tensor rows = x.reshape({1, tokens, x.size(-1)});
   return OrderedProductFunction::apply(rows, weight.t().unsqueeze(0)).view(shape);
+}
+
+}  // namespace
+
+Tensor as_operand(const Tensor& x, Operands operands) {
+  if (operands == Operands::exact) return x;
+  const Tensor exact = x.detach();
+  Tensor rounded;
+  if (operands == Operands::tf32) {
+    const auto [mantissa, exponent] = torch::frexp(exact);
+    rounded = torch::ldexp(torch::round(mantissa * kTf32Steps) / kTf32Steps, exponent);
+  } else {
+    const auto narrow = operands == Operands::bfloat16 ? torch::kBFloat16 : torch::kFloat16;
+    rounded = exact.to(narrow).to(x.scalar_type());
+  }
+  return x + (rounded - exact);
+}
+
+Tensor product(const Sums& sums, const Tensor& a, const Tensor& b) {
+  const Tensor c = product(sums.order, as_operand(a, sums.operands), as_operand(b, sums.operands));
+  return sums.result_too ? as_operand(c, sums.operands) : c;
+}
+
+Tensor product_with_weight(const Sums& sums, const Tensor& x, const Tensor& weight) {
+  const Tensor y = product_with_weight(sums.order, as_operand(x, sums.operands),
+                                       as_operand(weight, sums.operands));
+  return sums.result_too ? as_operand(y, sums.operands) : y;
 }
 
 Tensor row_sums(Summation order, const Tensor& x) {

@@ -2,6 +2,7 @@
 
 #include <torch/torch.h>
 
+#include "src/model/dialect.h"
 #include "src/model/summation.h"
 
 /// Every sum of the reference, in the order that a run asks for. float64 runs (the oracle) always
@@ -10,11 +11,20 @@ namespace dsv32::reference {
 
 using torch::Tensor;
 
+/// How a product is computed.
+struct Sums {
+  Summation order = Summation::blocked;
+  Operands operands = Operands::exact;
+  bool result_too = false;  // the product is rounded to the type of the operands
+};
+
+/// The value as an operand of that kind, in the dtype that it has; its gradient passes unrounded.
+Tensor as_operand(const Tensor& x, Operands operands);
 /// a [..,n,k] times b [..,k,m]; batch axes broadcast. Differentiable, the backward products in the
 /// same order.
-Tensor product(Summation order, const Tensor& a, const Tensor& b);
+Tensor product(const Sums& sums, const Tensor& a, const Tensor& b);
 /// x [..,in] times weight [out,in]^T.
-Tensor product_with_weight(Summation order, const Tensor& x, const Tensor& weight);
+Tensor product_with_weight(const Sums& sums, const Tensor& x, const Tensor& weight);
 /// Sum over the last axis, which stays with size 1.
 Tensor row_sums(Summation order, const Tensor& x);
 /// exp(x) / sum(exp(x)) over the last axis.

@@ -201,7 +201,7 @@ bool is_seen_beside(const CaseRun& run, const Trace& both, const Toggle& a, cons
   const harness::Agreement agreement(run, judged);
   constexpr double kSeen = 1e-5;
   return std::any_of(one.names().begin(), one.names().end(), [&](const std::string& name) {
-    return agreement.gap(name, two.find(name)) > kSeen;
+    return agreement.gap(name, two.find(name), options.dialect) > kSeen;
   });
 }
 

@@ -1,0 +1,93 @@
+"""The judge on real transformers with one bug in it: every bug caught, named right or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+from planted_bugs import KNOWN, UNKNOWN, Bug
+from program import OK, PARITY, PROGRAM, ROOT, run
+
+PYTHON = ROOT / ".venv-golden" / "bin" / "python"
+scratch = tempfile.TemporaryDirectory(prefix="dsv32-planted-")
+folder = Path(os.environ.get("DSV32_PLANTED", scratch.name))
+
+
+def make_traces(bugs: tuple[Bug, ...]) -> None:
+    for case in {bug.case for bug in bugs}:
+        made = run("weights", "make", "--case", case, "--out", folder / "ckpt" / case)
+        assert made.returncode == OK, made.stderr
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [PYTHON, here / "plant_in_transformers.py", folder / "ckpt", folder],
+        env=os.environ | {"PYTHONPATH": f"{here}:{ROOT / 'golden' / 'dump'}"},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def names_of(defect: dict) -> list[str]:
+    return defect["name"].split(" or ") if defect["name"] else []
+
+
+class Diagnosed:
+    """What the judge says of one bug."""
+
+    def __init__(self, number: int, bug: Bug) -> None:
+        words = ["--dialect", bug.dialect] if bug.dialect else []
+        done = run("--candidate", folder / f"{number}.safetensors", "--json", *words)
+        self.code = done.returncode
+        report = json.loads(done.stdout)
+        self.findings = [f for f in report["findings"] if f["subject"]["party"] == "candidate"]
+        self.defects = [d for f in self.findings for d in f.get("defects", [])]
+        self.first = self.findings[0]["first_tap"] if self.findings else ""
+
+    def named(self) -> list[str]:
+        return [name for defect in self.defects for name in names_of(defect)]
+
+    def told(self) -> str:
+        lines = [f"{d['name'] or 'unexplained'}: {d['words']} {d['taps'][:3]}" for d in self.defects]
+        return "; ".join(lines) or f"no defect; first {self.first}"
+
+
+class Planted(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls) -> None:
+        if not (folder / "0.safetensors").exists():
+            make_traces(KNOWN + UNKNOWN)
+        cls.seen = [Diagnosed(i, bug) for i, bug in enumerate(KNOWN + UNKNOWN)]
+        for bug, seen in zip(KNOWN + UNKNOWN, cls.seen, strict=True):
+            print(f"{bug.label:34} {seen.code} {seen.told()[:300]}", file=sys.stderr)
+
+    def test_every_bug_is_caught(self) -> None:
+        for bug, seen in zip(KNOWN + UNKNOWN, self.seen, strict=True):
+            with self.subTest(bug.label):
+                self.assertEqual(seen.code, PARITY)
+
+    def test_a_bug_of_the_catalogue_is_named_first(self) -> None:
+        for bug, seen in zip(KNOWN, self.seen, strict=False):
+            with self.subTest(bug.label):
+                self.assertTrue(seen.defects, seen.told())
+                self.assertTrue(set(names_of(seen.defects[0])) & set(bug.names), seen.told())
+                self.assertEqual(len(seen.defects), 1, seen.told())
+
+    def test_a_bug_outside_of_the_catalogue_gets_its_place_and_no_name(self) -> None:
+        for bug, seen in zip(UNKNOWN, self.seen[len(KNOWN) :], strict=True):
+            with self.subTest(bug.label):
+                self.assertEqual(seen.named(), [], seen.told())
+                stems = [tap for defect in seen.defects for tap in defect["taps"]]
+                self.assertTrue(any(bug.tap in tap for tap in stems), seen.told())
+                self.assertIn(bug.words, seen.told())
+
+
+if __name__ == "__main__":
+    assert Path(PROGRAM).exists(), f"{PROGRAM} is not built"
+    unittest.main(verbosity=2)
