@@ -90,7 +90,8 @@ class Doctor {
 
   Diagnosis diagnose() {
     if (!staged_.failing.empty()) explain_staged();
-    if (unexplained_.empty() && !gradients_.failing.empty()) explain_gradients();
+    if (unexplained_.empty() && !gradients_.failing.empty() && gradients_follow_rules())
+      explain_gradients();
     Diagnosis diagnosis;
     for (const Found& found : found_) diagnosis.defects.push_back(defect_of(found));
     for (Defect& defect : unexplained_defects()) diagnosis.defects.push_back(std::move(defect));
@@ -189,6 +190,7 @@ class Doctor {
     const std::string selection = layer_tap(layer, "topk");
     if (!contains(staged_.failing, selection)) return false;
     if (!has_blind_row(*judged_.trace->find(selection))) return false;
+    blind_ = true;
     for (Found& found : found_) {
       if (!contains(found.choice.taps, selection)) continue;
       found.choice.taps.push_back(tap);
@@ -230,6 +232,15 @@ class Doctor {
   }
 
   // --- gradients --------------------------------------------------------------------------------
+
+  /// The reference's gradients under what was found are those of the subject: not where rows see
+  /// nothing that they may see, nor where products were rounded (backward rounds elsewhere).
+  bool gradients_follow_rules() const {
+    const bool coarse = std::any_of(found_.begin(), found_.end(), [](const Found& found) {
+      return !(found.choice.alternatives.front()->planted({}).linear == LinearVariant{});
+    });
+    return !blind_ && !coarse;
+  }
 
   void explain_gradients() {
     Dialect now = judged_.dialect;
@@ -410,6 +421,7 @@ class Doctor {
   std::optional<Trace> oracle_;  // staged, every tap; made for taps that nothing explains
   std::vector<Found> found_;
   Names unexplained_;
+  bool blind_ = false;  // some row selects no key that it may see, and it shows
   std::vector<GradientPattern> gradient_patterns_;  // that nothing explains
 };
 

@@ -82,6 +82,14 @@ std::string list_dialects() {
   return text;
 }
 
+/// The catalogue of the diagnosis.
+std::string list_bugs() {
+  std::string text;
+  for (const KnownBug& bug : known_bugs())
+    text += row(bug.name, bug.description + " (first seen in " + bug.first_tap + ")");
+  return text;
+}
+
 std::string list_configs() {
   std::string text;
   for (const std::string& name : io::config_names()) {
@@ -100,6 +108,7 @@ std::string list_group(const std::string& group) {
   if (group == "cases") return list_cases();
   if (group == "taps") return list_taps();
   if (group == "dialects") return list_dialects();
+  if (group == "bugs") return list_bugs();
   if (group == "limits") return limits_text();
   return list_configs();
 }
@@ -107,8 +116,8 @@ std::string list_group(const std::string& group) {
 }  // namespace
 
 const std::vector<std::string>& list_groups() {
-  static const std::vector<std::string> groups = {"suites",   "cases",  "taps",
-                                                  "dialects", "limits", "configs"};
+  static const std::vector<std::string> groups = {"suites", "cases",  "taps",   "dialects",
+                                                  "bugs",   "limits", "configs"};
   return groups;
 }
 

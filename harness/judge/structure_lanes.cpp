@@ -69,7 +69,61 @@ std::string permutation(const Sample& sample) {
     taken[j] = true;
     moved += i != j ? 1 : 0;
   }
+  if (moved == 0) return "";
   return std::to_string(moved) + " of " + std::to_string(n) + " lanes are permuted";
+}
+
+/// A tap with heads: [B,S,H,D], or [B,H,S,T] of the attention.
+struct HeadAxis {
+  explicit HeadAxis(const Shape& shape, bool attention)
+      : heads(shape[attention ? 1 : 2]),
+        outer(shape[0] * (attention ? 1 : shape[1])),
+        inner(shape[3] * (attention ? shape[2] : 1)) {}
+  int64_t at(int64_t place, int64_t head, int64_t i) const {
+    return (place * heads + head) * inner + i;
+  }
+  int64_t heads, outer, inner;
+};
+
+/// Squared distance of one judged head from one of the oracle's; infinities that agree are none.
+double head_distance(const Comparison& c, const HeadAxis& axis, int64_t judged, int64_t right) {
+  constexpr int64_t kMostPlaces = 64;
+  double sum = 0;
+  for (int64_t place = 0; place < std::min(axis.outer, kMostPlaces); ++place)
+    for (int64_t i = 0; i < axis.inner; ++i) {
+      const double k = c.judged->at(axis.at(place, judged, i));
+      const double o = c.yardstick.oracle->at(axis.at(place, right, i));
+      if (k != o) sum += (k - o) * (k - o);
+    }
+  return sum;
+}
+
+/// Whole heads in another order.
+std::string heads_permuted(const Comparison& c) {
+  constexpr int64_t kMostHeads = 64;
+  constexpr double kLeft = 1e-6;
+  const Shape& shape = c.yardstick.oracle->shape();
+  if (shape.size() != 4 || c.judged->shape() != shape) return "";
+  const HeadAxis axis(shape, c.tap.info.kind == TapKind::attention);
+  if (axis.heads < 2 || axis.heads > kMostHeads) return "";
+  std::vector<bool> taken(axis.heads, false);
+  bool reversed = true;
+  int64_t moved = 0;
+  for (int64_t h = 0; h < axis.heads; ++h) {
+    const double error = head_distance(c, axis, h, h);
+    int64_t source = error == 0 ? h : -1;
+    for (int64_t other = 0; other < axis.heads && source < 0; ++other)
+      if (!taken[other] && other != h && head_distance(c, axis, h, other) <= kLeft * error)
+        source = other;
+    if (source < 0 || taken[source]) return "";
+    taken[source] = true;
+    moved += source != h ? 1 : 0;
+    reversed = reversed && source == axis.heads - 1 - h;
+  }
+  if (moved == 0) return "";
+  return reversed
+             ? "heads in reverse order"
+             : std::to_string(moved) + " of " + std::to_string(axis.heads) + " heads are permuted";
 }
 
 /// Rows of a [.., H, D] tap read as [.., D, H].
@@ -98,6 +152,7 @@ std::string transposed(const Comparison& c) {
 
 std::string describe_lanes(const Comparison& c, const Sample& sample) {
   const size_t n = sample.lanes();
+  if (const std::string heads = heads_permuted(c); !heads.empty()) return heads;
   if (n < 2 || c.tap.info.kind == TapKind::attention || c.tap.info.kind == TapKind::scores ||
       c.tap.info.kind == TapKind::keys)
     return "";

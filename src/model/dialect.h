@@ -49,7 +49,7 @@ struct RopeVariant {
 
 enum class ReluPlace { before_weight, after_weight, after_sum, none };
 enum class KNorm { layer_norm, layer_norm_no_bias, rms_norm, none };
-enum class HeadWeights { raw, sigmoid, unused };
+enum class HeadWeights { raw, sigmoid, unused, one };
 enum class Hadamard { none, both, queries_only };
 
 struct IndexerVariant {
@@ -63,7 +63,7 @@ struct IndexerVariant {
   bool scale_heads = true;  // H_I^-0.5
   bool scale_dim = true;    // D_I^-0.5
   ReluPlace relu = ReluPlace::before_weight;
-  HeadWeights head_weights = HeadWeights::raw;  // unused: heads are summed
+  HeadWeights head_weights = HeadWeights::raw;  // unused: heads are summed; one: with the scales
   Hadamard hadamard = Hadamard::none;           // rotates before the scores (taps stay before it)
   bool hadamard_in_bfloat16 = false;            // its inputs and outputs are rounded
   bool scores_attached = false;  // attention adds scores - detach(scores): 0, with a gradient

@@ -291,6 +291,8 @@ Rows further_bugs() {
           [](Dialect& d) { d.indexer.head_weights = HeadWeights::sigmoid; }),
       bug("head-weights-unused", "index heads summed without their weights", "ix.scores",
           [](Dialect& d) { d.indexer.head_weights = HeadWeights::unused; }),
+      bug("head-weights-one", "index heads summed with their scales, without their weights",
+          "ix.scores", [](Dialect& d) { d.indexer.head_weights = HeadWeights::one; }),
       bug("hadamard-queries-only", "Hadamard rotation of the index queries, not of the keys",
           "ix.scores", [](Dialect& d) { d.indexer.hadamard = Hadamard::queries_only; }),
       bug("hadamard-bfloat16", "Hadamard rotation through bfloat16 in the indexer", "ix.scores",

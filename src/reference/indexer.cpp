@@ -68,6 +68,15 @@ Tensor before_scores(const Context& ctx, const Tensor& x, bool is_query) {
   return narrow(hadamard(narrow(x)));
 }
 
+/// The weights of the heads as the scores read them.
+Tensor used_weights(const Context& ctx, const Tensor& weights) {
+  const HeadWeights variant = ctx.dialect.indexer.head_weights;
+  if (variant == HeadWeights::unused) return torch::ones_like(weights);
+  if (variant != HeadWeights::one) return weights;
+  const auto size = static_cast<double>(ctx.config.index_n_heads * ctx.config.index_head_dim);
+  return torch::full_like(weights, std::pow(size, -0.5));
+}
+
 }  // namespace
 
 Tensor index_query(const Context& ctx, const Tensor& q_latent, const Tensor& wq_b,
@@ -95,8 +104,7 @@ Tensor index_weights(const Context& ctx, const Tensor& x, const Tensor& weights_
 Tensor index_scores(const Context& ctx, const Tensor& q, const Tensor& k, const Tensor& weights,
                     const Tensor& visible) {
   const Tensor query = before_scores(ctx, q, true), key = before_scores(ctx, k, false);
-  const bool unused = ctx.dialect.indexer.head_weights == HeadWeights::unused;
-  const Tensor w = unused ? torch::ones_like(weights) : weights;
+  const Tensor w = used_weights(ctx, weights);
   Tensor scores = torch::zeros_like(visible, ctx.real());
   for (int64_t j = 0; j < q.size(2); ++j) {
     scores = scores + head_scores(ctx, query.select(2, j), key, w.select(2, j));

@@ -167,9 +167,10 @@ class Pass {
 
   /// Times sqrt(hidden_size), as models with tied embeddings do.
   Residual scaled(const Residual& start) const {
-    const double factor = std::sqrt(static_cast<double>(ctx_.config.hidden_size));
+    const double factor = embed_factor();
     return {start.sum * factor, ctx_.rounding.stored(start.hidden * factor)};
   }
+  double embed_factor() const { return std::sqrt(static_cast<double>(ctx_.config.hidden_size)); }
 
   void head(const std::vector<Residual>& stream) {
     LayerWeights weights = outer_weights(false);
@@ -295,7 +296,8 @@ class Pass {
     LayerWeights weights = outer_weights(true);
     const Tensor rows =
         torch::embedding(weights.get("model.embed_tokens.weight"), long_tensor(batch_.input_ids));
-    rows.backward(upstream);
+    const bool scaled_up = ctx_.dialect.residual.embed_scaled;
+    rows.backward(scaled_up ? upstream * embed_factor() : upstream);
     keep_gradient(weights, "model.embed_tokens.weight", gradients);
   }
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 -- lines of another project
 """Bugs to plant in the source text of real transformers' deepseek_v32, one edit of it each.
 
 `names`: any of these, named first and alone, is right. `tap`: of a bug that the catalogue does not
@@ -82,7 +83,7 @@ KNOWN = (
     known("index-scale-heads-missing", (HEADS + " * (self.n_heads**-0.5)", HEADS)),
     known("index-scale-dim-missing", (".unsqueeze(1)) * self.softmax_scale", ".unsqueeze(1))")),
     known("head-weights-sigmoid", (HEADS, HEADS + ".sigmoid()")),
-    known("head-weights-unused", (SUM, "index_scores = scores.sum(-2) * (self.n_heads**-0.5)"), also=("head-weights-one",)),
+    known("head-weights-one", (SUM, "index_scores = scores.sum(-2) * (self.n_heads**-0.5)")),
     known("mask-missing", (BOOL_MASK, "pass"), (ADDED_MASK, "pass\n")),
     known("indexer-causal-missing", (ADDED_MASK, "index_scores = index_scores + attention_mask[:, -1:, :]\n")),
     known("indexer-mask-added", (ADDED_MASK, "index_scores = index_scores + (attention_mask == 0)\n")),
@@ -122,8 +123,8 @@ UNKNOWN = (
     unknown("GELU for SiLU in the experts", "moe.routed", (EXPERT, "current_hidden_states = F.gelu(gate) * up")),
     unknown("logits halved", "logits", (LOGITS, LOGITS + " / 2"), words="gain 0.5"),
     unknown("logits capped at 1", "logits", (LOGITS, LOGITS + "\n        logits = logits.tanh()")),
-    unknown("heads in reverse order", "attn.out", (OUT, OUT.replace("attn_output.reshape", "attn_output.flip(2).reshape"))),
-    unknown("head 0 lost", "attn.out", (OUT, "attn_output = attn_output.clone()\n        attn_output[:, :, 0] = 0\n        " + OUT)),
+    unknown("heads in reverse order", "attn.ctx", (OUT, OUT.replace("attn_output.reshape", "attn_output.flip(2).reshape")), words="heads in reverse order"),
+    unknown("head 0 lost", "attn.ctx", (OUT, "attn_output = attn_output.clone()\n        attn_output[:, :, 0] = 0\n        " + OUT)),
     unknown("values and nope keys exchanged", "attn.ctx", ("k_nope, value_states = torch.split(kv_nope, [self.qk_nope_head_dim, self.v_head_dim], dim=-1)", "value_states, k_nope = torch.split(kv_nope, [self.qk_nope_head_dim, self.v_head_dim], dim=-1)")),
     unknown("smallest scores selected", "topk", ("index_scores.topk(topk, dim=-1)", "index_scores.topk(topk, dim=-1, largest=False)")),
     unknown("attention residual times 0.9", "ffn_norm", (ATTENTION_RESIDUAL, ATTENTION_RESIDUAL.replace("residual +", "0.9 * residual +"))),

@@ -76,6 +76,28 @@ TEST(SelfStructureBlocks, HaveGainsOfTheirOwn) {
   EXPECT_TRUE(names(each("layers.0.q_nope", heads), "head 2 gain 0.5, the others are right"));
 }
 
+TEST(SelfStructureGain, OfAGradientIsNoSizeOfTheConfig) {
+  // 2 is the root of num_experts_per_tok, and the number of layers.
+  const std::string twice = times("grad.model.layers.1.mlp.experts.0.down_proj.weight", 2);
+  EXPECT_TRUE(names(twice, "gain 2"));
+  EXPECT_FALSE(names(twice, "="));
+}
+
+TEST(SelfStructureLanes, WholeHeadsAreFoundInAnotherOrder) {
+  constexpr int64_t kHeads = 4, kLanes = 16;
+  const auto from = [](int64_t head, int64_t lane) { return head * kLanes + lane; };
+  const std::string tap = "layers.0.q_nope";
+  EXPECT_TRUE(names(reordered(tap, kHeads * kLanes,
+                              [&](int64_t i) { return from(kHeads - 1 - i / kLanes, i % kLanes); }),
+                    "heads in reverse order"));
+  EXPECT_TRUE(names(reordered(tap, kHeads * kLanes,
+                              [&](int64_t i) {
+                                const int64_t head = i / kLanes;
+                                return from(head < 2 ? 1 - head : head, i % kLanes);
+                              }),
+                    "2 of 4 heads are permuted"));
+}
+
 TEST(SelfStructureLanes, AreFoundInAnotherOrder) {
   const std::string tap = "layers.0.attn.out";
   EXPECT_TRUE(names(reordered(tap, 64, [](int64_t i) { return (i + 32) % 64; }), "halves swapped"));
