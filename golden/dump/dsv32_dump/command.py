@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dsv32_trace import CASE_FILE, canonical_json
 
 from .batch import read_batch
-from .case import CASE_FILE, canonical_json, find_case, json_object
+from .case import find_case, json_object
 from .deliver import dump, report_run
 from .environment import tool
 from .errors import Capture, DumpError, account_of, raised_at, say

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dsv32_trace import canonical_json, check_case
 from torch import nn
 
-from .case import canonical_json, check_case
 from .errors import Capture, ModelCrash, say
 from .packages import refuse_missing_package, with_stand_in
 from .parts import Sizes

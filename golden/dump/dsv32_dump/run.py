@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from dsv32_trace import canonical_json, check_case, complete_batch, make_batch
 from torch import Tensor, nn
 
-from .batch import complete_batch, make_batch
-from .case import canonical_json, check_case
 from .environment import environment
 from .errors import Capture, DumpError, ModelCrash, account_of
 from .gradients import gradients_of, idle_experts
