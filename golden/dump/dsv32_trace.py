@@ -626,7 +626,7 @@ class Trace:
             array = np.where(array <= lowest / 2, -np.inf, array)
         if not allow_nan:
             self._no_nan(name, wanted, array)
-        self.taps[name] = np.ascontiguousarray(array)
+        self.taps[name] = array.copy(order="C")
 
     def put_gradient(
         self, name: str, value: Any, axes: str | None = None, halves: str = "gate up"
@@ -668,6 +668,18 @@ class Trace:
             raise DumpError(4, "trace", f"tensor {name}#row_index", want, str(index.tolist()))
         self.taps[f"{name}#rows"] = np.ascontiguousarray(array, np.float32)
         self.taps[f"{name}#row_index"] = index
+
+    def derive_loss(self) -> float:
+        """Puts loss.lm of the logits that were put, for engines that compute none."""
+        logits = np.asarray(self.taps["logits"], np.float64)[:, :-1]
+        labels = self.case.labels[:, 1:]
+        highest = logits.max(-1, keepdims=True)
+        norm = np.log(np.exp(logits - highest).sum(-1)) + highest[..., 0]
+        picked = np.take_along_axis(logits, np.maximum(labels, 0)[..., None], -1)[..., 0]
+        loss = (norm - picked)[labels != -100].mean()
+        self.put("loss.lm", loss.astype(self.taps["logits"].dtype))
+        self.metadata["derived_taps"] = [*self.metadata.get("derived_taps", ()), "loss.lm"]
+        return float(loss)
 
     def compare_weights(self, loaded: Mapping[str, Any]) -> dict[str, Any]:
         """Says in the trace how the engine's own parameters compare with the checkpoint's values.
