@@ -454,12 +454,12 @@ def tap_shape(case: CaseData, name: str) -> tuple[int, ...] | None:
         "attn.ctx": c["v_head_dim"], "router.logits": c["n_routed_experts"],
         "logits": c["vocab_size"],
     }.get(rest, c["hidden_size"])  # fmt: skip
-    sizes = {
+    length = {
         "b": case.fields["B"], "s": case.fields["S"], "t": case.fields["S"], "d": width,
         "h": c["index_n_heads" if rest.startswith("ix.") else "num_attention_heads"],
         "k": c["index_topk" if rest == "topk" else "num_experts_per_tok"],
     }  # fmt: skip
-    return tuple(sizes[axis] for axis in axes.split())
+    return tuple(length[axis] for axis in axes.split())
 
 
 def forward_taps(case: CaseData) -> list[str]:
@@ -482,13 +482,18 @@ def rearranged(name: str, value: np.ndarray, axes: str, wanted: str, shape: tupl
     given = [axis for group in groups for axis in group if axis != "1"]
     if sorted(given) != sorted(wanted.split()):
         raise DumpError(4, "trace", f"tensor {name}: axes", f"those of {wanted!r}", repr(axes))
-    sizes = dict(zip(wanted.split(), shape, strict=True)) | {"1": 1}
-    stored = tuple(math.prod(sizes[axis] for axis in group) for group in groups)
+    length = dict(zip(wanted.split(), shape, strict=True)) | {"1": 1}
+    stored = tuple(math.prod(length[axis] for axis in group) for group in groups)
     if stored != value.shape:
-        want = f"{list(stored)} for axes {axes!r}"
-        raise DumpError(4, "trace", f"tensor {name}: shape", want, str(list(value.shape)))
-    value = value.reshape([sizes[axis] for axis in given])
+        want = f"{sizes(stored)} for axes {axes!r}"
+        raise DumpError(4, "trace", f"tensor {name}: shape", want, sizes(value.shape))
+    value = value.reshape([length[axis] for axis in given])
     return value.transpose([given.index(axis) for axis in wanted.split()])
+
+
+def sizes(shape: Iterable[int]) -> str:
+    """A shape in the judge's writing: [2,33,64]."""
+    return "[" + ",".join(map(str, shape)) + "]"
 
 
 def interleaved(value: np.ndarray) -> np.ndarray:
@@ -615,9 +620,9 @@ class Trace:
         if array.size == 1 and shape == ():
             array = array.reshape(())
         if shape != array.shape:
-            want = f"{list(shape)}, as case {self.case.name} says"
+            want = f"{sizes(shape)}, as case {self.case.name} says"
             hint = f"say which axes these are: put(..., axes={wanted!r})" if wanted else ""
-            raise DumpError(4, "trace", f"tensor {name}: shape", want, str(list(array.shape)), hint)
+            raise DumpError(4, "trace", f"tensor {name}: shape", want, sizes(array.shape), hint)
         array = self._typed(name, rest in DECISIONS and name == stem, array)
         if lanes != "in place":
             array = self._lanes(name, rest, array, lanes)
@@ -656,12 +661,12 @@ class Trace:
 
         index: b * S + s of each row.
         """
-        array, index = as_array(rows), np.asarray(list(index), np.int64)
+        array, index = np.stack([as_array(row) for row in rows]), np.asarray(list(index), np.int64)
         shape, _ = self._expected(name, name, array)
         want = (len(index), *shape[2:])
         if array.shape != want:
-            got = str(list(array.shape))
-            raise DumpError(4, "trace", f"tensor {name}#rows: shape", str(list(want)), got)
+            got = sizes(array.shape)
+            raise DumpError(4, "trace", f"tensor {name}#rows: shape", sizes(want), got)
         count = shape[0] * shape[1]
         if ((index < 0) | (index >= count)).any() or len(set(index.tolist())) != len(index):
             want = f"different rows b * S + s below {count}"

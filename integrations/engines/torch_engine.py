@@ -39,7 +39,7 @@ def halved(x: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """MLA with its indexer; `down` is q_a over kv_a, `look` the indexer's three projections of x."""
+    """MLA with its indexer; `down` is q_a over kv_a."""
 
     def __init__(self, c: dict) -> None:
         super().__init__()
@@ -50,7 +50,8 @@ class Attention(nn.Module):
         self.q_up = nn.Linear(c["q_lora_rank"], H * (nope + rope), bias=False)
         self.kv_up = nn.Linear(kv, H * (nope + c["v_head_dim"]), bias=False)
         self.out = nn.Linear(H * c["v_head_dim"], hidden, bias=False)
-        self.ix_q = nn.Linear(c["q_lora_rank"], c["index_n_heads"] * c["index_head_dim"], bias=False)
+        width = c["index_n_heads"] * c["index_head_dim"]
+        self.ix_q = nn.Linear(c["q_lora_rank"], width, bias=False)
         self.ix_k = nn.Linear(hidden, c["index_head_dim"], bias=False)
         self.ix_norm = nn.LayerNorm(c["index_head_dim"], 1e-6)
         self.ix_w = nn.Linear(hidden, c["index_n_heads"], bias=False)
