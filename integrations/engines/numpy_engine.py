@@ -50,7 +50,7 @@ def swiglu(w, prefix, x):
 
 
 def attention(w, at, x, turn, seen, c, put):
-    B, S, H, I = *x.shape[:2], c["num_attention_heads"], c["index_n_heads"]
+    B, S, H, heads = *x.shape[:2], c["num_attention_heads"], c["index_n_heads"]
     nope, rope, kv = c["qk_nope_head_dim"], c["qk_rope_head_dim"], c["kv_lora_rank"]
     latent = rms(x @ w[at + "q_a_proj.weight"].T, w[at + "q_a_layernorm.weight"])
     q = (latent @ w[at + "q_b_proj.weight"].T).reshape(B, S, H, -1)
@@ -59,7 +59,7 @@ def attention(w, at, x, turn, seen, c, put):
     q_rope, k_rope = (rotate(v, *turn, half=False) for v in (q[..., nope:], down[..., None, kv:]))
     up = (kv_latent @ w[at + "kv_b_proj.weight"].T).reshape(B, S, H, -1)
 
-    iq = (latent @ w[at + "indexer.wq_b.weight"].T).reshape(B, S, I, -1)
+    iq = (latent @ w[at + "indexer.wq_b.weight"].T).reshape(B, S, heads, -1)
     ik = x @ w[at + "indexer.wk.weight"].T
     ik = ik - ik.mean(-1, keepdims=True)
     ik = ik / np.sqrt((ik * ik).mean(-1, keepdims=True) + np.float32(1e-6))
@@ -68,7 +68,7 @@ def attention(w, at, x, turn, seen, c, put):
         np.concatenate((rotate(v[..., :rope], *turn, half=True), v[..., rope:]), -1)
         for v in (iq, ik)
     )
-    iw = x @ w[at + "indexer.weights_proj.weight"].T * np.float32((I * iq.shape[-1]) ** -0.5)
+    iw = x @ w[at + "indexer.weights_proj.weight"].T * np.float32((heads * iq.shape[-1]) ** -0.5)
     dots = np.maximum(np.einsum("bshd,btd->bhst", iq, ik[:, :, 0]), 0)
     scores = np.where(seen, np.einsum("bsh,bhst->bst", iw, dots), -np.inf)
     allowed = np.zeros_like(seen)
