@@ -67,6 +67,7 @@ def _add_what(add: Any) -> None:
     add("--mode", choices=MODES, default="forward")
     add("--suite", choices=tuple(SUITES), help="mode train: whose recipe")
     add("--steps", type=int, help="mode train; default: as many as the suite's golden has")
+    add("--tap-gradients", action="store_true", help="dtap.NAME too: the gradient of every tap")
     kept = "comma-separated patterns of taps to keep, such as logits,loss.lm,topk"
     add("--taps", default="*", help=kept)
 
@@ -150,6 +151,7 @@ def options_of(arguments: argparse.Namespace, batch: dict[str, Any] | None = Non
         use_cache=False if arguments.no_cache else None,
         gradient_checkpointing=arguments.gradient_checkpointing,
         taps=tuple(arguments.taps.split(",")),
+        slopes=arguments.tap_gradients,
         training_outputs=not arguments.no_training_outputs,
     )
 
