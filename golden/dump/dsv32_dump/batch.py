@@ -31,7 +31,10 @@ def read_batch(path: Path, case: dict[str, Any], vocab: int) -> dict[str, np.nda
                 4, str(path), name, f"{list(shape)} int64", f"{list(value.shape)} {value.dtype}"
             )
     if ((batch["input_ids"] < 0) | (batch["input_ids"] >= vocab)).any():
-        raise DumpError(4, str(path), "input_ids", f"tokens in [0, {vocab})", "a token outside")
+        worst = int(batch["input_ids"].max())
+        got = f"a token outside ({worst if worst >= vocab else int(batch['input_ids'].min())})"
+        hint = "tokens of another tokenizer? the checkpoint's own has vocab_size in config.json"
+        raise DumpError(4, str(path), "input_ids", f"tokens in [0, {vocab})", got, hint)
     if not np.isin(batch.get("attention_mask", np.ones(1)), (0, 1)).all():
         raise DumpError(4, str(path), "attention_mask", "0 and 1 only", "another value")
     return complete_batch(batch)
