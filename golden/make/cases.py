@@ -10,7 +10,7 @@ import h5file
 import numpy as np
 import provenance
 from dsv32_dump import Capture, Options, capture
-from dsv32_dump.case import canonical_json
+from dsv32_trace import canonical_json
 from real import THREADS, GoldenError, open_model
 from synthetic import Case, is_trainable, weight_specs
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from dsv32_dump.case import canonical_json
+from dsv32_trace import canonical_json
 from synthetic import load_cases
 
 FORMAT = "dsv32-verify.golden-manifest"

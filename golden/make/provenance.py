@@ -12,8 +12,8 @@ from typing import Any
 
 import h5py
 import torch
-from dsv32_dump.case import canonical_json
 from dsv32_dump.environment import package_sha256
+from dsv32_trace import canonical_json
 
 TOOL = "golden/make"
 FOLDER = Path(__file__).resolve().parent

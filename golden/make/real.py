@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dsv32_dump.case import canonical_json
 from dsv32_dump.load import Loading, import_transformers, load_model
 from dsv32_dump.weights import Checkpoint, compare_weights
+from dsv32_trace import canonical_json
 from synthetic import Case, weight_specs, write_checkpoint
 from torch import nn
 

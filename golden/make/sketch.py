@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from dsv32_dump.batch import philox_lanes
+from dsv32_trace import philox_lanes
 
 PROJECTIONS = 8
 BLOCK_ROWS = 256  # rows whose float64 copy is held at once

@@ -1,6 +1,6 @@
 """Cases with their configs, weights and checkpoints: the numpy twin of src/model/.
 
-The values of weights and batches are those of dsv32_dump, which runs where this folder is not.
+The values of weights and batches are those of dsv32_trace, which runs where this folder is not.
 """
 
 from __future__ import annotations
@@ -8,13 +8,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
+import dsv32_trace
 import numpy as np
-from dsv32_dump import batch
-from dsv32_dump.case import CASE_KEYS, canonical_json
-from dsv32_dump.synthetic import synthetic_values
+from dsv32_trace import CASE_KEYS, canonical_json, synthetic_values, weight_specs
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARD_BYTES = 256 << 20
@@ -83,59 +81,6 @@ def weight(seed: int, name: str, shape: tuple[int, ...], bias_offset: float = 0)
     return synthetic_values(seed, name, shape[-1], count, bias_offset).reshape(shape)
 
 
-def weight_specs(config: dict) -> dict[str, tuple[int, ...]]:
-    """Name to shape of every tensor, in paper order."""
-    hidden = config["hidden_size"]
-    specs = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
-    for layer in range(config["num_hidden_layers"]):
-        prefix = f"model.layers.{layer}."
-        specs |= {prefix + name: shape for name, shape in _layer_specs(config, layer)}
-    specs["model.norm.weight"] = (hidden,)
-    specs["lm_head.weight"] = (config["vocab_size"], hidden)
-    return specs
-
-
-def _layer_specs(config: dict, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    hidden = config["hidden_size"]
-    yield "input_layernorm.weight", (hidden,)
-    yield from (("self_attn." + name, shape) for name, shape in _attention_specs(config))
-    yield "post_attention_layernorm.weight", (hidden,)
-    if layer < config["first_k_dense_replace"]:
-        yield from _mlp_specs("mlp.", config["intermediate_size"], hidden)
-        return
-    inner = config["moe_intermediate_size"]
-    yield "mlp.gate.weight", (config["n_routed_experts"], hidden)
-    yield "mlp.gate.e_score_correction_bias", (config["n_routed_experts"],)
-    for expert in range(config["n_routed_experts"]):
-        yield from _mlp_specs(f"mlp.experts.{expert}.", inner, hidden)
-    yield from _mlp_specs("mlp.shared_experts.", inner * config["n_shared_experts"], hidden)
-
-
-def _attention_specs(config: dict) -> Iterator[tuple[str, tuple[int, ...]]]:
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    q_lora, kv_lora = config["q_lora_rank"], config["kv_lora_rank"]
-    nope, rope, v = (config[k] for k in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
-    index_heads, index_dim = config["index_n_heads"], config["index_head_dim"]
-    yield "q_a_proj.weight", (q_lora, hidden)
-    yield "q_a_layernorm.weight", (q_lora,)
-    yield "q_b_proj.weight", (heads * (nope + rope), q_lora)
-    yield "kv_a_proj_with_mqa.weight", (kv_lora + rope, hidden)
-    yield "kv_a_layernorm.weight", (kv_lora,)
-    yield "kv_b_proj.weight", (heads * (nope + v), kv_lora)
-    yield "o_proj.weight", (hidden, heads * v)
-    yield "indexer.wq_b.weight", (index_heads * index_dim, q_lora)
-    yield "indexer.wk.weight", (index_dim, hidden)
-    yield "indexer.k_norm.weight", (index_dim,)
-    yield "indexer.k_norm.bias", (index_dim,)
-    yield "indexer.weights_proj.weight", (index_heads, hidden)
-
-
-def _mlp_specs(prefix: str, inner: int, hidden: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield prefix + "gate_proj.weight", (inner, hidden)
-    yield prefix + "up_proj.weight", (inner, hidden)
-    yield prefix + "down_proj.weight", (hidden, inner)
-
-
 def is_trainable(name: str) -> bool:
     """Has a gradient under the LM loss: neither the indexer's nor a buffer."""
     return ".indexer." not in name and not name.endswith("e_score_correction_bias")
@@ -152,7 +97,7 @@ def model_digest(config: dict, seed: int, bias_offset: float = 0) -> str:
 
 def make_batch(case: Case, index: int = 0) -> dict[str, np.ndarray]:
     """input_ids, attention_mask, position_ids, labels of batch `index`: [B, S] int64."""
-    return batch.make_batch(case.fields(), case.config["vocab_size"], index)
+    return dsv32_trace.make_batch(case.fields(), case.config["vocab_size"], index)
 
 
 def write_checkpoint(case: Case, directory: Path) -> None:

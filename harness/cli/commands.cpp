@@ -130,6 +130,8 @@ ExitCode run_command(const Options& options) {
       return launch_command(options);
     case Command::sharded_rank:
       return sharded_rank_command(options.arguments);
+    case Command::doctor:
+      return doctor_command(options);
     case Command::list:
       return list_command(options);
     case Command::show_config:

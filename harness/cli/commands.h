@@ -30,6 +30,9 @@ ExitCode sharded_rank_command(const std::vector<std::string>& words);
 /// not fit the config or the demands.
 ExitCode adapter_check_command(const Options& options);
 
+/// `doctor`: what this machine has, what it lacks for a config, what fits.
+ExitCode doctor_command(const Options& options);
+
 /// `--list` and `list [GROUP]`.
 ExitCode list_command(const Options& options);
 

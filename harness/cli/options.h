@@ -24,6 +24,7 @@ enum class Command {
   golden_show,
   launch,
   sharded_rank,  // one rank of a world that the suite itself starts
+  doctor,
   list,
   show_config,
   version,

@@ -101,7 +101,7 @@ void add_later(Parser& parser) {
   app.add_option("--html", parser.raw.html)->group("");
   app.add_option("--layers", parser.raw.layers)->group("");
   app.add_flag("--resume", parser.raw.resume)->group("");
-  for (const char* name : {"bench", "doctor", "diagnose", "report"}) {
+  for (const char* name : {"bench", "diagnose", "report"}) {
     CLI::App* later = app.add_subcommand(name)->group("")->prefix_command();
     later->set_help_flag();
     parser.later.push_back(later);
@@ -204,6 +204,18 @@ void add_launch(Parser& parser) {
   add_words(rank, raw, "plan", "PLAN");
 }
 
+void add_doctor(Parser& parser) {
+  Raw& raw = parser.raw;
+  CLI::App& doctor = *add_verb(parser, parser.app, Command::doctor, "doctor",
+                               "what this machine has and lacks, and what fits");
+  add(doctor, "--config", raw.config, "NAME", "for which config; default small");
+  add(doctor, "--weights", raw.options.weights, "DIR",
+      "the volume of the checkpoint; default here");
+  add(doctor, "--python", raw.options.arguments, "PATH",
+      "look at this Python alone; repeatable; default all that are found")
+      ->allow_extra_args(false);
+}
+
 void add_list(Parser& parser) {
   CLI::App& list = *add_verb(parser, parser.app, Command::list, "list",
                              "list suites, cases, taps, dialects, limits, configs");
@@ -237,6 +249,7 @@ std::unique_ptr<Parser> make_parser() {
   add_adapter(*parser);
   add_golden(*parser);
   add_launch(*parser);
+  add_doctor(*parser);
   add_list(*parser);
   add_later(*parser);
   for (const Verb& verb : parser->verbs) add_talk(*verb.app, parser->raw);

@@ -98,7 +98,6 @@ class Usage(CliTest):
     def test_what_a_later_version_will_have(self) -> None:
         rows = {
             ("bench",): "bench",
-            ("doctor",): "doctor",
             ("diagnose", "x"): "diagnose",
             ("report", "render"): "report",
             ("--html", "f"): "--html",

@@ -26,8 +26,6 @@ import torch
 import transformers
 from agreement import limit
 from dsv32_dump import Capture, DumpError, ModelCrash, Options, capture
-from dsv32_dump.batch import make_batch
-from dsv32_dump.case import CASE_FILE, CASE_KEYS, canonical_json, case_metadata, listed_cases
 from dsv32_dump.environment import git_commit
 from dsv32_dump.load import expert_count, import_transformers
 from dsv32_dump.packages import (
@@ -41,6 +39,14 @@ from dsv32_dump.parts import find_parts
 from dsv32_dump.taps import Taps
 from dsv32_dump.tensors import deinterleave, in_place_layout
 from dsv32_dump.weights import Checkpoint, compare_weights, weights_identity
+from dsv32_trace import (
+    CASE_FILE,
+    CASE_KEYS,
+    canonical_json,
+    case_metadata,
+    listed_cases,
+    make_batch,
+)
 from safetensors.torch import load_file, safe_open, save_file
 from synthetic import Case, is_trainable, load_cases, weight, weight_specs, write_checkpoint
 from torch import Tensor, nn

@@ -23,9 +23,9 @@ import torch
 from agreement import limit
 from command import DATA
 from dsv32_dump import Capture, DumpError, ModelCrash, Options, capture, lora, train
-from dsv32_dump.batch import make_batch
 from dsv32_dump.kl import KL_STAGES
 from dsv32_dump.training import SUITES
+from dsv32_trace import make_batch
 from safetensors.torch import load_file, safe_open
 from torch import Tensor
 

@@ -25,8 +25,8 @@ import synthetic
 from command import DATA
 from compare import differences
 from dsv32_dump import Capture
-from dsv32_dump.batch import fnv1a64
 from dsv32_dump.weights import Checkpoint
+from dsv32_trace import fnv1a64
 from manifest import sha256
 from real import GoldenError, check_loaded
 from synthetic import ROOT

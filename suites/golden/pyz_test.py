@@ -76,12 +76,17 @@ class Pyz(unittest.TestCase):
         with zipfile.ZipFile(built(self.folder / "dump.pyz")) as file:
             names = set(file.namelist())
         sources = {f"dsv32_dump/{path.name}" for path in PACKAGE.glob("*.py")}
-        self.assertEqual(names, sources | {"__main__.py", "dsv32_dump/cases.json"})
+        others = {"__main__.py", "dsv32_trace.py", "dsv32_dump/cases.json"}
+        self.assertEqual(names, sources | others)
 
     def test_nothing_else_is_imported(self) -> None:
-        allowed = sys.stdlib_module_names | NEEDED | OPTIONAL
+        allowed = sys.stdlib_module_names | NEEDED | OPTIONAL | {"dsv32_trace"}
         for file in PACKAGE.glob("*.py"):
             self.assertEqual(imports(file) - allowed, set(), file.name)
+
+    def test_the_trace_kit_needs_numpy_alone(self) -> None:
+        kit = PACKAGE.parent / "dsv32_trace.py"
+        self.assertEqual(imports(kit) - sys.stdlib_module_names, {"numpy"})
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import synthetic
 import torch
 from agreement import limit
 from command import DATA
-from dsv32_dump.batch import philox_lanes
+from dsv32_trace import philox_lanes
 from real import GoldenError
 from training.h5 import Content
 from training.recipe import Group, Recipe

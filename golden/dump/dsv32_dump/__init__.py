@@ -25,7 +25,7 @@ From the outside in:
     settings      Options; switches set on the model and put back
     recorder      what passes through modules and through torch; watch: installs it
     parts         which module is what in the paper
-    taps          raw material to taps
+    taps          raw material to taps; slopes, slope_taps: their gradients
     objective     the losses that train the indexer; kl: their formula
     environment   provenance; packages: what is not installed
     trace         the file; gradients, tensors, errors

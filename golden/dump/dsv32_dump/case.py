@@ -1,109 +1,22 @@
 """Which batch and weights a run is about: a case by name, as JSON, or as the checkpoint tells it.
 
-A case is one line of configs/cases.json. In a checkout that file is read where it stands; the
-zipped tool carries a copy of it.
+A case is one line of configs/cases.json; dsv32_trace says what it may be and makes its data.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.resources
 import json
-import math
 from pathlib import Path
 from typing import Any
 
-from .errors import DumpError
-
-CASE_KEYS = ("config", "overrides", "seed", "B", "S", "pad", "bias_offset", "chunks")
-CASE_FILE = "dsv32_case.json"
-
-
-def canonical_json(value: Any) -> str:
-    """RFC 8785: sorted keys, no spaces, numbers as ECMAScript prints them."""
-    if isinstance(value, dict):
-        keys = sorted(value, key=lambda k: k.encode("utf-16-be"))
-        return (
-            "{" + ",".join(canonical_json(k) + ":" + canonical_json(value[k]) for k in keys) + "}"
-        )
-    if isinstance(value, (list, tuple)):
-        return "[" + ",".join(map(canonical_json, value)) + "]"
-    if isinstance(value, float):
-        return _ecmascript_number(value)
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _ecmascript_number(value: float) -> str:
-    """The shortest text that reads back as the same double, in the layout of ECMAScript."""
-    if not math.isfinite(value):
-        raise ValueError(f"not a JSON number: {value}")
-    if value == 0:
-        return "0"
-    sign, text = ("-" if value < 0 else ""), repr(abs(value))
-    mantissa, _, exponent = text.partition("e")
-    whole, _, fraction = mantissa.partition(".")
-    # Where the decimal point stands, counted from the first digit of `digits`.
-    point = len(whole) + int(exponent or 0)
-    digits = whole + ("" if fraction == "0" else fraction)
-    stripped = digits.lstrip("0")
-    point -= len(digits) - len(stripped)
-    digits = stripped.rstrip("0")
-    if len(digits) <= point <= 21:
-        return sign + digits + "0" * (point - len(digits))
-    if 0 < point <= 21:
-        return sign + digits[:point] + "." + digits[point:]
-    if -6 < point <= 0:
-        return sign + "0." + "0" * -point + digits
-    power = f"e{'+' if point > 0 else '-'}{abs(point - 1)}"
-    return sign + digits[0] + ("." + digits[1:] if len(digits) > 1 else "") + power
-
-
-def check_case(case: dict[str, Any], where: str) -> dict[str, Any]:
-    """The case with its defaults filled in.
-
-    Throws DumpError on a missing key, a wrong type or an impossible value.
-    """
-    case = {"overrides": {}, "seed": 1, "pad": 0, "bias_offset": 0, "chunks": [], **case}
-    if "mask" in case:
-        case["mask_given"] = case.pop("mask") != "none"
-    for key in CASE_KEYS:
-        if key not in case:
-            hint = "keys: " + " ".join(CASE_KEYS)
-            raise DumpError(4, where, f"case.{key}", "a value", "a missing key", hint)
-    for key, least in (("seed", 0), ("B", 1), ("S", 1), ("pad", 0)):
-        if not isinstance(case[key], int) or isinstance(case[key], bool) or case[key] < least:
-            raise DumpError(4, where, f"case.{key}", f"an integer >= {least}", repr(case[key]))
-    if case["pad"] >= case["S"]:
-        raise DumpError(4, where, "case.pad", f"less than S = {case['S']}", str(case["pad"]))
-    chunks = case["chunks"]
-    if not isinstance(chunks, (list, tuple)) or any(
-        not isinstance(c, int) or c < 1 for c in chunks
-    ):
-        raise DumpError(4, where, "case.chunks", "a list of positive lengths", repr(chunks))
-    if chunks and sum(chunks) != case["S"]:
-        want, got = f"lengths that sum to S = {case['S']}", f"a sum of {sum(chunks)}"
-        raise DumpError(4, where, "case.chunks", want, got)
-    return case
-
-
-def case_metadata(case: dict[str, Any]) -> str:
-    """The name of a listed case, else the whole case as canonical JSON."""
-    plain = {key: case[key] for key in (*CASE_KEYS, "batch") if key in case}
-    name = case.get("name")
-    listed = listed_cases().get(name) if isinstance(name, str) else None
-    if listed and "batch" not in case and all(listed[k] == case[k] for k in CASE_KEYS):
-        return str(name)
-    return canonical_json(plain)
-
-
-@functools.lru_cache(maxsize=1)
-def listed_cases() -> dict[str, dict[str, Any]]:
-    """The entries of cases.json by name; none when only the folder was copied, without the list."""
-    carried = importlib.resources.files(__package__) / "cases.json"  # in the zipped tool
-    checkout = Path(__file__).resolve().parent.parent.parent.parent / "configs" / "cases.json"
-    file = next((file for file in (carried, checkout) if file.is_file()), None)
-    entries = json.loads(file.read_text())["cases"] if file else []
-    return {entry["name"]: entry for entry in entries}
+from dsv32_trace import (
+    CASE_FILE,
+    CASE_KEYS,
+    DumpError,
+    canonical_json,
+    check_case,
+    listed_cases,
+)
 
 
 def find_case(text: str | None, checkpoint: Path) -> dict[str, Any]:

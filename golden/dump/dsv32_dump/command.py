@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dsv32_trace import CASE_FILE, canonical_json
 
 from .batch import read_batch
-from .case import CASE_FILE, canonical_json, find_case, json_object
+from .case import find_case, json_object
 from .deliver import dump, report_run
 from .environment import tool
 from .errors import Capture, DumpError, account_of, raised_at, say
@@ -66,6 +67,7 @@ def _add_what(add: Any) -> None:
     add("--mode", choices=MODES, default="forward")
     add("--suite", choices=tuple(SUITES), help="mode train: whose recipe")
     add("--steps", type=int, help="mode train; default: as many as the suite's golden has")
+    add("--tap-gradients", action="store_true", help="dtap.NAME too: the gradient of every tap")
     kept = "comma-separated patterns of taps to keep, such as logits,loss.lm,topk"
     add("--taps", default="*", help=kept)
 
@@ -149,6 +151,7 @@ def options_of(arguments: argparse.Namespace, batch: dict[str, Any] | None = Non
         use_cache=False if arguments.no_cache else None,
         gradient_checkpointing=arguments.gradient_checkpointing,
         taps=tuple(arguments.taps.split(",")),
+        slopes=arguments.tap_gradients,
         training_outputs=not arguments.no_training_outputs,
     )
 

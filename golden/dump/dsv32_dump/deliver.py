@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from dsv32_trace import canonical_json, check_case
+from torch import Tensor, nn
 
-from .case import canonical_json, check_case
 from .errors import Capture, ModelCrash, say
 from .packages import refuse_missing_package, with_stand_in
 from .parts import Sizes
@@ -72,8 +72,31 @@ def report_weights(loaded: dict[str, Any]) -> None:
             say(f"weights {kind}: {len(names)}: {shown}")
 
 
+def first_nan(taps: dict[str, Tensor]) -> str | None:
+    """The first tap that holds a NaN, in execution order; padding may, if the loss is a number."""
+    for name, value in taps.items():
+        if not value.is_floating_point() or not value.isnan().any():
+            continue
+        if value.dim() < 2 or ("loss.lm" in taps and taps["loss.lm"].isnan()):
+            return name
+    return None
+
+
+def report_hints(run: Capture) -> None:
+    """Says what to do next about a NaN and about a model that is another one."""
+    nan = first_nan(run.taps)
+    if nan is not None:
+        say(f"NaN, first in {nan}; hint: ids beyond the vocabulary, a row without visible keys, "
+            "float16, or a learning rate too high: docs/troubleshooting.md")
+    indexer = [name for name in run.missing if ".ix." in name or name.endswith(".topk")]
+    if indexer and not any(".ix." in name for name in run.taps):
+        say("no lightning indexer was found in this model; hint: is it DeepSeek-V3.2, on the "
+            "fork's branch that has it? --class NAME, --transformers PATH")
+
+
 def report_run(run: Capture, out: Path) -> None:
     """Says what was written, what is missing, and how the model crashed."""
+    report_hints(run)
     for name in run.missing if not run.failure else ():
         say(f"tap {name}: {run.reasons.get(name, 'not found')}")
     if run.failure:

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import dsv32_trace
 import numpy as np
 import safetensors
 import torch
@@ -28,12 +29,14 @@ TOOL = "golden/dump"
 
 @functools.cache
 def package_sha256() -> str:
-    """The hash of this package's source files, the same in a folder and in the zipped tool."""
+    """The hash of this tool's source files, the same in a folder and in the zipped tool."""
     total = hashlib.sha256()
-    files = importlib.resources.files(__package__).iterdir()
-    for file in sorted((f for f in files if f.name.endswith(".py")), key=lambda f: f.name):
-        source = file.read_bytes()
-        total.update(f"{file.name} {len(source)}\n".encode() + source)
+    package = importlib.resources.files(__package__)
+    sources = {f.name: f.read_bytes() for f in package.iterdir() if f.name.endswith(".py")}
+    kit = dsv32_trace.__loader__
+    sources["dsv32_trace.py"] = kit.get_data(dsv32_trace.__file__)
+    for name, source in sorted(sources.items()):
+        total.update(f"{name} {len(source)}\n".encode() + source)
     return total.hexdigest()
 
 

@@ -10,20 +10,10 @@ import dataclasses
 import sys
 from typing import Any
 
+from dsv32_trace import DumpError
 from torch import Tensor
 
-
-class DumpError(Exception):
-    """Wrong input or environment: `where: what: expected X, got Y; hint: ...` and an exit code."""
-
-    def __init__(
-        self, code: int, where: str, what: str, expected: str = "", got: str = "", hint: str = ""
-    ) -> None:
-        text = f"{where}: {what}"
-        if expected or got:
-            text += f": expected {expected}, got {got}"
-        super().__init__(text + (f"; hint: {hint}" if hint else ""))
-        self.code = code
+__all__ = ["Capture", "DumpError", "ModelCrash", "account_of", "raised_at", "say"]
 
 
 @dataclasses.dataclass

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from dsv32_trace import unfused
 from torch import Tensor, nn
 
 from .tensors import keep
-from .weights import checkpoint_views, is_transposed, loaded_tensors
+from .weights import is_transposed, loaded_tensors
 
 
 def gradients_of(model: nn.Module, hidden: int) -> tuple[dict[str, Tensor], list[str]]:
@@ -19,10 +20,10 @@ def gradients_of(model: nn.Module, hidden: int) -> tuple[dict[str, Tensor], list
     for name, parameter in model.named_parameters():
         transposed = is_transposed(model, name)
         if parameter.grad is not None:
-            views = checkpoint_views(name, parameter.grad, hidden, transposed)
+            views = unfused(name, parameter.grad, hidden, transposed)
             filled.update({f"grad.{n}": keep(v).contiguous() for n, v in views})
         elif parameter.requires_grad:
-            views = checkpoint_views(name, parameter.detach(), hidden, transposed)
+            views = unfused(name, parameter.detach(), hidden, transposed)
             none += [n for n, _ in views]
     return filled, none
 

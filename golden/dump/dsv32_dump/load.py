@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dsv32_trace import canonical_json
 from torch import nn
 
-from .case import canonical_json
 from .errors import DumpError, say
 
 DTYPES = {

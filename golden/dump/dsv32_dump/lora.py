@@ -13,11 +13,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from dsv32_trace import WRAPPERS, synthetic_values
 from torch import nn
 
 from .errors import DumpError
-from .synthetic import synthetic_values
-from .weights import WRAPPERS
 
 LORA_RANK, LORA_ALPHA = 8, 16
 LORA_TARGETS = {

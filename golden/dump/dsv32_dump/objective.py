@@ -14,9 +14,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
+from dsv32_trace import canonical_json
 from torch import Tensor
 
-from .case import canonical_json
 from .errors import DumpError
 from .kl import KL_FIELDS, KL_INPUTS, TRAINING_OUTPUTS, indexer_kl
 from .recorder import Recorder

@@ -19,7 +19,16 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .parts import Part, Sizes, find_parts
-from .tensors import all_tensors, deinterleave, first_tensor, in_place_layout, keep, same_values
+from .slopes import Slope, Slopes
+from .tensors import (
+    all_tensors,
+    deinterleave,
+    first_tensor,
+    in_place_layout,
+    interleave,
+    keep,
+    same_values,
+)
 
 ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 PRODUCTS = {"matmul", "__matmul__", "bmm", "einsum"}
@@ -71,6 +80,7 @@ class Recorder(TorchFunctionMode):
         self.live = False  # the indexer runs with gradients, on detached inputs
         self.live_scores: dict[int, Tensor] = {}  # layer -> B * S * T scores with their graph
         self.recording = False
+        self.slopes: Slopes | None = None  # gradients of what is put, where a caller wants them
         self.begin(0, 0, 0)
 
     def begin(self, B: int, S: int, T: int) -> None:
@@ -117,9 +127,19 @@ class Recorder(TorchFunctionMode):
             if part.role == "shared":
                 self.raw[part.layer, "shared_object"] = out
 
-    def put(self, layer: int, key: str, value: Tensor | None, replace: bool = True) -> None:
+    def put(
+        self,
+        layer: int,
+        key: str,
+        value: Tensor | None,
+        replace: bool = True,
+        of: Slope | None = None,
+    ) -> None:
+        """Keeps a raw value. of: whose gradient is the value's, where it is only a copy itself."""
         if value is not None and (replace or (layer, key) not in self.raw):
             self.raw[layer, key] = keep(value)
+            if self.slopes is not None:
+                self.slopes.watch((layer, key), of or Slope(value))
 
     def put_logits(self, layer: int, tensors: list[Tensor]) -> None:
         shaped = [
@@ -211,7 +231,9 @@ class Recorder(TorchFunctionMode):
         indices = out if name == "argsort" else out[1]
         if self.live and scores.requires_grad:
             self.live_scores[part.layer] = scores
-        self.put(part.layer, "scores", scores.reshape(self.B, self.S, self.T))
+        shape = (self.B, self.S, self.T)
+        slope = Slope(scores, lambda g: g.reshape(shape))
+        self.put(part.layer, "scores", scores.reshape(shape), of=slope)
         picked = indices if name == "topk" else indices[..., : self.sizes.topk]
         if forced is not None:
             picked = forced  # as asked for: with -1, and without the repetition that stands for it
@@ -263,8 +285,8 @@ class Recorder(TorchFunctionMode):
         """Logits and probabilities never exist here: they follow from the arguments."""
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
         given = dict(zip(names, args, strict=False)) | kwargs
+        self.put_states(part, given["query"], given["key"])
         query, key = given["query"].detach(), given["key"].detach()
-        self.put_states(part, query, key)
         if query.dim() != 4 or not (self.wanted("attn.logits") or self.wanted("attn.probs")):
             return
         logits, probs = fused_attention_maps(query, key, given)
@@ -276,16 +298,28 @@ class Recorder(TorchFunctionMode):
         tensors = all_tensors(args)
         if len(tensors) == 2:
             query, key = tensors
-            self.put_states(part, query, key.transpose(-1, -2) if key.dim() == 4 else key)
+            self.put_states(part, query, key, turned=key.dim() == 4)
 
-    def put_states(self, part: Part, query: Tensor, key: Tensor) -> None:
-        """Query and key states, for models that rotate inline: no rotary function to watch."""
+    def put_states(self, part: Part, query: Tensor, key: Tensor, turned: bool = False) -> None:
+        """Query and key states, for models that rotate inline: no rotary function to watch.
+
+        turned: the last two axes of the key are exchanged.
+        """
+        live, key = key, key.transpose(-1, -2) if turned else key
         sizes = self.sizes
         width = sizes.nope + sizes.rope
         wanted = ((self.B, sizes.heads, self.S, width), (self.B, sizes.heads, self.T, width))
         if (tuple(query.shape), tuple(key.shape)) == wanted:
-            self.put(part.layer, "query", query[..., sizes.nope :], replace=False)
-            self.put(part.layer, "key", key[:, 0, -self.S :, sizes.nope :], replace=False)
+            lanes, own = slice(sizes.nope, None), slice(-self.S, None)
+            slope = Slope(query, lambda g: g[..., lanes])
+            self.put(part.layer, "query", query[..., lanes], replace=False, of=slope)
+
+            def shared(g: Tensor) -> Tensor:  # one key, handed to all heads
+                g = g.transpose(-1, -2) if turned else g
+                return g[:, :, own, lanes].sum(1)
+
+            slope = Slope(live, shared)
+            self.put(part.layer, "key", key[:, 0, own, lanes], replace=False, of=slope)
 
     # Rotary functions.
 
@@ -300,7 +334,7 @@ class Recorder(TorchFunctionMode):
             if y is None:
                 continue
             outputs = [t for t in outputs if t is not y]
-            self.match_rotation(part, x.cpu(), keep(y))
+            self.match_rotation(part, x.cpu(), y)
 
     def sources(self, part: Part) -> list[tuple[str, Tensor]]:
         """The projections that have rope lanes, as [B,S,heads,dim]."""
@@ -313,6 +347,7 @@ class Recorder(TorchFunctionMode):
 
     def match_rotation(self, part: Part, x: Tensor, y: Tensor) -> None:
         """Finds which lanes of which projection were rotated: those that the function got."""
+        after = keep(y)
         for key, source in self.sources(part):
             if (part.layer, key) in self.rotations:
                 continue
@@ -322,11 +357,13 @@ class Recorder(TorchFunctionMode):
                 shown = shown.transpose(1, 2) if swapped else shown
                 if not same_values(x, shown):
                     continue
-                value = y.reshape(shown.shape)
-                value = value.transpose(1, 2) if swapped else value
-                canonical, layout = in_place_layout(lanes, value)
+                order = Order(shown.shape, swapped)
+                canonical, layout = in_place_layout(lanes, order(after))
                 self.layouts["main" if part.role == "attention" else "indexer"] = layout
                 self.rotations[part.layer, key] = Rotation(canonical, start)
+                if self.slopes is not None:
+                    order = dataclasses.replace(order, deinterleaved=layout == "deinterleaved")
+                    self.slopes.watch((part.layer, f"{key} rotated"), Slope(y, order))
                 return
 
     def arrangements(self, part: Part, source: Tensor) -> Iterator[tuple[int, bool, bool]]:
@@ -337,6 +374,20 @@ class Recorder(TorchFunctionMode):
             for permuted in (False, True):
                 yield start, permuted, False
                 yield start, permuted, True
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """From the layout in which a rotary function returns lanes to [B,S,heads,rope]."""
+
+    shape: torch.Size
+    swapped: bool  # heads come before tokens
+    deinterleaved: bool = False
+
+    def __call__(self, lanes: Tensor) -> Tensor:
+        lanes = lanes.reshape(self.shape)
+        lanes = lanes.transpose(1, 2) if self.swapped else lanes
+        return interleave(lanes) if self.deinterleaved else lanes
 
 
 def _replace_indices(out: Any, forced: Tensor, scores: Tensor | None) -> Any:

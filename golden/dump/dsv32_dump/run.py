@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from dsv32_trace import canonical_json, check_case, complete_batch, make_batch
 from torch import Tensor, nn
 
-from .batch import complete_batch, make_batch
-from .case import canonical_json, check_case
 from .environment import environment
 from .errors import Capture, DumpError, ModelCrash, account_of
 from .gradients import gradients_of, idle_experts
@@ -24,6 +23,8 @@ from .objective import kl_objective, training_outputs
 from .parts import Sizes
 from .recorder import Recorder
 from .settings import Options, apply_settings, widen_selection
+from .slope_taps import SlopeTaps
+from .slopes import Slope, Slopes
 from .taps import Taps, expected_taps, join_chunks
 from .tensors import first_tensor, keep
 from .trace import trace_metadata
@@ -87,9 +88,9 @@ class Run:
                 undo.enter_context(watch_rotary(recorder))
                 undo.enter_context(watch_modules(recorder))
                 if self.options.kl:
-                    self.gradients(kl_objective(self, recorder))
+                    self.gradients(kl_objective(self, recorder), recorder)
                 else:
-                    self.gradients(self.passes(recorder))
+                    self.gradients(self.passes(recorder), recorder)
                     training_outputs(self)
             except DumpError:
                 raise
@@ -109,7 +110,10 @@ class Run:
             widen_selection(self.model, self.case["S"], undo)
 
     def recorder(self) -> Recorder:
-        return Recorder(self.model, self.sizes, self.options.wanted)
+        recorder = Recorder(self.model, self.sizes, self.options.wanted)
+        if self.options.slopes and self.options.mode != "forward":
+            recorder.slopes = Slopes()
+        return recorder
 
     def passes(self, recorder: Recorder) -> Tensor | None:
         """All chunks (or the one pass); returns the loss that the model computed."""
@@ -167,6 +171,8 @@ class Run:
         if value is None and not hasattr(out, "last_hidden_state"):
             value = first_tensor(out)
         r = taps.r
+        if value is not None and r.slopes is not None:
+            r.slopes.watch((-1, "logits"), Slope(value))
         taps.put("logits", None if value is None else keep(value), r.B, r.S, self.sizes.vocab)
 
     def arguments(self, start: int, end: int, cache: Any) -> dict[str, Any]:
@@ -205,7 +211,7 @@ class Run:
             self.out.taps["loss.lm"] = nn.functional.cross_entropy(rows, labels, ignore_index=-100)
             self.out.derived.append("loss.lm")
 
-    def gradients(self, loss: Tensor | None) -> None:
+    def gradients(self, loss: Tensor | None, recorder: Recorder) -> None:
         """Runs the backward pass of the loss and keeps what it left."""
         if self.options.mode == "forward":
             return
@@ -216,6 +222,7 @@ class Run:
         self.phase = "backward"
         self.model.zero_grad(set_to_none=True)
         loss.backward()
+        self.slopes(recorder)
         found, none = gradients_of(self.model, self.sizes.hidden)
         if self.options.kl:  # nothing but the indexer has a gradient, or it is a leak
             found = {n: v for n, v in found.items() if ".indexer." in n or bool((v != 0).any())}
@@ -224,6 +231,18 @@ class Run:
         self.out.taps.update({n: v for n, v in found.items() if self.options.wanted(n)})
         self.out.metadata["gradients_none"] = canonical_json(sorted(none))
         self.model.zero_grad(set_to_none=True)
+
+    def slopes(self, recorder: Recorder) -> None:
+        """Keeps the gradient of every tap, and the names of taps where it stopped."""
+        if recorder.slopes is None:
+            return
+        taps = SlopeTaps(recorder, recorder.slopes, self.dense)
+        taps.build()
+        self.out.taps.update(taps.out)
+        kl = bool(self.options.kl)  # whose gradient ends at the indexer, as the other begins there
+        reached = [n for n in self.out.taps if (n.split(".", 2)[-1].startswith("ix.")) == kl]
+        stopped = taps.stopped(reached, self.out.derived)
+        self.out.metadata["slopes_none"] = canonical_json(stopped)
 
     def crash(self, recorder: Recorder, error: Exception) -> None:
         self.error = error

@@ -36,6 +36,7 @@ class Options:
     that replace the model's own decisions.
     use_cache: None leaves the model's own setting.
     taps: patterns of the taps to keep, with or without `layers.N.`.
+    slopes: the gradient with respect to every tap too, as `dtap.NAME` (modes backward and KL).
     training_outputs: ask for index scores and KL targets where the model hands them out.
     """
 
@@ -52,6 +53,7 @@ class Options:
     use_cache: bool | None = None
     gradient_checkpointing: bool = False
     taps: tuple[str, ...] = ("*",)
+    slopes: bool = False
     training_outputs: bool = True
 
     @property
@@ -69,6 +71,7 @@ class Options:
 
     def wanted(self, name: str) -> bool:
         """Whether this tap is kept."""
+        name = name.removeprefix("dtap.")
         short = re.sub(r"^layers\.\d+\.", "", name)
         if self.kl and short in KL_INPUTS:
             return True

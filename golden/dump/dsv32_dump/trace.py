@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+from dsv32_trace import case_metadata
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .case import case_metadata
 from .errors import DumpError
 
 

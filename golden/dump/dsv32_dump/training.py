@@ -12,10 +12,9 @@ import math
 from typing import Any
 
 import torch
+from dsv32_trace import canonical_json, check_case, make_batch, unfused
 from torch import nn
 
-from .batch import make_batch
-from .case import canonical_json, check_case
 from .errors import Capture, DumpError, ModelCrash, account_of
 from .lora import LORA_RATES, LORA_TARGETS, attach_lora
 from .objective import kl_loss
@@ -23,7 +22,7 @@ from .parts import Sizes
 from .run import Run
 from .settings import Options
 from .tensors import keep
-from .weights import checkpoint_views, is_transposed
+from .weights import is_transposed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +186,7 @@ class Training:
     def keep_parameters(self) -> None:
         for name, parameter in self.model.named_parameters():
             transposed = is_transposed(self.model, name)
-            views = checkpoint_views(name, parameter, self.sizes.hidden, transposed)
+            views = unfused(name, parameter, self.sizes.hidden, transposed)
             for part, value in views:
                 if self.options.wanted(f"param.{part}"):
                     self.out.taps[f"param.{part}"] = keep(value).contiguous()

@@ -9,48 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
+from dsv32_trace import synthetic_values, unfused
 from torch import Tensor, nn
 
 from .errors import DumpError
-from .synthetic import synthetic_values
 
 SPOT_CHECK = 64  # leading values of each tensor that tell a synthetic checkpoint from another
-# What a wrapper (DataParallel, torch.compile, peft) puts before a parameter's name.
-WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|base_model\.model\.)+")
-# All experts of a layer in one tensor, as recent transformers keeps them.
-FUSED = re.compile(r"^(.*\.experts)\.(gate_up_proj|gate_proj|up_proj|down_proj)(?:\.weight)?$")
-
-
-def checkpoint_views(
-    name: str, value: Tensor, hidden: int, transposed: bool = False
-) -> Iterator[tuple[str, Tensor]]:
-    """A parameter (or its gradient) as the unfused tensors of the checkpoint: names and views."""
-    name = WRAPPERS.sub("", name)
-    if re.match(r"(layers\.\d+|embed_tokens|norm)\.", name):
-        name = "model." + name  # the bare model without its head
-    fused = FUSED.match(name) if value.dim() == 3 else None
-    if not fused:
-        yield name, value
-        return
-    prefix, kind = fused.groups()
-    inward = kind != "down_proj"  # rows of the checkpoint tensor are inner channels
-    want = value.shape[2] if inward else value.shape[1]
-    if transposed or (want != hidden and hidden in value.shape[1:]):
-        value = value.transpose(1, 2)
-    for expert in range(value.shape[0]):
-        if kind == "gate_up_proj":
-            gate, up = value[expert].chunk(2, dim=0)
-            yield f"{prefix}.{expert}.gate_proj.weight", gate
-            yield f"{prefix}.{expert}.up_proj.weight", up
-        else:
-            yield f"{prefix}.{expert}.{kind}.weight", value[expert]
 
 
 def is_transposed(model: nn.Module, name: str) -> bool:
@@ -64,7 +34,7 @@ def loaded_tensors(model: nn.Module, hidden: int) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     for name, value in model.state_dict(keep_vars=True).items():
         if isinstance(value, Tensor) and not name.endswith("inv_freq"):
-            out.update(checkpoint_views(name, value.detach(), hidden, is_transposed(model, name)))
+            out.update(unfused(name, value.detach(), hidden, is_transposed(model, name)))
     return out
 
 

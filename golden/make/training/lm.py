@@ -8,7 +8,7 @@ import functools
 import numpy as np
 import synthetic
 import torch
-from dsv32_dump.batch import philox_lanes
+from dsv32_trace import philox_lanes
 from torch import nn
 
 from training import run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from dsv32_dump.case import canonical_json
+from dsv32_trace import canonical_json
 
 
 @dataclasses.dataclass(frozen=True)

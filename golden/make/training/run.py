@@ -17,12 +17,11 @@ import provenance
 import sketch
 import synthetic
 import torch
-from dsv32_dump.batch import philox_lanes
-from dsv32_dump.case import canonical_json
 from dsv32_dump.environment import environment as environment_of
 from dsv32_dump.parts import Part, find_parts
 from dsv32_dump.settings import widen_selection
-from dsv32_dump.weights import checkpoint_views, is_transposed
+from dsv32_dump.weights import is_transposed
+from dsv32_trace import canonical_json, philox_lanes, unfused
 from real import THREADS, Loaded, open_model
 from torch import Tensor, nn
 
@@ -77,7 +76,7 @@ def checkpoint_gradients(model: nn.Module) -> dict[str, Tensor]:
 
 def views(model: nn.Module, name: str, value: Tensor) -> dict[str, Tensor]:
     transposed = is_transposed(model, name)
-    return dict(checkpoint_views(name, value, model.config.hidden_size, transposed))
+    return dict(unfused(name, value, model.config.hidden_size, transposed))
 
 
 def freeze(model: nn.Module, indexer: bool) -> None:
