@@ -126,6 +126,8 @@ ExitCode run_command(const Options& options) {
       return golden_diff_command(options.arguments[0], options.arguments[1]);
     case Command::golden_show:
       return golden_show_command(options.arguments.front(), golden::default_directory());
+    case Command::fork:
+      return fork_command(options);
     case Command::launch:
       return launch_command(options);
     case Command::sharded_rank:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import traceback
 from typing import Any
 
 from torch import Tensor
+
+FRAMES = 5  # of a traceback that are kept
 
 
 class DumpError(Exception):
@@ -58,13 +61,31 @@ def account_of(
     error: BaseException, phase: str, where: str = "", shapes: list[list[int]] | None = None
 ) -> dict[str, Any]:
     """What a trace says of a crash: the phase, the module (else the phase again), its inputs."""
+    root, message = cause_of(error), f"{type(error).__name__}: {error}"
+    if str(root) not in message:
+        message += f" (from {type(root).__name__}: {root})"
     return {
         "phase": phase,
         "where": where or phase,
-        "message": f"{type(error).__name__}: {error}"[:4000],
+        "message": message[:4000],
         "shapes": shapes or [],
-        "raised_at": raised_at(error),
+        "raised_at": raised_at(root),
+        "frames": frames_of(root),
     }
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What an error was raised from, at the start of the chain: a lazy import wraps its cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def frames_of(error: BaseException) -> list[str]:
+    """The last frames of the traceback, the innermost last: file, line, function, source."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith("<frozen importlib")]
+    return [f"{f.filename}:{f.lineno} in {f.name}: {f.line}"[:400] for f in own[-FRAMES:]]
 
 
 def raised_at(error: BaseException) -> str:
