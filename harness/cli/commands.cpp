@@ -38,6 +38,8 @@ ExitCode version_command() {
             << "torch " << torch_version() << "\n"
             << "CUDA " << DSV32_CUDA_VERSION << "\n"
             << "HDF5 " << DSV32_HDF5_VERSION << "\n"
+            << "data " << io::home_and_origin().path.string() << " ("
+            << io::home_and_origin().origin << ")\n"
             << "report schema " << kReportSchemaVersion << "\n";
   return ExitCode::ok;
 }

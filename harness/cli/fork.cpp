@@ -122,10 +122,11 @@ class ForkRun {
     const auto done = [&](const std::string& line) {
       if (style == Progress::Style::lines) log_info(line);
     };
-    ForkDumps dumps = dump_fork(fork, jobs,
-                                {.progress = [&](const std::string& text) { progress.update(text); },
-                                 .done = done,
-                                 .interrupted = [&] { return stop.asked(); }});
+    ForkDumps dumps =
+        dump_fork(fork, jobs,
+                  {.progress = [&](const std::string& text) { progress.update(text); },
+                   .done = done,
+                   .interrupted = [&] { return stop.asked(); }});
     stop.disarm();
     stop.check();
     return dumps;

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstdio>
+#include <utility>
 
 #include "harness/fork/fork.h"
 #include "harness/launch/program.h"
@@ -41,13 +42,12 @@ class Dumps {
       seconds += job.seconds + kSlack;
     }
     watch_.progress("importing the fork");
-    end_ = run_program({.command = command(file),
-                        .variables = variables(),
-                        .seconds = seconds,
-                        .interrupted = watch_.interrupted,
-                        .on_line = [&](bool is_error, const std::string& line) {
-                          take(is_error, line);
-                        }});
+    end_ = run_program(
+        {.command = command(file),
+         .variables = variables(),
+         .seconds = seconds,
+         .interrupted = watch_.interrupted,
+         .on_line = [&](bool is_error, const std::string& line) { take(is_error, line); }});
     if (!(watch_.interrupted && watch_.interrupted())) conclude();
     return std::move(out_);
   }
@@ -62,9 +62,10 @@ class Dumps {
   }
 
   static std::map<std::string, std::string> variables() {
-    return {{"HF_HUB_OFFLINE", "1"},
-            {"TOKENIZERS_PARALLELISM", "false"},
-            {"PYTORCH_NVML_BASED_CUDA_CHECK", "1"}};  // asking for a device must not begin to use it
+    return {
+        {"HF_HUB_OFFLINE", "1"},
+        {"TOKENIZERS_PARALLELISM", "false"},
+        {"PYTORCH_NVML_BASED_CUDA_CHECK", "1"}};  // asking for a device must not begin to use it
   }
 
   void take(bool is_error, const std::string& line) {
@@ -87,12 +88,15 @@ class Dumps {
     if (event.event == "start") return watch_.progress("dump " + count + name_of(job));
     ended_.push_back(job.out);
     const bool failed = !event.message.empty() || event.code != 0;
+    const bool repeated = failed && is_repeated(event);
+    const std::string what = repeated ? "as before" : io::printable(event.message, kShown);
     watch_.done(count + name_of(job) + ": " + seconds_text(event.seconds) +
-                (failed ? ", failed: " + io::printable(event.message, kShown) : ""));
+                (failed ? ", failed: " + what : ""));
     if (failed) note_failure(job, event);
-    if (!fs::exists(job.out)) return;
-    if (!failed || !is_repeated(event)) return out_.traces.push_back(job.out);
-    ++repeated_;
+    if (repeated)
+      ++repeated_;
+    else if (fs::exists(job.out))
+      out_.traces.push_back(job.out);
   }
 
   void note_failure(const io::DumpJob& job, const io::DumpEvent& event) {
@@ -105,8 +109,7 @@ class Dumps {
   /// What stops one dump before any case matters stops each of them: it is judged once.
   bool is_repeated(const io::DumpEvent& event) {
     if (event.phase != "import" && event.phase != "load") return false;
-    if (std::exchange(first_failure_, event.message) == event.message) return true;
-    return false;
+    return std::exchange(first_failure_, event.message) == event.message;
   }
 
   /// The process has ended: what it did not come to, and why.
@@ -143,8 +146,10 @@ class Dumps {
                               .output = output_};
     io::write_failure_trace(job, phase, message);
     note_failure(job, event);
-    if (!is_repeated(event)) return out_.traces.push_back(job.out);
-    ++repeated_;
+    if (is_repeated(event))
+      ++repeated_;
+    else
+      out_.traces.push_back(job.out);
   }
 
   static constexpr size_t kShown = 600;  // bytes of a message

@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <string_view>
+
 #include "harness/fork/fork.h"
 #include "src/io/print.h"
 #include "src/model/check_name.h"
@@ -24,13 +27,28 @@ Finding finding_on_source(const Verdict& verdict) {
   finding.fault = Fault::candidate;
   finding.first_tap = verdict.tap;
   const Defect defect{.name = "generated-file-edited",
-                      .words = "the generated modeling file is not what its modular file says: "
-                               "the next conversion changes it",
+                      .words =
+                          "the generated modeling file is not what its modular file says: "
+                          "the next conversion changes it",
                       .evidence = verdict.note,
                       .taps = {verdict.tap}};
   finding.headline = defect.words;
   finding.defects = {defect};
   return finding;
+}
+
+/// A forward dump has no gradients, and the backward dump of its case does.
+void drop_known_gaps(const ForkDumps& dumps, Report& report) {
+  constexpr std::string_view kForward = ".forward.safetensors";
+  const auto has_backward = [&](const std::string& case_name) {
+    return std::any_of(dumps.traces.begin(), dumps.traces.end(), [&](const auto& trace) {
+      return trace.filename() == case_name + ".backward.safetensors";
+    });
+  };
+  std::erase_if(report.verdicts, [&](const Verdict& v) {
+    return v.trust == Trust::skipped && is_gradient_check(v.tap) &&
+           v.subject.label.ends_with(kForward) && has_backward(v.case_name);
+  });
 }
 
 /// A dump that could not be asked for: nothing was tested, and nothing is green.
@@ -55,9 +73,10 @@ void add_findings(const Fork& fork, const ForkDumps& dumps, Report& report) {
     report.findings.insert(report.findings.begin(), finding_on_source(verdict));
     report.verdicts.insert(report.verdicts.begin(), verdict);
   } else if (modular.state == "untested") {
-    report.not_tested.push_back("whether " + modular.file + " was edited in its generated file: " +
-                                modular.note);
+    report.not_tested.push_back("whether " + modular.file +
+                                " was edited in its generated file: " + modular.note);
   }
+  drop_known_gaps(dumps, report);
   for (const FailedDump& failed : dumps.failed)
     if (failed.refused) add_refused(failed, report);
   report.not_tested.insert(report.not_tested.end(), dumps.not_tested.begin(),

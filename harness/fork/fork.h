@@ -24,8 +24,8 @@ struct Fork {
 struct ForkPlan {
   std::vector<std::string> cases;  // empty: the default set
   bool full_set = false;
-  std::string dialect = "spec-1";  // what it declares to be
-  std::string filter;              // -k: dumps that no check of it can name are left out
+  std::string dialect = "spec-1";      // what it declares to be
+  std::string filter;                  // -k: dumps that no check of it can name are left out
   std::optional<double> seconds, gib;  // limits of one dump
 };
 

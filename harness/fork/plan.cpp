@@ -69,8 +69,7 @@ class Planner {
 
   void add(const Case& c, const std::string& mode, const std::string& suite = "") {
     const bool large = c.config_name != "tiny";
-    const std::string file =
-        c.name + "." + (suite.empty() ? mode : suite) + ".safetensors";
+    const std::string file = c.name + "." + (suite.empty() ? mode : suite) + ".safetensors";
     if (!asked_for(c, file)) return;
     jobs_.push_back({.case_name = c.name,
                      .checkpoint = checkpoint_of(c, checkpoints_),

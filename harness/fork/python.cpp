@@ -22,10 +22,9 @@ constexpr char kProbe[] =
     "print(*[n for n in sys.argv[1:] if not u.find_spec(n)], sep='\\n')\n";
 
 /// What an interpreter lacks; "cannot be started" and the like where it does not answer.
-std::string lacks(const std::string& python, bool has_tree) {
-  std::vector<std::string> command = {python,  "-c",    kProbe,
-                                      "torch", "numpy", "safetensors"};
-  command.push_back(has_tree ? "huggingface_hub" : "transformers");
+std::string lacks(const std::string& python, const char* besides) {
+  std::vector<std::string> command = {python, "-c", kProbe, "torch", "numpy", "safetensors"};
+  if (besides != nullptr) command.push_back(besides);
   std::string missing, errors;
   ProgramEnd end;
   try {
@@ -60,16 +59,18 @@ std::vector<std::string> interpreters_of_path() {
 
 std::string find_python(const std::optional<std::string>& asked, bool has_tree) {
   const std::string wanted = std::string("an interpreter with torch, numpy, safetensors and ") +
-                             (has_tree ? "what the fork imports" : "transformers");
+                             (has_tree ? "huggingface_hub" : "transformers");
   if (asked) {
-    const std::string lack = lacks(*asked, has_tree);
+    // What a source tree wants besides, only its import can tell.
+    const std::string lack = lacks(*asked, has_tree ? nullptr : "transformers");
     if (lack.empty()) return *asked;
-    throw Error(ExitCode::environment,
-                {.where = "--python " + *asked, .what = "packages", .expected = wanted, .got = lack});
+    throw Error(
+        ExitCode::environment,
+        {.where = "--python " + *asked, .what = "packages", .expected = wanted, .got = lack});
   }
   std::string tried;
   for (const std::string& python : interpreters_of_path()) {
-    const std::string lack = lacks(python, has_tree);
+    const std::string lack = lacks(python, has_tree ? "huggingface_hub" : "transformers");
     if (lack.empty()) return python;
     tried += (tried.empty() ? "" : "; ") + python + ": " + lack;
   }

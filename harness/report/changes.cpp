@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
+#include <string_view>
 #include <utility>
 
 #include "harness/report/text.h"
@@ -9,13 +11,32 @@
 namespace dsv32::harness {
 namespace {
 
+/// The names in "a or b or 1 more".
+std::set<std::string> alternatives(const std::string& name) {
+  constexpr std::string_view kOr = " or ";
+  std::set<std::string> names;
+  size_t from = 0;
+  for (size_t at; (at = name.find(kOr, from)) != std::string::npos; from = at + kOr.size())
+    names.insert(name.substr(from, at - from));
+  names.insert(name.substr(from));
+  return names;
+}
+
+/// A case may not tell two defects apart that another one does.
+bool is_same(const std::string& a, const std::string& b) {
+  const std::set<std::string> names = alternatives(a);
+  for (const std::string& name : alternatives(b))
+    if (names.contains(name) && !name.ends_with(" more")) return true;
+  return false;
+}
+
 /// What is wrong in a report, by what makes it the same thing in another one.
 struct Wrong {
   std::vector<std::pair<std::string, Change>> list;
 
   void add(const std::string& key, const std::string& words, const std::string& case_name) {
     auto known = std::find_if(list.begin(), list.end(),
-                              [&](const auto& entry) { return entry.first == key; });
+                              [&](const auto& entry) { return is_same(entry.first, key); });
     if (known == list.end()) known = list.insert(list.end(), {key, {.words = words}});
     auto& cases = known->second.cases;
     if (std::find(cases.begin(), cases.end(), case_name) == cases.end()) cases.push_back(case_name);
@@ -23,7 +44,7 @@ struct Wrong {
 
   bool has(const std::string& key) const {
     return std::any_of(list.begin(), list.end(),
-                       [&](const auto& entry) { return entry.first == key; });
+                       [&](const auto& entry) { return is_same(entry.first, key); });
   }
 };
 
@@ -46,7 +67,8 @@ Wrong wrong_in(const Report& report) {
 std::map<std::string, Trust> answers(const Report& report) {
   std::map<std::string, Trust> by_check;
   for (const Verdict& verdict : report.verdicts) {
-    const std::string name = check_path(verdict) + " (" + std::string(to_string(verdict.mode)) + ")";
+    const std::string name =
+        check_path(verdict) + " (" + std::string(to_string(verdict.mode)) + ")";
     Trust& trust = by_check.try_emplace(name, verdict.trust).first->second;
     if (verdict.trust == Trust::fail) trust = Trust::fail;
   }

@@ -30,12 +30,9 @@ std::vector<std::string> lines_of(const Json& object, const char* key) {
 std::string dump_jobs_json(const std::vector<DumpJob>& jobs, double import_seconds, bool modular) {
   Json list = Json::array();
   for (const DumpJob& job : jobs) {
-    Json entry = {{"case", job.case_name},
-                  {"checkpoint", job.checkpoint.string()},
-                  {"mode", job.mode},
-                  {"out", job.out.string()},
-                  {"seconds", job.seconds},
-                  {"gib", job.gib}};
+    Json entry = {{"case", job.case_name},  {"checkpoint", job.checkpoint.string()},
+                  {"mode", job.mode},       {"out", job.out.string()},
+                  {"seconds", job.seconds}, {"gib", job.gib}};
     if (!job.suite.empty()) entry["suite"] = job.suite;
     list.push_back(std::move(entry));
   }

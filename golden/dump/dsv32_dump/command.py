@@ -20,7 +20,7 @@ from .case import CASE_FILE, canonical_json, find_case, json_object
 from .deliver import dump, report_run
 from .environment import tool
 from .errors import Capture, DumpError, account_of, raised_at, say
-from .jobs import Server, check_jobs
+from .jobs import LAST_FRAMES, Server, check_jobs
 from .kl import KL_STAGES
 from .load import DTYPES, Loading, import_transformers, load_model
 from .packages import refuse_missing_package, with_stand_in
@@ -257,7 +257,7 @@ def failed_before_run(
     }
     frames = failure.get("frames", [])
     if frames:
-        told = f"{failure['message']}; last frames: " + " | ".join(frames)
+        told = failure["message"] + LAST_FRAMES + " <- ".join(frames)
         failure = {**failure, "message": told}
     run = Capture(failure=failure)
     run.metadata = trace_metadata(

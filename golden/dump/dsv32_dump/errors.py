@@ -7,6 +7,7 @@ line, the files or the environment, a ModelCrash is a finding about the implemen
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 import traceback
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 FRAMES = 5  # of a traceback that are kept
+IMPORTING = re.compile(r"importlib|/dsv32_dump/|transformers/utils/import_utils\.py$")
 
 
 class DumpError(Exception):
@@ -82,10 +84,19 @@ def cause_of(error: BaseException) -> BaseException:
 
 
 def frames_of(error: BaseException) -> list[str]:
-    """The last frames of the traceback, the innermost last: file, line, function, source."""
+    """The last frames of the traceback, the innermost first: file, line, function, source.
+
+    Those of importing itself say nothing, and there are many of them.
+    """
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith("<frozen importlib")]
-    return [f"{f.filename}:{f.lineno} in {f.name}: {f.line}"[:400] for f in own[-FRAMES:]]
+    own = [f for f in frames if not IMPORTING.search(f.filename)]
+    told = [f"{_short(f.filename)}:{f.lineno} in {f.name}: {f.line}"[:200] for f in own[-FRAMES:]]
+    return told[::-1]
+
+
+def _short(file: str) -> str:
+    """The file and its folder."""
+    return "/".join(file.split("/")[-2:])
 
 
 def raised_at(error: BaseException) -> str:

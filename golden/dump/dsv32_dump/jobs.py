@@ -34,6 +34,7 @@ from .load import find_class, import_transformers
 from .modular import check_modular
 from .packages import refuse_missing_package, with_stand_in
 
+LAST_FRAMES = "; last frames: "  # between a message and where it came from
 LINES = 20  # of output that are shown of a job that failed
 Run = Callable[[argparse.Namespace], int]
 
@@ -224,7 +225,10 @@ class Server:
 
         with safetensors.safe_open(str(out), framework="pt") as file:
             text = (file.metadata() or {}).get("failure")
-        return json.loads(text) if text else None
+        if not text:
+            return None
+        failure = json.loads(text)
+        return {**failure, "message": failure["message"].partition(LAST_FRAMES)[0]}
 
 
 def check_jobs(jobs: JobList) -> None:
