@@ -72,6 +72,8 @@ void write_failure_trace(const DumpJob& job, const std::string& where, const std
       {"case", c.name},
       {"mode", job.mode},
       {"dtype", "float32"},
+      {"rope_layout", "interleaved"},
+      {"forced", "false"},
       {"weights", "synthetic:" + std::to_string(c.seed)},
       {"mask", c.mask_given ? "given" : "none"},
       {"failure",
