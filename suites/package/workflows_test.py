@@ -112,12 +112,11 @@ class Shape(unittest.TestCase):
             self.assertNotIn("pull_request_target", text)
             self.assertNotRegex(text, r"secrets\.|secrets: inherit")
             writes = [k for k, v in content["permissions"].items() if v == "write"]
-            if "workflow_run" in content["on"]:
+            if path.name == "parity-comment.yml":
                 self.assertEqual(writes, ["pull-requests"])
-                self.assertNotIn("head_ref", text)
-                for job in content["jobs"].values():
-                    for step in job["steps"]:
-                        self.assertNotIn("ref", step.get("with", {}))  # the default branch's script
+                for step in content["jobs"]["comment"]["steps"]:
+                    where = step.get("with", {}).get("ref", "${{ inputs.judge-ref }}")
+                    self.assertEqual(where, "${{ inputs.judge-ref }}", "no code of the change")
             else:
                 self.assertEqual(writes, [], path)
             for job in content["jobs"].values():
@@ -138,8 +137,20 @@ class Shape(unittest.TestCase):
         self.assertEqual(given.keys() - action["inputs"].keys(), set())
 
     def test_the_comment_waits_for_the_workflow_that_makes_it(self) -> None:
-        waits = load(WORKFLOWS / "parity-comment.yml")["on"]["workflow_run"]["workflows"]
-        self.assertEqual(waits, [load(WORKFLOWS / "parity.yml")["name"]])
+        waits = load(ACTION / "fork" / "parity-comment.yml")["on"]["workflow_run"]["workflows"]
+        self.assertEqual(waits, [load(ACTION / "fork" / "parity.yml")["name"]])
+
+    def test_what_a_fork_copies_calls_what_is_there(self) -> None:
+        for path in sorted((ACTION / "fork").glob("*.yml")):
+            content = load(path)
+            called = load(WORKFLOWS / path.name)
+            (job,) = content["jobs"].values()
+            self.assertIn(f"/.github/workflows/{path.name}@", job["uses"])
+            inputs = called["on"]["workflow_call"]["inputs"]
+            required = {name for name, value in inputs.items() if value.get("required")}
+            self.assertLessEqual(required, job["with"].keys())
+            self.assertLessEqual(job["with"].keys(), inputs.keys())
+            self.assertEqual(content["permissions"], called["permissions"])
 
 
 class Action(Forge):
