@@ -172,6 +172,20 @@ void read_launch(const Raw& raw, Options& options) {
                .got = options.master_addr ? "no --master-port" : "no --master-addr"});
 }
 
+void read_fork(const Raw& raw, ForkOptions& fork) {
+  fork.path = given(raw.path);
+  fork.base = given(raw.base);
+  fork.python = given(raw.python);
+  fork.cases = raw.cases;
+  fork.cls = given(raw.cls);
+  fork.device_map = given(raw.device_map);
+  fork.attn = given(raw.attn);
+  fork.experts = given(raw.experts);
+  if (!raw.job_seconds.empty()) fork.job_seconds = parse_seconds("--job-timeout", raw.job_seconds);
+  if (!raw.job_gib.empty())
+    fork.job_gib = parse_positive("--job-memory", raw.job_gib, "number of GiB");
+}
+
 Options finish(Parser& parser) {
   Raw& raw = parser.raw;
   Options options = std::move(raw.options);
@@ -190,6 +204,7 @@ Options finish(Parser& parser) {
     options.dtypes.push_back(parse_float_type("--dtype", text));
   }
   if (options.command == Command::launch) read_launch(raw, options);
+  if (options.command == Command::fork) read_fork(raw, options.fork);
   constexpr int64_t kMostAdapterRank = 1 << 16;
   if (!raw.rank.empty()) options.rank = parse_count("--rank", raw.rank, 1, kMostAdapterRank);
   if (!raw.scale.empty()) options.scale = parse_positive("--scale", raw.scale, "number");

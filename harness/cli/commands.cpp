@@ -38,6 +38,8 @@ ExitCode version_command() {
             << "torch " << torch_version() << "\n"
             << "CUDA " << DSV32_CUDA_VERSION << "\n"
             << "HDF5 " << DSV32_HDF5_VERSION << "\n"
+            << "data " << io::home_and_origin().path.string() << " ("
+            << io::home_and_origin().origin << ")\n"
             << "report schema " << kReportSchemaVersion << "\n";
   return ExitCode::ok;
 }
@@ -126,6 +128,8 @@ ExitCode run_command(const Options& options) {
       return golden_diff_command(options.arguments[0], options.arguments[1]);
     case Command::golden_show:
       return golden_show_command(options.arguments.front(), golden::default_directory());
+    case Command::fork:
+      return fork_command(options);
     case Command::launch:
       return launch_command(options);
     case Command::sharded_rank:

@@ -18,6 +18,11 @@ ExitCode run_command(const Options& options);
 /// The main job: judge the cases or the candidates.
 ExitCode judge_command(const Options& options);
 
+/// The report on `options.candidates`, not delivered.
+Report judge_candidates(const Options& options);
+/// `fork [PATH]`: dumps and judges a fork in one go.
+ExitCode fork_command(const Options& options);
+
 /// `compare A B`.
 ExitCode compare_command(const Options& options);
 

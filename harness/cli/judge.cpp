@@ -92,6 +92,12 @@ ExitCode judge_command(const Options& options) {
   return deliver(run_stoppable(std::move(job), options), options);
 }
 
+Report judge_candidates(const Options& options) {
+  Job job = make_job(options);
+  announce(estimate_of(job), job.device);
+  return run_stoppable(std::move(job), options);
+}
+
 ExitCode compare_command(const Options& options) {
   probe_outputs(options);
   Options described = options;

@@ -22,6 +22,7 @@ enum class Command {
   golden_verify,
   golden_diff,
   golden_show,
+  fork,
   launch,
   sharded_rank,  // one rank of a world that the suite itself starts
   doctor,
@@ -29,6 +30,18 @@ enum class Command {
   show_config,
   version,
   help,
+};
+
+/// What `fork` alone is told.
+struct ForkOptions {
+  std::optional<std::string> path, base;  // source trees
+  std::optional<std::string> python;
+  std::vector<std::string> cases;
+  bool full_set = false;
+  std::optional<std::string> cls, device_map, attn, experts;  // as golden/dump takes them
+  std::vector<std::string> overrides;
+  bool trust_remote_code = false;
+  std::optional<double> job_seconds, job_gib;  // limits of one dump
 };
 
 /// The command line as data; names are checked, files are not.
@@ -71,6 +84,8 @@ struct Options {
   std::optional<std::string> master_addr;                         // launch
   std::optional<int64_t> rank;                                    // adapter check
   std::optional<double> scale;                                    // adapter check
+
+  ForkOptions fork;
 
   std::string repro;  // a command that gives the same verdict again
 };

@@ -15,6 +15,7 @@ constexpr char kFooter[] =
     "\n"
     "Examples:\n"
     "  dsv32-verify --config small --out report/\n"
+    "  dsv32-verify fork path/to/transformers --python .venv/bin/python --out report/\n"
     "  dsv32-verify weights make --case small --out ckpt/\n"
     "  python golden/dump --checkpoint ckpt/ --case small --out fork.safetensors\n"
     "  dsv32-verify --candidate fork.safetensors --out report/\n"
@@ -138,6 +139,42 @@ void add_dump(Parser& parser) {
   add(dump, "--device", o.device, "NAME", "auto (default), cpu or cuda");
 }
 
+void add_fork(Parser& parser) {
+  Raw& raw = parser.raw;
+  ForkOptions& o = raw.options.fork;
+  CLI::App& fork = *add_verb(parser, parser.app, Command::fork, "fork",
+                             "judge a transformers checkout: checkpoints, dumps and reports");
+  add(fork, "path", raw.path, "[PATH]", "");
+  add(fork, "--python", raw.python, "FILE",
+      "the fork's own interpreter; default: the one on PATH that has what it needs", kJudged);
+  add(fork, "--base", raw.base, "PATH", "the tree before the change: what was fixed and broken",
+      kJudged);
+  add(fork, "--case", raw.cases, "NAME,..", "these cases in place of the default set", kJudged)
+      ->delimiter(',')
+      ->allow_extra_args(false);
+  add_flag(fork, "--full-set", o.full_set, "all cases, KL and training modes, small: minutes",
+           kJudged);
+  add(fork, "--dialect", raw.dialect, "NAME", "what the fork declares to be; default spec-1",
+      kJudged);
+  add_flag(fork, "--accept-weak", raw.options.accept_weak, "undecided checks pass", kJudged);
+  add(fork, "--class", raw.cls, "NAME", "class to load with, or module.Class", kHow);
+  add(fork, "--device-map", raw.device_map, "MAP", "as from_pretrained takes it", kHow);
+  add(fork, "--attn", raw.attn, "NAME", "attention backend; default: what users get", kHow);
+  add(fork, "--experts", raw.experts, "NAME", "experts backend; default: what users get", kHow);
+  add(fork, "--config-override", o.overrides, "KEY=VALUE",
+      "a config field, as from_pretrained takes it; repeatable", kHow)
+      ->allow_extra_args(false);
+  add_flag(fork, "--trust-remote-code", o.trust_remote_code,
+           "for a model whose code lies in the checkpoint", kHow);
+  add(fork, "-k", raw.options.filter, "TEXT",
+      "only checks whose \"case/subject/check\" contains this", kHow);
+  add(fork, "--job-timeout", raw.job_seconds, "SECONDS", "limit of one dump; default 120", kHow);
+  add(fork, "--job-memory", raw.job_gib, "GIB", "limit of one dump; default 8", kHow);
+  add(fork, "--timeout", raw.timeout, "SECONDS", "give up after this time (exit 6)", kHow);
+  add_reports(fork, raw);
+  fork.get_option("--out")->required();
+}
+
 /// The words after a command: `called` as in its usage line.
 CLI::Option* add_words(CLI::App& app, Raw& raw, const std::string& name,
                        const std::string& called) {
@@ -244,6 +281,7 @@ std::unique_ptr<Parser> make_parser() {
   app.add_flag("--version", parser->raw.version, "versions of the tool and its libraries")
       ->group(kOther);
   add_dump(*parser);
+  add_fork(*parser);
   add_compare(*parser);
   add_weights(*parser);
   add_adapter(*parser);

@@ -21,6 +21,8 @@ struct Raw {
   std::string config, case_name, dialect, batch, seed, timeout, out, junit, markdown, color;
   std::string nproc, nnodes, node_rank, master_addr, master_port, rank, scale;
   std::vector<std::string> dtypes;
+  std::string path, base, python, cls, device_map, attn, experts, job_seconds, job_gib;  // fork
+  std::vector<std::string> cases;
   bool list = false, show_config = false, version = false;
   std::string layers, html;
   bool resume = false;

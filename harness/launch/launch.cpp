@@ -16,6 +16,7 @@
 #include <iostream>
 #include <optional>
 
+#include "harness/launch/output_lines.h"
 #include "harness/launch/process_groups.h"
 #include "src/log/log.h"
 #include "src/model/errors.h"
@@ -30,49 +31,12 @@ constexpr auto kPoll = 20ms;
 constexpr auto kFarewell = 2s;  // for the others to say which rank they miss
 constexpr auto kGrace = 2s;     // between SIGTERM and SIGKILL
 
-/// One stream of a rank, handed on line by line.
-class Lines {
- public:
-  explicit Lines(int file) : file_(file) {}
-
-  int file() const { return file_; }
-
-  /// Reads what is there; closes at the end.
-  template <typename Take>
-  void read_some(Take take) {
-    char buffer[1 << 14];
-    const ssize_t size = ::read(file_, buffer, sizeof buffer);
-    if (size < 0 && errno == EINTR) return;
-    if (size > 0) rest_.append(buffer, static_cast<size_t>(size));
-    for (size_t end; (end = rest_.find('\n')) != std::string::npos; rest_.erase(0, end + 1))
-      take(rest_.substr(0, end));
-    if (size > 0) return;
-    if (!rest_.empty()) take(rest_);
-    close();
-  }
-
-  void close() {
-    if (file_ >= 0) ::close(file_);
-    file_ = -1;
-  }
-
- private:
-  int file_;
-  std::string rest_;
-};
-
 struct Rank {
   int number = 0;
   Child child;
-  Lines out{-1}, err{-1};
+  OutputLines out{-1}, err{-1};
   std::optional<int> status;  // of wait, once it has ended
 };
-
-std::string fate(int status) {
-  if (WIFEXITED(status)) return "ended with exit code " + std::to_string(WEXITSTATUS(status));
-  const int number = WTERMSIG(status);
-  return "was killed by signal " + std::to_string(number) + " (" + strsignal(number) + ")";
-}
 
 int code_of(int status) {
   // A rank that was killed is a lost rank.
@@ -144,8 +108,8 @@ class Launcher {
       throw;
     }
     rank.number = number;
-    rank.out = Lines(rank.child.out);
-    rank.err = Lines(rank.child.err);
+    rank.out = OutputLines(rank.child.out);
+    rank.err = OutputLines(rank.child.err);
     guardian_.watch(rank.child.pid);
   }
 
@@ -200,7 +164,7 @@ class Launcher {
 
   void note_first(const Rank& rank) {
     result_.first = rank.number;
-    result_.failure = fate(*rank.status);
+    result_.failure = fate_of(*rank.status);
     failed_at_ = Clock::now();
     if (interrupt_code_ == 0 && !plan_.sink) {
       log_error("launch: rank " + std::to_string(rank.number) + " " + result_.failure +

@@ -151,6 +151,12 @@ Child start_program(const std::vector<std::string>& command,
                                 .got = std::strerror(error)});
 }
 
+std::string fate_of(int status) {
+  if (WIFEXITED(status)) return "ended with exit code " + std::to_string(WEXITSTATUS(status));
+  const int number = WTERMSIG(status);
+  return "was killed by signal " + std::to_string(number) + " (" + strsignal(number) + ")";
+}
+
 void signal_group(pid_t group, int number) { kill(-group, number); }
 
 }  // namespace dsv32::harness

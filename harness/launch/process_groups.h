@@ -34,6 +34,9 @@ class Guardian {
 Child start_program(const std::vector<std::string>& command,
                     const std::map<std::string, std::string>& variables);
 
+/// What became of a program, by the status of wait: "was killed by signal 9 (Killed)".
+std::string fate_of(int status);
+
 /// Signals a whole group; one that is gone is no error.
 void signal_group(pid_t group, int number);
 

@@ -21,10 +21,21 @@ std::string reason() { return std::strerror(errno); }
 
 }  // namespace
 
-fs::path home() {
-  const char* set = std::getenv("DSV32_HOME");
-  return set && *set ? fs::path(set) : fs::path(DSV32_SOURCE_DIR);
+const Home& home_and_origin() {
+  static const Home home = [] {
+    std::error_code error;
+    const fs::path program = fs::read_symlink("/proc/self/exe", error);
+    const fs::path beside = program.parent_path().parent_path() / "share" / "dsv32-verify";
+    if (fs::is_regular_file(beside / "configs" / "cases.json", error))
+      return Home{beside, "beside the program"};
+    const char* set = std::getenv("DSV32_DATA");
+    if (set != nullptr && *set != '\0') return Home{fs::path(set), "DSV32_DATA"};
+    return Home{fs::path(DSV32_SOURCE_DIR), "source tree"};
+  }();
+  return home;
 }
+
+const fs::path& home() { return home_and_origin().path; }
 
 InputFile::InputFile(const fs::path& path) : path_(path) {
   // O_NONBLOCK: opening a pipe must not wait for its writer.

@@ -26,9 +26,15 @@ namespace fs = std::filesystem;
 class InputFile;
 class OutputFile;
 
-/// The project's own files (configs/, golden/data/): $DSV32_HOME, else the source tree of the
-/// build.
-fs::path home();
+/// Where the project's own files are (configs/, golden/data/, golden/dump/), and who says so.
+struct Home {
+  fs::path path;
+  std::string origin;  // "beside the program", "DSV32_DATA", "source tree"
+};
+/// ../share/dsv32-verify beside the program where it is installed, else $DSV32_DATA, else the source
+/// tree of the build. An installed program never judges by another one's goldens.
+const Home& home_and_origin();
+const fs::path& home();
 
 // --- json ---------------------------------------------------------------------------------------
 

@@ -221,7 +221,7 @@ class Goldens(CliTest):
         cls.file.write_bytes(damaged)
 
     def at_home(self, *words: object) -> subprocess.CompletedProcess[str]:
-        return run(*words, env=environment(DSV32_HOME=str(self.home)))
+        return run(*words, env=environment(DSV32_DATA=str(self.home)))
 
     def test_verify_and_show_accept_the_shipped_ones(self) -> None:
         self.ended(run("golden", "verify"), OK)
@@ -244,7 +244,7 @@ class Goldens(CliTest):
     def test_no_manifest(self) -> None:
         bare = scratch / "bare"
         shutil.copytree(ROOT / "configs", bare / "configs")
-        done = run("golden", "verify", env=environment(DSV32_HOME=str(bare)))
+        done = run("golden", "verify", env=environment(DSV32_DATA=str(bare)))
         self.ended(done, ARTEFACT)
 
     def test_unknown_case(self) -> None:

@@ -198,7 +198,7 @@ class InputsAreKept(CliTest):
         home = scratch / "home"
         for part in ("configs", "golden/data"):
             shutil.copytree(ROOT / part, home / part)
-        env = environment(DSV32_HOME=str(home))
+        env = environment(DSV32_DATA=str(home))
         for name in ("configs/cases.json", "configs/tiny/config.json", "golden/data/manifest.json",
                      "golden/data/tiny.h5"):
             with self.subTest(name):

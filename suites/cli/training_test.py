@@ -81,7 +81,7 @@ class Training(CliTest):
         manifest = json.loads((ROOT / "golden" / "data" / "manifest.json").read_text())
         manifest["files"] = [f for f in manifest["files"] if "sft" not in f["case"]]
         (home / "golden" / "data" / "manifest.json").write_text(json.dumps(manifest))
-        done = run(*self.suite, env=environment(DSV32_HOME=str(home)))
+        done = run(*self.suite, env=environment(DSV32_DATA=str(home)))
         self.ended(done, NOTHING)
         self.assertIn("MISSING", done.stdout)
         self.assertIn("golden.file.sft_frozen_indexer", done.stdout)
@@ -100,7 +100,7 @@ class Training(CliTest):
                 if line_goes:
                     manifest["files"] = [f for f in manifest["files"] if f["case"] != golden]
                 (home / "golden" / "data" / "manifest.json").write_text(json.dumps(manifest))
-                done = run("--suite", "dual_lora", env=environment(DSV32_HOME=str(home)))
+                done = run("--suite", "dual_lora", env=environment(DSV32_DATA=str(home)))
                 self.ended(done, NOTHING)
                 self.assertIn("MISSING", done.stdout)
                 self.assertIn("golden.file.dual_lora_experts", done.stdout)
@@ -111,7 +111,7 @@ class Training(CliTest):
             shutil.copy(path, home / "golden" / "data")
         path = home / "golden" / "data" / "sft_frozen_indexer.tiny-wide.h5"
         path.write_bytes(path.read_bytes()[:-1] + b"x")
-        done = run(*self.suite, env=environment(DSV32_HOME=str(home)))
+        done = run(*self.suite, env=environment(DSV32_DATA=str(home)))
         self.refused(done, ARTEFACT, "sft_frozen_indexer.tiny-wide")
 
 

@@ -13,13 +13,16 @@ or, on a live model, with golden/dump or dump.pyz on PYTHONPATH:
     from dsv32_dump import Options, capture, dump
     run = capture(model, case, Options(backward=True))   # run.taps, run.missing, run.metadata
     dump(model, case, "fork.safetensors")                # the same, as a trace file
+    assert_parity(model, "tiny-wide")                    # the same, judged by dsv32-verify
 
 From the outside in:
 
     command       words to a case, a model and Options
     case, batch   which tokens
     load          the fork's own from_pretrained
-    deliver       a live model to a trace file
+    jobs, bounds  many dumps in one process, each in a child within limits; modular: the tree's own
+                  check of generated files
+    deliver       a live model to a trace file; parity: and to the judge
     weights       what was loaded, bit for bit; synthetic: what the values should be
     run           one capture; training, lora: one training run
     settings      Options; switches set on the model and put back
@@ -43,8 +46,19 @@ interrupted · 143 terminated.
 from .command import main
 from .deliver import dump
 from .errors import Capture, DumpError, ModelCrash
+from .parity import assert_parity
 from .run import capture
 from .settings import Options
 from .training import train
 
-__all__ = ["Capture", "DumpError", "ModelCrash", "Options", "capture", "dump", "main", "train"]
+__all__ = [
+    "Capture",
+    "DumpError",
+    "ModelCrash",
+    "Options",
+    "assert_parity",
+    "capture",
+    "dump",
+    "main",
+    "train",
+]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import platform
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from .case import find_case, json_object
 from .deliver import dump, report_run
 from .environment import tool
 from .errors import Capture, DumpError, account_of, raised_at, say
+from .jobs import LAST_FRAMES, Server, check_jobs
 from .kl import KL_STAGES
 from .load import DTYPES, Loading, import_transformers, load_model
 from .packages import refuse_missing_package, with_stand_in
@@ -36,8 +39,13 @@ def main(words: list[str] | None = None) -> int:
     arguments = parse_arguments(words)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    return guarded(lambda: run_jobs(arguments) if arguments.jobs else run_command(arguments))
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """The exit code of `work`, or of what it raises, which is told in one line."""
     try:
-        return run_command(arguments)
+        return work()
     except DumpError as error:
         say(str(error))
         return error.code
@@ -50,18 +58,40 @@ def main(words: list[str] | None = None) -> int:
 
 
 def parse_arguments(words: list[str] | None) -> argparse.Namespace:
+    """The words as data; `words` are those that do not belong to one job alone."""
     parser = argparse.ArgumentParser(prog="dump", description=DESCRIPTION)
     _add_what(parser.add_argument)
     _add_implementation(parser.add_argument)
     _add_how(parser.add_argument)
-    return parser.parse_args(words)
+    arguments = parser.parse_args(words)
+    _check_jobs_or_one(parser, arguments)
+    arguments.words = [str(word) for word in (sys.argv[1:] if words is None else words)]
+    if arguments.jobs:
+        at = next(i for i, word in enumerate(arguments.words) if word.startswith("--job"))
+        del arguments.words[at : at + (1 if "=" in arguments.words[at] else 2)]
+    return arguments
+
+
+def _check_jobs_or_one(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """One job is told on the command line, many in a file, and never both."""
+    own = ("checkpoint", "out", "case", "batch", "suite", "steps")
+    if not arguments.jobs:
+        absent = [f"--{name}" for name in own[:2] if getattr(arguments, name) is None]
+        if absent:
+            parser.error("the following arguments are required: " + ", ".join(absent))
+        return
+    both = [f"--{name}" for name in own if getattr(arguments, name) is not None]
+    if both or arguments.mode != "forward":
+        parser.error(f"--jobs has them for each job: {', '.join(both) or '--mode'}")
 
 
 def _add_what(add: Any) -> None:
     """What is run, and where the trace goes."""
     made = "directory: config.json, safetensors (dsv32-verify weights make)"
-    add("--checkpoint", type=Path, required=True, help=made)
-    add("--out", type=Path, required=True, help="trace file to write (safetensors)")
+    add("--checkpoint", type=Path, help=made)
+    add("--out", type=Path, help="trace file to write (safetensors)")
+    many = "many dumps in one process: a JSON list of them (docs/formats.md 4)"
+    add("--jobs", type=Path, metavar="FILE", help=many)
     add("--case", help=f"name or JSON; default: {CASE_FILE} in the checkpoint")
     add("--batch", type=Path, help="own data: safetensors with input_ids, attention_mask, labels")
     add("--mode", choices=MODES, default="forward")
@@ -80,6 +110,8 @@ def _add_implementation(add: Any) -> None:
     add("--class", dest="cls", default=Loading.cls, metavar="NAME", help=cls)
     add("--device-map", help="as from_pretrained takes it; needs accelerate")
     add("--dtype", choices=tuple(DTYPES), default="float32")
+    field = "a field of the config, as from_pretrained takes it; repeatable"
+    add("--config-override", type=_override, action="append", metavar="KEY=VALUE", help=field)
     code = "for a model whose code lies in the checkpoint"
     add("--trust-remote-code", action="store_true", help=code)
 
@@ -94,6 +126,30 @@ def _add_how(add: Any) -> None:
     add("--no-cache", action="store_true", help="use_cache=False")
     outputs = "do not ask for index scores and KL targets"
     add("--no-training-outputs", action="store_true", help=outputs)
+
+
+def _override(text: str) -> tuple[str, Any]:
+    """KEY=VALUE; a value that is JSON is taken as JSON."""
+    key, equals, value = text.partition("=")
+    if not key.isidentifier() or not equals:
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+def run_jobs(arguments: argparse.Namespace) -> int:
+    """Many dumps; jobs.py."""
+
+    def write_failure(one: argparse.Namespace, failure: dict[str, Any], phase: str) -> None:
+        case = find_case(one.case, one.checkpoint)
+        run = failed_before_run(one, case, failure)
+        write_trace(one.out, {}, run.metadata)
+
+    server = Server(arguments, lambda one: guarded(lambda: run_command(one)), write_failure)
+    check_jobs(server.list)
+    return server.serve()
 
 
 def run_command(arguments: argparse.Namespace) -> int:
@@ -127,7 +183,7 @@ def load_and_dump(arguments: argparse.Namespace, case: dict[str, Any], options: 
         raise
     except Exception as error:  # whatever the fork raises is its verdict
         refuse_missing_package(error)
-        run = failed_before_run(arguments, case, phase, error)
+        run = failed_before_run(arguments, case, account_of(error, phase))
         write_trace(arguments.out, {}, run.metadata)
         return run
     return dump(model, case, arguments.out, options, checkpoint=arguments.checkpoint)
@@ -135,7 +191,8 @@ def load_and_dump(arguments: argparse.Namespace, case: dict[str, Any], options: 
 
 def loading_of(arguments: argparse.Namespace) -> Loading:
     names = ("checkpoint", "cls", "dtype", "attn", "device_map", "trust_remote_code")
-    return Loading(**{name: getattr(arguments, name) for name in names})
+    overrides = tuple(arguments.config_override or ())
+    return Loading(**{name: getattr(arguments, name) for name in names}, overrides=overrides)
 
 
 def options_of(arguments: argparse.Namespace, batch: dict[str, Any] | None = None) -> Options:
@@ -190,9 +247,9 @@ def check_overrides(case: dict[str, Any], config: dict[str, Any], checkpoint: Pa
 
 
 def failed_before_run(
-    arguments: argparse.Namespace, case: dict[str, Any], phase: str, error: Exception
+    arguments: argparse.Namespace, case: dict[str, Any], failure: dict[str, Any]
 ) -> Capture:
-    """The account of an implementation that could not even be imported or loaded."""
+    """The account of an implementation that left no trace: not imported, not loaded, killed."""
     transformers = sys.modules.get("transformers")
     producer = {
         **tool(),
@@ -201,7 +258,11 @@ def failed_before_run(
         "transformers": str(getattr(transformers, "__version__", "unknown")),
         "transformers_path": str(getattr(transformers, "__file__", arguments.transformers)),
     }
-    run = Capture(failure=account_of(error, phase))
+    frames = failure.get("frames", [])
+    if frames:
+        told = failure["message"] + LAST_FRAMES + " <- ".join(frames)
+        failure = {**failure, "message": told}
+    run = Capture(failure=failure)
     run.metadata = trace_metadata(
         case,
         mode=arguments.mode,

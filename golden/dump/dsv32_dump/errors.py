@@ -7,11 +7,16 @@ line, the files or the environment, a ModelCrash is a finding about the implemen
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
+import traceback
 from typing import Any
 
 from dsv32_trace import DumpError
 from torch import Tensor
+
+FRAMES = 5  # of a traceback that are kept
+IMPORTING = re.compile(r"importlib|/dsv32_dump/|transformers/utils/import_utils\.py$")
 
 __all__ = ["Capture", "DumpError", "ModelCrash", "account_of", "raised_at", "say"]
 
@@ -48,13 +53,40 @@ def account_of(
     error: BaseException, phase: str, where: str = "", shapes: list[list[int]] | None = None
 ) -> dict[str, Any]:
     """What a trace says of a crash: the phase, the module (else the phase again), its inputs."""
+    root, message = cause_of(error), f"{type(error).__name__}: {error}"
+    if str(root) not in message:
+        message += f" (from {type(root).__name__}: {root})"
     return {
         "phase": phase,
         "where": where or phase,
-        "message": f"{type(error).__name__}: {error}"[:4000],
+        "message": message[:4000],
         "shapes": shapes or [],
-        "raised_at": raised_at(error),
+        "raised_at": raised_at(root),
+        "frames": frames_of(root),
     }
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What an error was raised from, at the start of the chain: a lazy import wraps its cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def frames_of(error: BaseException) -> list[str]:
+    """The last frames of the traceback, the innermost first: file, line, function, source.
+
+    Those of importing itself say nothing, and there are many of them.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not IMPORTING.search(f.filename)]
+    told = [f"{_short(f.filename)}:{f.lineno} in {f.name}: {f.line}"[:200] for f in own[-FRAMES:]]
+    return told[::-1]
+
+
+def _short(file: str) -> str:
+    """The file and its folder."""
+    return "/".join(file.split("/")[-2:])
 
 
 def raised_at(error: BaseException) -> str:

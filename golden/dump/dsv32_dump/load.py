@@ -33,7 +33,7 @@ class Loading:
     """What from_pretrained is told.
 
     cls: a class of transformers, or module.Class. attn: an attention backend; "default" is what
-    users get. device_map: as from_pretrained takes it.
+    users get. device_map: as from_pretrained takes it. overrides: fields of the config.
     """
 
     checkpoint: Path
@@ -42,6 +42,7 @@ class Loading:
     attn: str = "default"
     device_map: str | None = None
     trust_remote_code: bool = False
+    overrides: tuple[tuple[str, Any], ...] = ()
 
 
 def import_transformers(path: Path | None = None) -> types.ModuleType:
@@ -106,10 +107,15 @@ def load_model(transformers: types.ModuleType, loading: Loading) -> nn.Module:
         options["trust_remote_code"] = True
     cls = find_class(transformers, loading.cls)
     config, adjusted = expert_count(transformers, loading)
+    overrides = dict(loading.overrides)
     if adjusted:
         options["config"] = config
+        for name, value in overrides.items():
+            setattr(config, name, value)
+    else:
+        options |= overrides
     model = cls.from_pretrained(str(loading.checkpoint), **options)
-    model.dsv32_config_adjusted = adjusted
+    model.dsv32_config_adjusted = adjusted | overrides
     return model
 
 
