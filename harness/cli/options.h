@@ -27,6 +27,9 @@ enum class Command {
   sharded_rank,  // one rank of a world that the suite itself starts
   doctor,
   list,
+  report_render,
+  report_validate,
+  report_diff,
   show_config,
   version,
   help,
@@ -72,6 +75,8 @@ struct Options {
   std::optional<std::string> out;
   std::optional<std::string> junit;
   std::optional<std::string> markdown;
+  std::optional<std::string> html;
+  std::optional<std::string> annotations;
   bool json = false;
   ColorChoice color = ColorChoice::automatic;
   bool verbose = false;
@@ -82,8 +87,11 @@ struct Options {
   std::vector<std::string> arguments;  // compare A B, list GROUP, launch -- COMMAND, ...
   int64_t nproc = 0, nnodes = 1, node_rank = 0, master_port = 0;  // launch
   std::optional<std::string> master_addr;                         // launch
-  std::optional<int64_t> rank;                                    // adapter check
-  std::optional<double> scale;                                    // adapter check
+  std::string link;              // report render: where the page is
+  std::string fail_on = "new";   // report diff
+  std::optional<int64_t> width;  // report render: columns of the terminal report
+  std::optional<int64_t> rank;   // adapter check
+  std::optional<double> scale;   // adapter check
 
   ForkOptions fork;
 
