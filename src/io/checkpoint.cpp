@@ -173,17 +173,11 @@ class Checkpoint : public WeightSource {
     if (c) seed_ = c->seed, bias_offset_ = c->bias_offset;
   }
 
-  HostTensor load(const WeightSpec& spec) const override {
-    const auto it = sources_.find(spec.name);
-    if (it == sources_.end())
-      refuse({.where = dir_.string(),
-              .what = "tensor",
-              .expected = spec.name,
-              .got = "no tensor of that name"});
-    const Source& source = it->second;
-    const HostTensor stored = source.file->read_range(source.stored_name, source.first, spec.shape);
-    const bool wide = stored.dtype() == DType::float64 || stored.dtype() == DType::float32;
-    return wide ? stored : stored.cast(DType::float32);
+  HostTensor load(const WeightSpec& spec) const override { return read(spec.name, 0, spec.shape); }
+
+  HostTensor load_rows(const WeightSpec& spec, int64_t begin, int64_t end) const override {
+    const Shape shape = shape_of_rows(spec, begin, end);
+    return read(spec.name, begin * row_size(spec), shape);
   }
 
   std::string identity() const override {
@@ -194,14 +188,30 @@ class Checkpoint : public WeightSource {
   }
 
  private:
+  /// `shape` elements of a tensor from element `first` on.
+  HostTensor read(const std::string& name, int64_t first, const Shape& shape) const {
+    const auto it = sources_.find(name);
+    if (it == sources_.end())
+      refuse({.where = dir_.string(),
+              .what = "tensor",
+              .expected = name,
+              .got = "no tensor of that name"});
+    const Source& source = it->second;
+    const HostTensor stored =
+        source.file->read_range(source.stored_name, source.first + first, shape);
+    const bool wide = stored.dtype() == DType::float64 || stored.dtype() == DType::float32;
+    return wide ? stored : stored.cast(DType::float32);
+  }
+
   /// Looks at the first row of every tensor: a synthetic value depends on its index and the width
   /// of a row only.
   bool starts_synthetic() const {
     const SyntheticWeights synthetic(seed_, bias_offset_);
     return std::all_of(specs_.begin(), specs_.end(), [&](const WeightSpec& spec) {
-      WeightSpec row = spec;
-      if (row.shape.size() > 1) row.shape = {1, spec.shape.back()};
-      return load(row).cast(DType::float32).identical(synthetic.load(row));
+      const int64_t rows = spec.shape.size() > 1 ? 1 : spec.shape[0];
+      return load_rows(spec, 0, rows)
+          .cast(DType::float32)
+          .identical(synthetic.load_rows(spec, 0, rows));
     });
   }
 
