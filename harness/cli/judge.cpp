@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <iostream>
 
 #include "harness/cli/commands.h"
 #include "harness/cli/progress.h"
@@ -6,6 +7,7 @@
 #include "harness/job/compare_traces.h"
 #include "harness/job/estimate.h"
 #include "harness/job/run_job.h"
+#include "harness/job/streaming.h"
 #include "harness/report/text.h"
 #include "src/bridge/runtime.h"
 #include "src/log/log.h"
@@ -35,6 +37,7 @@ Job make_job(const Options& options) {
   }
   job.device = resolve_device(options.device);
   job.weights = options.weights;
+  job.layers = options.layers;
   if (options.batch) job.batch_file = *options.batch;
   // The seed that a case has anyway is no change: its golden stays in play.
   const auto changes = [&](const Case& c) { return options.seed && c.seed != *options.seed; };
@@ -79,11 +82,30 @@ bool is_silent_rank(const Job& job) {
   return env->rank > 0;
 }
 
+/// Layers are judged forward, and of our own implementations.
+void check_layers(const Options& options, const Job& job) {
+  if (options.layers.empty()) return;
+  const auto refuse = [](const std::string& what, const std::string& got) {
+    throw Error(ExitCode::usage, {.where = "--layers",
+                                  .what = what,
+                                  .expected = "our own implementations, --suite forward",
+                                  .got = got});
+  };
+  if (!options.candidates.empty()) refuse("a candidate brings its own layers", "--candidate");
+  for (const std::string& suite : job.suites)
+    if (suite != "forward") refuse("not in this version", "--suite " + suite);
+}
+
 }  // namespace
 
 ExitCode judge_command(const Options& options) {
   Job job = make_job(options);
+  check_layers(options, job);
   if (is_silent_rank(job)) return run_stoppable(std::move(job), options).exit_code();
+  if (options.dry_run) {
+    std::cout << dry_run_text(job);
+    return ExitCode::ok;
+  }
   probe_outputs(options);
   if (options.dialect && options.candidates.empty()) {
     log_warning("--dialect says what a candidate declares; without --candidate it changes nothing");

@@ -52,6 +52,8 @@ struct Options {
   std::vector<DType> dtypes;       // empty: the command's default
   std::vector<std::string> impls;  // empty: the command's default
   std::optional<double> timeout;   // seconds
+  std::string layers;              // words of --layers; "" without
+  bool dry_run = false;
 
   // what comes out
   /// A folder for reports; a file for dump, a folder for weights make.

@@ -92,14 +92,16 @@ void add_how(CLI::App& app, Raw& raw) {
       "reference, optimized, optimized-simt; default the first two", kHow)
       ->delimiter(',')
       ->allow_extra_args(false);
+  add(app, "--layers", o.layers, "N,..",
+      "these layers alone, each run of them from a stream of its own; also embed, head", kHow);
   add(app, "--timeout", raw.timeout, "SECONDS", "give up after this time (exit 6)", kHow);
+  add_flag(app, "--dry-run", o.dry_run, "say what it would take in memory and time, and end", kOther);
 }
 
 /// Flags that docs/architecture.md 4 keeps for later: known, so that they are not called unknown.
 void add_later(Parser& parser) {
   CLI::App& app = parser.app;
   app.add_option("--html", parser.raw.html)->group("");
-  app.add_option("--layers", parser.raw.layers)->group("");
   app.add_flag("--resume", parser.raw.resume)->group("");
   for (const char* name : {"bench", "doctor", "diagnose", "report"}) {
     CLI::App* later = app.add_subcommand(name)->group("")->prefix_command();

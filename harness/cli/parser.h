@@ -22,7 +22,7 @@ struct Raw {
   std::string nproc, nnodes, node_rank, master_addr, master_port, rank, scale;
   std::vector<std::string> dtypes;
   bool list = false, show_config = false, version = false;
-  std::string layers, html;
+  std::string html;
   bool resume = false;
 };
 

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "harness/job/memory.h"
+#include "harness/job/streaming.h"
 #include "harness/report/text.h"
 #include "src/io/io.h"
 #include "src/model/errors.h"
@@ -80,6 +81,15 @@ Estimate judging_estimate(const Case& c, double judged, bool forward, bool backw
   return {.bytes = judging_bytes(c, backward), .flops = passes * work_of(c).flops};
 }
 
+Estimate streaming_estimate(const Job& job, const Case& c) {
+  const StreamingWork work = streaming_work(job, c);
+  return {.bytes = work.bytes(), .flops = work.flops(), .seconds = work.seconds()};
+}
+
+double flops_seconds(const Estimate& estimate) {
+  return estimate.flops / (kRate * machine_cores());
+}
+
 Case with_batch(const Job& job, Case c) {
   if (!job.batch_file) return c;
   const Batch batch = io::read_batch(*job.batch_file, c.config);
@@ -109,14 +119,14 @@ std::string memory(double bytes) {
   return bytes < kTiB ? number(bytes / kGiB) + " GiB" : number(bytes / kTiB) + " TiB";
 }
 
-unsigned cores() { return std::max(1u, std::thread::hardware_concurrency()); }
-
 std::string described(const Work& work) {
   return rounded(work.weights, "weights") + ", " + rounded(work.taps, "values in its taps") + ", " +
          rounded(work.flops / 1e12, "TFLOP forward");
 }
 
 }  // namespace
+
+double machine_cores() { return std::max(1u, std::thread::hardware_concurrency()); }
 
 Work work_of(const Case& c) {
   const ModelConfig& config = c.config;
@@ -160,12 +170,15 @@ Estimate estimate_of(const Job& job) {
   const auto add = [&](const Estimate& estimate) {
     sum.bytes = std::max(sum.bytes, estimate.bytes);
     sum.flops += estimate.flops;
+    sum.seconds += estimate.seconds > 0 ? estimate.seconds : flops_seconds(estimate);
   };
   constexpr double kGolden = 1;
   const double judged = static_cast<double>(job.impls.size() * job.dtypes.size()) + kGolden +
                         static_cast<double>(job.candidates.size());
   for (const Case& c : job.cases)
-    add(judging_estimate(with_batch(job, c), judged, asked("forward"), asked("backward")));
+    add(is_streamed(job, c)
+            ? streaming_estimate(job, with_batch(job, c))
+            : judging_estimate(with_batch(job, c), judged, asked("forward"), asked("backward")));
   for (const TrainingTask& task : job.training)
     add({.bytes = judging_bytes(task.the_case, true),
          .flops = kTrainingPasses * work_of(task.the_case).flops});
@@ -186,17 +199,21 @@ Estimate estimate_of_weights(const Case& c) {
   return {.bytes = kPassBytes * work.layer, .flops = kMakingFlops * work.weights};
 }
 
-double expected_seconds(const Estimate& estimate) { return estimate.flops / (kRate * cores()); }
-
-std::string announcement(const Estimate& estimate) {
-  const double seconds = expected_seconds(estimate);
-  if (seconds < kWorthSaying) return "";
-  return "estimate: about " + duration(seconds) + " on " + std::to_string(cores()) + " cores (" +
-         rounded(estimate.flops / 1e12, "TFLOP") + "), up to " + memory(estimate.bytes) +
-         " of memory";
+double expected_seconds(const Estimate& estimate) {
+  return estimate.seconds > 0 ? estimate.seconds : flops_seconds(estimate);
 }
 
-void refuse_what_does_not_fit(const Case& c, double bytes) {
+std::string described(const Estimate& estimate) {
+  return "about " + duration(expected_seconds(estimate)) + " on " + number(machine_cores()) +
+         " cores (" + rounded(estimate.flops / 1e12, "TFLOP") + "), up to " +
+         memory(estimate.bytes) + " of memory";
+}
+
+std::string announcement(const Estimate& estimate) {
+  return expected_seconds(estimate) < kWorthSaying ? "" : "estimate: " + described(estimate);
+}
+
+void refuse_what_does_not_fit(const Case& c, double bytes, const std::string& how) {
   const double there = available_memory_bytes();
   if (there <= 0 || bytes <= there) return;
   throw Error(ExitCode::environment,
@@ -204,7 +221,7 @@ void refuse_what_does_not_fit(const Case& c, double bytes) {
                .what = "memory",
                .expected = memory(bytes) + " available",
                .got = memory(there),
-               .hint = described(work_of(c)) + "; traces are held whole in this version"});
+               .hint = described(work_of(c)) + "; " + how});
 }
 
 void refuse_large_work(const Case& c, const std::string& path) {

@@ -33,6 +33,8 @@ struct Job {
   std::string weights = "synthetic";  // or synthetic:SEED, or a directory
   std::optional<std::filesystem::path> batch_file;
   std::optional<uint64_t> seed;
+  /// Words of --layers; "" without: then a case too large to be held whole is streamed.
+  std::string layers;
   std::function<void(const std::string&)> progress = {};
   std::function<bool()> interrupted = {};  // polled between stages
 };

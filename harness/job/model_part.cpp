@@ -4,7 +4,10 @@
 
 #include "harness/cases/diagnosis.h"
 #include "harness/cases/implementations.h"
+#include "harness/cases/layer_run.h"
 #include "harness/job/estimate.h"
+#include "harness/job/memory.h"
+#include "harness/job/streaming.h"
 #include "src/io/io.h"
 #include "src/model/check_name.h"
 
@@ -28,15 +31,23 @@ std::unique_ptr<const WeightSource> open_weights(const Job& job, const Case& c) 
 }
 
 CaseRun make_run(const Job& job, Case c, const WeightSource& weights, const Objective& objective) {
-  const Batch batch = io::batch_of_case(c, job.batch_file, "case " + c.name);
+  Batch batch = io::batch_of_case(c, job.batch_file, "case " + c.name);
   if (job.batch_file) {
     c.B = batch.B;
     c.S = batch.S;
     c.chunks.clear();
     c.sparse = exercises_selection(c);
   }
+  if (is_streamed(job, c)) {  // a segment goes over the whole batch in one pass
+    c.chunks.clear();
+    batch.chunks.clear();
+  }
   const bool backward = contains(job.suites, "backward");
-  refuse_what_does_not_fit(c, judging_bytes(c, backward));
+  if (is_streamed(job, c)) {
+    refuse_what_does_not_fit(c, streaming_bytes(c, job), "one segment is held at a time");
+  } else {
+    refuse_what_does_not_fit(c, judging_bytes(c, backward));
+  }
   return {std::move(c),
           batch,
           weights,
@@ -93,6 +104,28 @@ void CaseJob::run_golden_and_own() {
     judge_own(own[i], std::move(staged[i]), decisions, shared);
   if (!golden && c.golden == "none")
     report_.not_tested.push_back(c.name + ": there is no golden of this case");
+}
+
+void CaseJob::run_layers() {
+  const Case& c = run_.the_case();
+  LayerRunOptions options{
+      .selection = job_.layers.empty() ? every_layer(c.config) : parse_layers(job_.layers, c.config),
+      .twins = affords_twins(c),
+      .finished = [&](const SegmentCost& cost) {
+        report_.costs.push_back({.case_name = c.name + ", " + to_string(cost.segment),
+                                 .seconds = cost.seconds,
+                                 .peak_gib = peak_memory_bytes() / kGiB});
+      }};
+  const int64_t kept = static_cast<int64_t>(kept_queries(c.config, c.B, c.S).size());
+  for (LayerVerdicts& one : judge_layers(run_, own_traces(), options))
+    findings_.add(one.subject, std::move(one.verdicts));
+  report_.not_tested.push_back(c.name + ": nothing but " + describe(options.selection) +
+                               ", forward, without a golden");
+  if (kept < c.S)
+    report_.not_tested.push_back(c.name + ": attn.logits and attn.probs of all but " +
+                                 std::to_string(kept) + " of " + std::to_string(c.S) + " queries");
+  if (!options.twins)
+    report_.not_tested.push_back(c.name + ": the noise of sums in another order (no twin)");
 }
 
 void CaseJob::run_candidate(const Candidate& candidate) {

@@ -21,6 +21,8 @@ class CaseJob {
   CaseJob(const Job& job, Case c, const Objective& objective, Report& report);
 
   void run_golden_and_own();
+  /// Our implementations over the layers that were asked for, or all of them, one after the other.
+  void run_layers();
   void run_candidate(const Candidate& candidate);
   /// Who is wrong, once everybody was judged.
   void settle() { findings_.settle(); }

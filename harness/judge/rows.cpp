@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "harness/judge/keys.h"
+#include "src/model/segment.h"
 
 namespace dsv32::harness {
 namespace {
@@ -77,21 +78,24 @@ void RowLayout::add_head_rows(const Batch& batch) {
       }
 }
 
+// A tap that keeps few of the queries holds those of spread_queries.
 void RowLayout::add_attention_rows(const Batch& batch, RowView view) {
-  const int64_t heads = shape_[1];
+  const int64_t heads = shape_[1], kept = shape_[2];
+  if (kept < batch.S) queries_ = spread_queries(kept, batch.S);
   const bool whole = view == RowView::sketch;
   for (int64_t b = 0; b < batch.B; ++b)
     for (int64_t h = 0; h < (whole ? 1 : heads); ++h)
-      for (int64_t s = 0; s < batch.S; ++s) {
+      for (int64_t i = 0; i < kept; ++i) {
+        const int64_t s = queries_.empty() ? i : queries_[i];
         if (!batch.valid(b, s)) continue;
         const int64_t number = whole ? b * batch.S + s : (b * heads + h) * batch.S + s;
         rows_.push_back({.number = number,
                          .b = b,
                          .s = s,
                          .h = whole ? -1 : h,
-                         .first = ((b * heads + h) * batch.S + s) * T_,
+                         .first = ((b * heads + h) * kept + i) * T_,
                          .pieces = whole ? heads : 1,
-                         .stride = batch.S * T_,
+                         .stride = kept * T_,
                          .length = T_});
       }
 }
@@ -137,6 +141,7 @@ std::vector<int64_t> RowLayout::unravel(int64_t flat) const {
     index[axis] = flat % shape_[axis];
     flat /= shape_[axis];
   }
+  if (!queries_.empty()) index[2] = queries_[index[2]];
   return index;
 }
 

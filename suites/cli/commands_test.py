@@ -103,7 +103,6 @@ class Usage(CliTest):
             ("report", "render"): "report",
             ("--html", "f"): "--html",
             ("--resume",): "--resume",
-            ("--layers", "0,1"): "--layers",
             ("--suite", "ops"): "--suite ops",
         }
         for words, name in rows.items():

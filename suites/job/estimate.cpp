@@ -74,7 +74,7 @@ TEST(SelfEstimate, NothingOverflows) {
 
 TEST(SelfEstimate, EveryCaseUpToSmallIsTakenAndNoneBeyond) {
   for (const Case& c : io::cases()) {
-    if (c.name == "medium" || c.name == "full") {
+    if (c.config_name == "medium" || c.config_name == "full") {
       EXPECT_THROW(refuse_large_work(c, "file"), Error) << c.name;
     } else {
       EXPECT_NO_THROW(refuse_large_work(c, "file")) << c.name;
