@@ -79,8 +79,10 @@ class Chain {
     for_each_side([&](Side& side) { side.stream = start; });
   }
 
-  void judge(const Segment& segment) {
+  /// `what`: for people, as "layer 3 mlp (6/8)".
+  void judge(const Segment& segment, const std::string& what) {
     segment_ = segment;
+    what_ = what;
     Trace lead = advance(lead_);
     decisions_ = {};
     for (const std::string& name : lead.names())
@@ -91,6 +93,31 @@ class Chain {
       judge_staged(judged_[i], own[i]);
       own[i] = {};
     }
+  }
+
+  LayerProgress progress(size_t segments) {
+    LayerProgress progress{.segments = segments};
+    for (const Judged& judged : judged_) {
+      progress.staged.push_back(judged.staged_verdicts);
+      progress.forced.push_back(judged.forced_verdicts);
+    }
+    for_each_stream([&](const std::string& side, StreamState& stream) {
+      for (const auto& [part, value] : stream) progress.streams[side + part] = value;
+    });
+    return progress;
+  }
+
+  void go_on(const LayerProgress& from) {
+    for (size_t i = 0; i < judged_.size(); ++i) {
+      judged_[i].staged_verdicts = from.staged.at(i);
+      judged_[i].forced_verdicts = from.forced.at(i);
+    }
+    for_each_stream([&](const std::string& side, StreamState& stream) {
+      stream.clear();
+      for (auto at = from.streams.lower_bound(side);
+           at != from.streams.end() && at->first.starts_with(side); ++at)
+        stream[at->first.substr(side.size())] = at->second;
+    });
   }
 
   /// What was found so far.
@@ -170,11 +197,20 @@ class Chain {
     }
   }
 
+  /// With a name for each side's: "side3.".
+  template <typename Visit>
+  void for_each_stream(Visit visit) {
+    int number = 0;
+    for_each_side([&](Side& side) {
+      visit("side" + std::to_string(number++) + ".", side.stream);
+    });
+  }
+
   Trace advance(Side& side) const {
     RunOptions options = side.options;
     options.segment = segment_;
     options.stream = &side.stream;
-    return run_.run(options, to_string(segment_) + ", " + side.what, side.impl);
+    return run_.run(options, what_ + ", " + side.what, side.impl);
   }
 
   /// The runs of float64 and of the probe serve every dtype. `lead` is the float32 reference.
@@ -269,6 +305,7 @@ class Chain {
   const CaseRun& run_;
   const LayerRunOptions& options_;
   Segment segment_;
+  std::string what_;
   Trace decisions_;  // of the leading run, of the segment at hand
   Side lead_;
   std::map<DType, YardstickSides> forced_;
@@ -281,17 +318,27 @@ std::vector<LayerVerdicts> judge_layers(const CaseRun& run,
                                         const std::vector<JudgedTrace>& subjects,
                                         const LayerRunOptions& options) {
   using Clock = std::chrono::steady_clock;
-  Chain chain(run, subjects, options);
-  for (const SegmentChain& segments : chains_of(options.selection, run.the_case().config)) {
-    chain.begin(segments);
-    for (const Segment& segment : segments.segments) {
+  const std::vector<SegmentChain> chains =
+      chains_of(options.selection, run.the_case().config);
+  size_t all = 0, done = 0;
+  for (const SegmentChain& chain : chains) all += chain.segments.size();
+  const size_t before = options.from ? options.from->segments : 0;
+  Chain sides(run, subjects, options);
+  if (options.from) sides.go_on(*options.from);
+  for (const SegmentChain& chain : chains) {
+    if (done >= before) sides.begin(chain);
+    for (const Segment& segment : chain.segments) {
+      if (done++ < before) continue;
       const auto start = Clock::now();
-      chain.judge(segment);
+      const std::string count = " (" + std::to_string(done) + "/" + std::to_string(all) + ")";
+      sides.judge(segment, to_string(segment) + count);
       const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-      if (options.finished) options.finished({segment, seconds});
+      if (options.finished) options.finished({segment, done, all, seconds});
+      if (options.reached && segment.kind != SegmentKind::attention)
+        options.reached(sides.progress(done));
     }
   }
-  return chain.verdicts();
+  return sides.verdicts();
 }
 
 bool affords_twins(const Case& c) {

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <functional>
+#include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,7 +20,15 @@ struct LayerVerdicts {
 /// What one segment took.
 struct SegmentCost {
   Segment segment;
+  size_t done = 0, of = 0;  // segments
   double seconds = 0;
+};
+
+/// What a streamed run has reached: enough for another run of the same job to go on from there.
+struct LayerProgress {
+  size_t segments = 0;                                  // that are done
+  std::vector<std::vector<Verdict>> staged, forced;     // by subject
+  std::map<std::string, HostTensor> streams;            // of every side, behind the last of them
 };
 
 /// How a streamed run goes about it.
@@ -28,6 +38,8 @@ struct LayerRunOptions {
   /// The second end of the noise floor: sums one after the other, which no fast library makes.
   bool twins = true;
   std::function<void(const SegmentCost&)> finished = {};  // after each segment
+  std::optional<LayerProgress> from = {};                 // where an earlier run stood
+  std::function<void(const LayerProgress&)> reached = {};  // after each layer
 };
 
 /// The decisions that a streamed run replays come from the reference in float32, which leads. Every

@@ -99,6 +99,17 @@ std::vector<SegmentChain> chains_of(const LayerSelection& selection, const Model
   return chains;
 }
 
+std::vector<WeightSpec> selected_specs(const LayerSelection& selection, const ModelConfig& config) {
+  std::vector<WeightSpec> specs;
+  const auto add = [&](const std::vector<WeightSpec>& more) {
+    specs.insert(specs.end(), more.begin(), more.end());
+  };
+  if (selection.embed) add(segment_specs(config, {.kind = SegmentKind::embed}));
+  for (const int64_t layer : selection.layers) add(layer_weight_specs(config, layer));
+  if (selection.head) add(segment_specs(config, {.kind = SegmentKind::head}));
+  return specs;
+}
+
 std::string describe(const LayerSelection& selection) {
   std::string text = selection.embed ? "embedding" : "";
   const auto add = [&](const std::string& part) { text += (text.empty() ? "" : ", ") + part; };

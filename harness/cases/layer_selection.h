@@ -30,6 +30,9 @@ struct SegmentChain {
 /// Each maximal run of consecutive parts is a chain. docs/formats.md 6.
 std::vector<SegmentChain> chains_of(const LayerSelection& selection, const ModelConfig& config);
 
+/// The weights of the selection, in the model's order.
+std::vector<WeightSpec> selected_specs(const LayerSelection& selection, const ModelConfig& config);
+
 /// "layers 0, 3 and 60", "embedding, layers 0 to 60, head".
 std::string describe(const LayerSelection& selection);
 

@@ -92,7 +92,6 @@ void refuse_later(const Parser& parser) {
     if (later->parsed()) not_in_this_version(later->get_name());
   }
   if (!raw.html.empty()) not_in_this_version("--html");
-  if (raw.resume) not_in_this_version("--resume");
 }
 
 std::optional<std::string> given(const std::string& text) {

@@ -38,6 +38,9 @@ Job make_job(const Options& options) {
   job.device = resolve_device(options.device);
   job.weights = options.weights;
   job.layers = options.layers;
+  job.folder = options.out.value_or("");
+  job.resume = options.resume;
+  job.command = options.repro;
   if (options.batch) job.batch_file = *options.batch;
   // The seed that a case has anyway is no change: its golden stays in play.
   const auto changes = [&](const Case& c) { return options.seed && c.seed != *options.seed; };
@@ -84,6 +87,15 @@ bool is_silent_rank(const Job& job) {
 
 /// Layers are judged forward, and of our own implementations.
 void check_layers(const Options& options, const Job& job) {
+  const bool streamed = std::any_of(job.cases.begin(), job.cases.end(),
+                                    [&](const Case& c) { return is_streamed(job, c); });
+  if (options.resume && !(streamed && options.out)) {
+    throw Error(ExitCode::usage,
+                {.where = "--resume",
+                 .what = "nothing leaves a journal",
+                 .expected = "--out and --layers, or a case that is streamed",
+                 .got = streamed ? "no --out" : "a job that is held whole"});
+  }
   if (options.layers.empty()) return;
   const auto refuse = [](const std::string& what, const std::string& got) {
     throw Error(ExitCode::usage, {.where = "--layers",

@@ -54,6 +54,7 @@ struct Options {
   std::optional<double> timeout;   // seconds
   std::string layers;              // words of --layers; "" without
   bool dry_run = false;
+  bool resume = false;
 
   // what comes out
   /// A folder for reports; a file for dump, a folder for weights make.

@@ -23,7 +23,6 @@ struct Raw {
   std::vector<std::string> dtypes;
   bool list = false, show_config = false, version = false;
   std::string html;
-  bool resume = false;
 };
 
 /// A subcommand and what it stands for.

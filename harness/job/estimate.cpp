@@ -194,9 +194,11 @@ Estimate estimate_of_dump(const Case& c, DType dtype, const std::string& mode) {
           .flops = passes * work.flops};
 }
 
-Estimate estimate_of_weights(const Case& c) {
+Estimate estimate_of_weights(const Case& c, const std::vector<WeightSpec>& only) {
   const Work work = work_of(c);
-  return {.bytes = kPassBytes * work.layer, .flops = kMakingFlops * work.weights};
+  double weights = only.empty() ? work.weights : 0;
+  for (const WeightSpec& spec : only) weights += elements(spec.shape);
+  return {.bytes = kPassBytes * work.layer, .flops = kMakingFlops * weights};
 }
 
 double expected_seconds(const Estimate& estimate) {

@@ -1,10 +1,12 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "harness/job/job.h"
 #include "src/model/case.h"
 #include "src/model/tensor.h"
+#include "src/model/weights.h"
 
 /// What a case costs, from its config alone and before anything is made. All numbers are doubles: a
 /// config of a stranger may ask for more than an integer holds.
@@ -31,8 +33,8 @@ Estimate estimate_of(const Job& job);
 /// One implementation's trace, as `dump` makes it in this mode.
 Estimate estimate_of_dump(const Case& c, DType dtype, const std::string& mode);
 
-/// A checkpoint, as `weights make` writes it.
-Estimate estimate_of_weights(const Case& c);
+/// A checkpoint, as `weights make` writes it; `only`: of these tensors, empty: of all.
+Estimate estimate_of_weights(const Case& c, const std::vector<WeightSpec>& only = {});
 
 /// Rough seconds on the cores of this machine.
 double expected_seconds(const Estimate& estimate);

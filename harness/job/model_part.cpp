@@ -27,10 +27,13 @@ std::unique_ptr<const WeightSource> open_weights(const Job& job, const Case& c) 
                                               c.bias_offset);
   }
   if (job.weights == "synthetic") return std::make_unique<SyntheticWeights>(c.seed, c.bias_offset);
-  return io::open_checkpoint(job.weights, c.config);
+  if (job.layers.empty()) return io::open_checkpoint(job.weights, c.config);
+  return io::open_checkpoint(job.weights, c.config,
+                             selected_specs(parse_layers(job.layers, c.config), c.config));
 }
 
-CaseRun make_run(const Job& job, Case c, const WeightSource& weights, const Objective& objective) {
+CaseRun make_run(const Job& job, Case c, const WeightSource& weights, const Objective& objective,
+                 Heartbeat& heartbeat) {
   Batch batch = io::batch_of_case(c, job.batch_file, "case " + c.name);
   if (job.batch_file) {
     c.B = batch.B;
@@ -52,7 +55,13 @@ CaseRun make_run(const Job& job, Case c, const WeightSource& weights, const Obje
           batch,
           weights,
           backward,
-          {.device = job.device, .progress = job.progress, .interrupted = job.interrupted},
+          {.device = job.device,
+           .progress =
+               [&job, &heartbeat](const std::string& text) {
+                 heartbeat.beat(text);
+                 if (job.progress) job.progress(text);
+               },
+           .interrupted = job.interrupted},
           objective};
 }
 
@@ -69,7 +78,8 @@ CaseJob::CaseJob(const Job& job, Case c, const Objective& objective, Report& rep
     : job_(job),
       report_(report),
       weights_(open_weights(job, c)),
-      run_(make_run(job, std::move(c), *weights_, objective)),
+      heartbeat_(is_streamed(job, c) ? job.folder : std::filesystem::path(), c.name),
+      run_(make_run(job, std::move(c), *weights_, objective, heartbeat_)),
       findings_(job, report, run_.the_case().name) {}
 
 void CaseJob::run_golden_and_own() {
@@ -106,26 +116,58 @@ void CaseJob::run_golden_and_own() {
     report_.not_tested.push_back(c.name + ": there is no golden of this case");
 }
 
+LayerRunOptions CaseJob::layer_options() {
+  const Case& c = run_.the_case();
+  return {.selection =
+              job_.layers.empty() ? every_layer(c.config) : parse_layers(job_.layers, c.config),
+          .twins = affords_twins(c),
+          .finished = [this](const SegmentCost& cost) {
+            report_.costs.push_back({.case_name = run_.the_case().name,
+                                     .suite = to_string(cost.segment),
+                                     .seconds = cost.seconds,
+                                     .peak_gib = peak_memory_bytes() / kGiB});
+            heartbeat_.finished(cost);
+          }};
+}
+
 void CaseJob::run_layers() {
   const Case& c = run_.the_case();
-  LayerRunOptions options{
-      .selection = job_.layers.empty() ? every_layer(c.config) : parse_layers(job_.layers, c.config),
-      .twins = affords_twins(c),
-      .finished = [&](const SegmentCost& cost) {
-        report_.costs.push_back({.case_name = c.name + ", " + to_string(cost.segment),
-                                 .seconds = cost.seconds,
-                                 .peak_gib = peak_memory_bytes() / kGiB});
-      }};
-  const int64_t kept = static_cast<int64_t>(kept_queries(c.config, c.B, c.S).size());
-  for (LayerVerdicts& one : judge_layers(run_, own_traces(), options))
+  LayerRunOptions options = layer_options();
+  const std::vector<JudgedTrace> subjects = own_traces();
+  std::optional<Journal> journal;
+  if (!job_.folder.empty()) {
+    journal.emplace(job_.folder, c.name,
+                    std::map<std::string, std::string>{{"command", job_.command},
+                                                       {"program", io::sha256_file("/proc/self/exe")},
+                                                       {"weights", weights_->identity()},
+                                                       {"case", io::case_json(c)}});
+    size_t all = 0;
+    for (const SegmentChain& chain : chains_of(options.selection, c.config))
+      all += chain.segments.size();
+    options.reached = [&journal, all](const LayerProgress& progress) {
+      journal->write(progress, all);
+    };
+    if (job_.resume) options.from = journal->read();
+  }
+  for (LayerVerdicts& one : judge_layers(run_, subjects, options))
     findings_.add(one.subject, std::move(one.verdicts));
-  report_.not_tested.push_back(c.name + ": nothing but " + describe(options.selection) +
-                               ", forward, without a golden");
-  if (kept < c.S)
-    report_.not_tested.push_back(c.name + ": attn.logits and attn.probs of all but " +
-                                 std::to_string(kept) + " of " + std::to_string(c.S) + " queries");
-  if (!options.twins)
-    report_.not_tested.push_back(c.name + ": the noise of sums in another order (no twin)");
+  list_what_no_layer_shows(options);
+}
+
+void CaseJob::list_what_no_layer_shows(const LayerRunOptions& options) {
+  const Case& c = run_.the_case();
+  const auto list = [&](const std::string& text) {
+    report_.not_tested.push_back(c.name + ": " + text);
+  };
+  const auto list_kept = [&](const char* taps, size_t kept) {
+    if (static_cast<int64_t>(kept) < c.S)
+      list(std::string(taps) + " of all but " + std::to_string(kept) + " of " +
+           std::to_string(c.S) + " tokens");
+  };
+  list("nothing but " + describe(options.selection) + ", forward, without a golden");
+  list_kept("attn.logits and attn.probs", kept_queries(c.config, c.B, c.S).size());
+  if (options.selection.head) list_kept("logits", kept_logit_rows(c.config, c.B, c.S).size());
+  if (!options.twins) list("the noise of sums in another order (no twin)");
 }
 
 void CaseJob::run_candidate(const Candidate& candidate) {

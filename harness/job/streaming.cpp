@@ -31,6 +31,8 @@ double tap_elements(const Case& c, const std::string& name) {
   if (!shape) return 0;
   if (tap.info.kind == TapKind::attention)
     (*shape)[2] = static_cast<int64_t>(kept_queries(c.config, c.B, c.S).size());
+  if (tap.info.name == "logits")
+    (*shape)[1] = static_cast<int64_t>(kept_logit_rows(c.config, c.B, c.S).size());
   return count(*shape);
 }
 
@@ -103,9 +105,12 @@ double working_bytes(const Case& c, const Segment& segment) {
     case SegmentKind::head:
       break;
   }
-  const double logits = tokens * static_cast<double>(config.vocab_size);
-  return std::max(kOracleBytes * (2 * logits + kVocabularyBlock * width),
-                  kPlainBytes * (weights + 2 * logits));
+  const double kept = count({c.B, static_cast<int64_t>(kept_logit_rows(config, c.B, c.S).size()),
+                             config.vocab_size});
+  const double block = static_cast<double>(std::min(kVocabularyBlock, config.vocab_size));
+  return std::max(kOracleBytes * (2 * kept + block * (width + kInnerCopies * tokens)),
+                  kPlainBytes * (weights + 2 * kept)) +
+         kOracleBytes * stream;
 }
 
 Passes passes_of(const Job& job, const Case& c) {

@@ -167,9 +167,10 @@ RowLayout layout_of(const Comparison& c) {
   return {c.tap, c.yardstick.oracle->shape(), c.batch, c.support, RowView::judged};
 }
 
-// Of an attention tap whose structure cannot be told.
+// The structure of a tap that keeps few of its rows cannot be told.
 bool keeps_few_queries(const Comparison& c) {
-  return c.tap.info.kind == TapKind::attention && c.judged->shape()[2] < c.batch->S;
+  if (c.tap.info.kind == TapKind::attention) return c.judged->shape()[2] < c.batch->S;
+  return c.tap.info.name == "logits" && c.judged->shape()[1] < c.batch->S;
 }
 
 Verdict compare_layout(const Comparison& c) {

@@ -56,14 +56,20 @@ RowLayout::RowLayout(const TapName& tap, const Shape& shape, const Batch* batch,
   }
 }
 
+// A tap that keeps few of the tokens holds those of spread_queries.
 void RowLayout::add_token_rows(const Batch& batch) {
-  const int64_t length = dsv32::numel(shape_) / (batch.B * batch.S);
+  const int64_t kept = shape_[1], length = dsv32::numel(shape_) / (batch.B * kept);
+  const std::vector<int64_t> tokens = spread_queries(kept, batch.S);
+  if (kept < batch.S) queries_ = tokens;
   for (int64_t b = 0; b < batch.B; ++b)
-    for (int64_t s = 0; s < batch.S; ++s) {
-      const int64_t number = b * batch.S + s;
+    for (int64_t i = 0; i < kept; ++i) {
+      const int64_t s = tokens[i];
       if (!batch.valid(b, s)) continue;
-      rows_.push_back(
-          {.number = number, .b = b, .s = s, .first = number * length, .length = length});
+      rows_.push_back({.number = b * batch.S + s,
+                       .b = b,
+                       .s = s,
+                       .first = (b * kept + i) * length,
+                       .length = length});
     }
 }
 
@@ -141,7 +147,8 @@ std::vector<int64_t> RowLayout::unravel(int64_t flat) const {
     index[axis] = flat % shape_[axis];
     flat /= shape_[axis];
   }
-  if (!queries_.empty()) index[2] = queries_[index[2]];
+  const size_t axis = shape_.size() == 4 ? 2 : 1;  // [B,H,n,T] or [B,n,vocab]
+  if (!queries_.empty()) index[axis] = queries_[index[axis]];
   return index;
 }
 

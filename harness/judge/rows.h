@@ -57,7 +57,7 @@ class RowLayout {
   Shape shape_;
   std::vector<Row> rows_;
   std::vector<uint8_t> keys_;     // [B,S,T]; empty when every element counts
-  std::vector<int64_t> queries_;  // of an attention tap that keeps few of them; else empty
+  std::vector<int64_t> queries_;  // of a tap that keeps few of them; else empty
   int64_t S_ = 0;
   int64_t T_ = 0;
 };

@@ -129,6 +129,11 @@ Tensor TapFlow::put_queries(const std::string& name, const Tensor& own, int64_t 
   return style_.hand_on ? style_.hand_on(used, name + std::to_string(first)) : used;
 }
 
+void TapFlow::put_kept(const std::string& name, const Tensor& rows) {
+  const TapName tap = parse(name);
+  record(tap, round(tap, rows));
+}
+
 Tensor TapFlow::skip(int64_t layer, std::string_view first, std::string_view last) const {
   if (options_.feeding != Feeding::staged || !options_.wanted || options_.backward) return {};
   bool between = false;

@@ -41,6 +41,8 @@ class TapFlow {
   /// [B,H,q,T]; blocks come in ascending order. Of a large matrix only kept_queries are recorded,
   /// and only those can be fed.
   torch::Tensor put_queries(const std::string& name, const torch::Tensor& own, int64_t first);
+  /// Records rows of a tap that is too large to be whole; nothing reads it, so it is never fed.
+  void put_kept(const std::string& name, const torch::Tensor& rows);
   /// Records a decision (topk, router.experts), int64, and returns the one in force; remembers it
   /// for `replay`.
   torch::Tensor decide(const std::string& name, const torch::Tensor& own);

@@ -11,6 +11,7 @@ namespace {
 /// Elements of an attention matrix [B,H,S,S] that may be whole; beyond it rows go block by block,
 /// and few of them are kept. A number of its own, so that no digit depends on a machine's memory.
 constexpr int64_t kWholeAttention = int64_t{1} << 25;
+constexpr int64_t kWholeLogits = int64_t{1} << 26;  // elements of [B,S,vocab], likewise
 constexpr int64_t kKeptQueries = 64;
 
 bool is_mlp_tap(std::string_view name) {
@@ -97,6 +98,11 @@ std::vector<int64_t> spread_queries(int64_t kept, int64_t S) {
 
 std::vector<int64_t> kept_queries(const ModelConfig& config, int64_t B, int64_t S) {
   const bool whole = S <= kKeptQueries || attention_elements(config, B, S) <= kWholeAttention;
+  return spread_queries(whole ? S : kKeptQueries, S);
+}
+
+std::vector<int64_t> kept_logit_rows(const ModelConfig& config, int64_t B, int64_t S) {
+  const bool whole = S <= kKeptQueries || numel({B, S, config.vocab_size}) <= kWholeLogits;
   return spread_queries(whole ? S : kKeptQueries, S);
 }
 

@@ -51,6 +51,8 @@ HostTensor synthetic_dhidden(uint64_t seed, int64_t layer, const Shape& shape);
 std::vector<int64_t> kept_queries(const ModelConfig& config, int64_t B, int64_t S);
 /// The positions that a tap with `kept` of S queries holds: floor(i (S - 1) / (kept - 1)).
 std::vector<int64_t> spread_queries(int64_t kept, int64_t S);
+/// The positions of which a segment's run keeps the logits [B,n,vocab]: every one, or 64.
+std::vector<int64_t> kept_logit_rows(const ModelConfig& config, int64_t B, int64_t S);
 /// Queries whose attention rows are computed together: S while an attention matrix is small.
 int64_t queries_at_once(const ModelConfig& config, int64_t B, int64_t S);
 /// Rows of the vocabulary whose logits are computed together.

@@ -227,13 +227,23 @@ class Pass {
   void head_in_blocks(const Residual& residual) {
     LayerWeights weights = outer_weights(false);
     const Tensor normed = final_norm(residual, weights);
+    const std::vector<int64_t> rows = kept_logit_rows(ctx_.config, batch_.B, batch_.S);
+    const bool whole = static_cast<int64_t>(rows.size()) == batch_.S;
+    const Tensor kept = torch::tensor(rows, torch::kInt64).to(ctx_.device);
+    BlockedLoss loss(ctx_, long_tensor(batch_.labels));
     std::vector<Tensor> blocks;
     for (int64_t first = 0; first < ctx_.config.vocab_size; first += kVocabularyBlock) {
-      say("head, vocabulary from " + std::to_string(first));
+      say("vocabulary from " + std::to_string(first));
       const int64_t last = std::min(first + kVocabularyBlock, ctx_.config.vocab_size);
-      const Tensor scores =
-          unrounded_linear(ctx_, normed, weights.get_range("lm_head.weight", first, last));
-      blocks.push_back(ctx_.rounding.cast(scores));
+      const Tensor scores = ctx_.rounding.cast(
+          unrounded_linear(ctx_, normed, weights.get_range("lm_head.weight", first, last)));
+      blocks.push_back(whole ? scores : scores.index_select(1, kept));
+      if (!whole) loss.add(scores, first);
+    }
+    if (!whole) {
+      flow_.put_kept("logits", torch::cat(blocks, -1));
+      flow_.put("loss.lm", loss.loss());
+      return;
     }
     const Tensor logits = flow_.put("logits", torch::cat(blocks, -1));
     flow_.put("loss.lm", lm_loss(ctx_, logits, long_tensor(batch_.labels)));

@@ -158,5 +158,18 @@ Tensor kl_score_gradient(const Context& ctx, const Tensor& target, const Tensor&
 /// Shifted cross entropy, ignore -100, mean over the counted tokens. logits [B,S,vocab], labels
 /// [B,S]. docs/spec.md 1.10.
 Tensor lm_loss(const Context& ctx, const Tensor& logits, const Tensor& labels);
+/// The same from logits that come block by block of the vocabulary, with a running log-sum-exp.
+class BlockedLoss {
+ public:
+  BlockedLoss(const Context& ctx, const Tensor& labels);
+  /// logits [B,S,n] of the tokens [first, first + n) of the vocabulary.
+  void add(const Tensor& logits, int64_t first);
+  Tensor loss() const;
+
+ private:
+  const Context& ctx_;
+  int64_t S_;
+  Tensor targets_, largest_, sum_, picked_;
+};
 
 }  // namespace dsv32::reference

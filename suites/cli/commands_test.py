@@ -102,7 +102,6 @@ class Usage(CliTest):
             ("diagnose", "x"): "diagnose",
             ("report", "render"): "report",
             ("--html", "f"): "--html",
-            ("--resume",): "--resume",
             ("--suite", "ops"): "--suite ops",
         }
         for words, name in rows.items():

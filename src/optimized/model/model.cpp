@@ -250,12 +250,23 @@ class Pass {
       begin_chunk(i);
       normed.push_back(
           flow_.put("final_norm", rms_norm(ctx_, streams[i], weights.get(kFinalNorm)).y));
-      if (keep_logits) flow_.put("logits", linear(normed.back(), weights.get(kHead)));
+      if (keep_logits) put_logits(normed.back(), weights);
     }
     flow_.begin_chunk(0, batch_.S);
     // The fused loss never holds logits, so that a stage of it alone has no input.
     if (!ctx_.staged) flow_.put("loss.lm", lm_loss(at::cat(normed, 1), weights).loss);
     if (ctx_.trains_indexer()) flow_.put("loss.kl", at::stack(kl_losses_).sum() / layer_count());
+  }
+
+  /// Of a segment's run those of few tokens, where all would be too large.
+  void put_logits(const Tensor& normed, Weights& weights) {
+    const std::vector<int64_t> rows = kept_logit_rows(ctx_.config, batch_.B, batch_.S);
+    if (!options_.segment || static_cast<int64_t>(rows.size()) == batch_.S) {
+      flow_.put("logits", linear(normed, weights.get(kHead)));
+      return;
+    }
+    const Tensor kept = at::tensor(rows, at::kLong).to(ctx_.device);
+    flow_.put_kept("logits", linear(normed.index_select(1, kept), weights.get(kHead)));
   }
 
   struct Loss {
