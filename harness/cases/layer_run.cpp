@@ -177,7 +177,8 @@ class Chain {
     YardstickSides sides{side(mode + " oracle", oracle), side(mode + " probe", probe), {}, {}};
     if (!reference) return sides;
     sides.reference = side(mode + " reference", options);
-    if (options_.twins) sides.twin = side(mode + " twin", sequential(options));
+    if (options_.twins && options.dtype != DType::float64)
+      sides.twin = side(mode + " twin", sequential(options));
     return sides;
   }
 

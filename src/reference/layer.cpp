@@ -118,7 +118,8 @@ class Layer {
     const AttentionOperands operands =
         attention_operands(ctx_, q_nope, q_rope, keys, rope_keys, kv_b);
     const int64_t S = q_nope.size(1);
-    const int64_t step = queries_at_once(c, q_nope.size(0), S);
+    // The KL is of whole rows of all queries.
+    const int64_t step = trains_indexer() ? S : queries_at_once(c, q_nope.size(0), S);
     std::vector<Tensor> contexts;
     for (int64_t first = 0; first < S; first += step)
       contexts.push_back(attend(operands, indexed, first, std::min(step, S - first)));

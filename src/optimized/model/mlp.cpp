@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "src/optimized/model/layer.h"
 
 namespace dsv32::optimized {
