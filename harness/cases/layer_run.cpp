@@ -160,9 +160,9 @@ class Chain {
     RunOptions own = forced(subject.dtype, {});
     own.layer_dialects = subject.layer_dialects;
     judged.side = side(subject.subject.label, own, subject.impl);
-    judged.staged = sides("staged", {.dtype = subject.dtype, .dialect = subject.dialect,
-                                     .feeding = Feeding::staged},
-                          subject.against_reference);
+    judged.staged = sides(
+        "staged", {.dtype = subject.dtype, .dialect = subject.dialect, .feeding = Feeding::staged},
+        subject.against_reference);
     judged_.push_back(std::move(judged));
     if (!forced_.contains(subject.dtype)) {
       forced_[subject.dtype] = sides("forced", forced(subject.dtype, subject.dialect), true);
@@ -202,9 +202,7 @@ class Chain {
   template <typename Visit>
   void for_each_stream(Visit visit) {
     int number = 0;
-    for_each_side([&](Side& side) {
-      visit("side" + std::to_string(number++) + ".", side.stream);
-    });
+    for_each_side([&](Side& side) { visit("side" + std::to_string(number++) + ".", side.stream); });
   }
 
   Trace advance(Side& side) const {
@@ -240,7 +238,7 @@ class Chain {
       for (size_t i = 0; i < judged_.size(); ++i) {
         Judged& judged = judged_[i];
         if (judged.about.dtype != dtype) continue;
-        own[i] = leads(judged.about)                ? lead
+        own[i] = leads(judged.about)               ? lead
                  : is_reference_side(judged.about) ? *traces.reference
                                                    : advance(judged.side);
         const Trace in_force = with_decisions(own[i]);
@@ -284,19 +282,17 @@ class Chain {
 
   Evidence evidence_of(const Judged& judged, const Trace& trace) const {
     const Case& c = run_.the_case();
-    Evidence evidence{
-        .subject = judged.about.subject,
-        .c = &c,
-        .batch = &run_.batch(),
-        .objective = run_.objective(),
-        .dtype = judged.about.dtype,
-        .excluded_experts_at_zero = judged.about.dialect.router.group_fill_zero,
-        .unheld = judged.about.impl.empty() ? std::vector<std::string>{}
-                                            : unheld_taps(judged.about.impl),
-        .judged = &trace,
-        .taps = segment_taps(c.config, segment_)};
-    const bool routed =
-        segment_.kind == SegmentKind::mlp && !c.config.is_dense_mlp(segment_.layer);
+    Evidence evidence{.subject = judged.about.subject,
+                      .c = &c,
+                      .batch = &run_.batch(),
+                      .objective = run_.objective(),
+                      .dtype = judged.about.dtype,
+                      .excluded_experts_at_zero = judged.about.dialect.router.group_fill_zero,
+                      .unheld = judged.about.impl.empty() ? std::vector<std::string>{}
+                                                          : unheld_taps(judged.about.impl),
+                      .judged = &trace,
+                      .taps = segment_taps(c.config, segment_)};
+    const bool routed = segment_.kind == SegmentKind::mlp && !c.config.is_dense_mlp(segment_.layer);
     if (routed)
       evidence.biases["model.layers." + std::to_string(segment_.layer) +
                       ".mlp.gate.e_score_correction_bias"] = run_.router_bias(segment_.layer);
@@ -319,8 +315,7 @@ std::vector<LayerVerdicts> judge_layers(const CaseRun& run,
                                         const std::vector<JudgedTrace>& subjects,
                                         const LayerRunOptions& options) {
   using Clock = std::chrono::steady_clock;
-  const std::vector<SegmentChain> chains =
-      chains_of(options.selection, run.the_case().config);
+  const std::vector<SegmentChain> chains = chains_of(options.selection, run.the_case().config);
   size_t all = 0, done = 0;
   for (const SegmentChain& chain : chains) all += chain.segments.size();
   const size_t before = options.from ? options.from->segments : 0;

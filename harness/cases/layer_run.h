@@ -26,9 +26,9 @@ struct SegmentCost {
 
 /// What a streamed run has reached: enough for another run of the same job to go on from there.
 struct LayerProgress {
-  size_t segments = 0;                                  // that are done
-  std::vector<std::vector<Verdict>> staged, forced;     // by subject
-  std::map<std::string, HostTensor> streams;            // of every side, behind the last of them
+  size_t segments = 0;                               // that are done
+  std::vector<std::vector<Verdict>> staged, forced;  // by subject
+  std::map<std::string, HostTensor> streams;         // of every side, behind the last of them
 };
 
 /// How a streamed run goes about it.
@@ -37,8 +37,8 @@ struct LayerRunOptions {
   bool staged = true;
   /// The second end of the noise floor: sums one after the other, which no fast library makes.
   bool twins = true;
-  std::function<void(const SegmentCost&)> finished = {};  // after each segment
-  std::optional<LayerProgress> from = {};                 // where an earlier run stood
+  std::function<void(const SegmentCost&)> finished = {};   // after each segment
+  std::optional<LayerProgress> from = {};                  // where an earlier run stood
   std::function<void(const LayerProgress&)> reached = {};  // after each layer
 };
 

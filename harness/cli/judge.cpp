@@ -90,11 +90,10 @@ void check_layers(const Options& options, const Job& job) {
   const bool streamed = std::any_of(job.cases.begin(), job.cases.end(),
                                     [&](const Case& c) { return is_streamed(job, c); });
   if (options.resume && !(streamed && options.out)) {
-    throw Error(ExitCode::usage,
-                {.where = "--resume",
-                 .what = "nothing leaves a journal",
-                 .expected = "--out and --layers, or a case that is streamed",
-                 .got = streamed ? "no --out" : "a job that is held whole"});
+    throw Error(ExitCode::usage, {.where = "--resume",
+                                  .what = "nothing leaves a journal",
+                                  .expected = "--out and --layers, or a case that is streamed",
+                                  .got = streamed ? "no --out" : "a job that is held whole"});
   }
   if (options.layers.empty()) return;
   const auto refuse = [](const std::string& what, const std::string& got) {

@@ -97,7 +97,8 @@ void add_how(CLI::App& app, Raw& raw) {
   add(app, "--timeout", raw.timeout, "SECONDS", "give up after this time (exit 6)", kHow);
   add_flag(app, "--resume", o.resume,
            "go on from what a streamed run (--layers, a large case) left in --out", kOther);
-  add_flag(app, "--dry-run", o.dry_run, "say what it would take in memory and time, and end", kOther);
+  add_flag(app, "--dry-run", o.dry_run, "say what it would take in memory and time, and end",
+           kOther);
 }
 
 /// Flags that docs/architecture.md 4 keeps for later: known, so that they are not called unknown.

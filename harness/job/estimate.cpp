@@ -218,12 +218,11 @@ std::string announcement(const Estimate& estimate) {
 void refuse_what_does_not_fit(const Case& c, double bytes, const std::string& how) {
   const double there = available_memory_bytes();
   if (there <= 0 || bytes <= there) return;
-  throw Error(ExitCode::environment,
-              {.where = "case " + c.name,
-               .what = "memory",
-               .expected = memory(bytes) + " available",
-               .got = memory(there),
-               .hint = described(work_of(c)) + "; " + how});
+  throw Error(ExitCode::environment, {.where = "case " + c.name,
+                                      .what = "memory",
+                                      .expected = memory(bytes) + " available",
+                                      .got = memory(there),
+                                      .hint = described(work_of(c)) + "; " + how});
 }
 
 void refuse_large_work(const Case& c, const std::string& path) {

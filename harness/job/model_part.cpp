@@ -136,11 +136,12 @@ void CaseJob::run_layers() {
   const std::vector<JudgedTrace> subjects = own_traces();
   std::optional<Journal> journal;
   if (!job_.folder.empty()) {
-    journal.emplace(job_.folder, c.name,
-                    std::map<std::string, std::string>{{"command", job_.command},
-                                                       {"program", io::sha256_file("/proc/self/exe")},
-                                                       {"weights", weights_->identity()},
-                                                       {"case", io::case_json(c)}});
+    journal.emplace(
+        job_.folder, c.name,
+        std::map<std::string, std::string>{{"command", job_.command},
+                                           {"program", io::sha256_file("/proc/self/exe")},
+                                           {"weights", weights_->identity()},
+                                           {"case", io::case_json(c)}});
     size_t all = 0;
     for (const SegmentChain& chain : chains_of(options.selection, c.config))
       all += chain.segments.size();

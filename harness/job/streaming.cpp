@@ -67,8 +67,8 @@ double segment_flops(const Case& c, const Segment& segment) {
   if (segment.kind == SegmentKind::attention) {
     const double heads = static_cast<double>(config.num_attention_heads) *
                          static_cast<double>(config.qk_head_dim() + config.v_head_dim);
-    products += count({c.B, c.S, c.S}) *
-                (heads + count({config.index_n_heads, config.index_head_dim}));
+    products +=
+        count({c.B, c.S, c.S}) * (heads + count({config.index_n_heads, config.index_head_dim}));
   }
   return 2 * products;
 }
@@ -86,16 +86,16 @@ double working_bytes(const Case& c, const Segment& segment) {
       const double heads = static_cast<double>(config.num_attention_heads);
       const double wide = 2 * static_cast<double>(config.qk_head_dim()) +
                           2 * static_cast<double>(config.qk_nope_head_dim + config.v_head_dim);
-      const double block = count({c.B, config.num_attention_heads,
-                                  queries_at_once(config, c.B, c.S), c.S});
+      const double block =
+          count({c.B, config.num_attention_heads, queries_at_once(config, c.B, c.S), c.S});
       return kOracleBytes * (stream + weights + tokens * heads * wide + kAttentionCopies * block +
                              kScoreCopies * count({c.B, c.S, c.S}));
     }
     case SegmentKind::mlp: {
       if (!has_experts(c, segment))
-        return kOracleBytes * (stream + weights +
-                               kInnerCopies * tokens * static_cast<double>(
-                                                           config.intermediate_size));
+        return kOracleBytes *
+               (stream + weights +
+                kInnerCopies * tokens * static_cast<double>(config.intermediate_size));
       const double experts = static_cast<double>(config.n_routed_experts);
       const double expert = expert_elements(config);
       const double rest = weights - experts * expert;
@@ -105,8 +105,8 @@ double working_bytes(const Case& c, const Segment& segment) {
     case SegmentKind::head:
       break;
   }
-  const double kept = count({c.B, static_cast<int64_t>(kept_logit_rows(config, c.B, c.S).size()),
-                             config.vocab_size});
+  const double kept = count(
+      {c.B, static_cast<int64_t>(kept_logit_rows(config, c.B, c.S).size()), config.vocab_size});
   const double block = static_cast<double>(std::min(kVocabularyBlock, config.vocab_size));
   return std::max(kOracleBytes * (2 * kept + block * (width + kInnerCopies * tokens)),
                   kPlainBytes * (weights + 2 * kept)) +
@@ -204,7 +204,8 @@ StreamingWork streaming_work(const Job& job, const Case& c) {
   const Passes& p = work.passes;
   for (const SegmentChain& chain : chains_of(selection, c.config))
     for (const Segment& segment : chain.segments) {
-      SegmentWork one{.segment = segment, .weights = segment_weights(c, segment),
+      SegmentWork one{.segment = segment,
+                      .weights = segment_weights(c, segment),
                       .flops = segment_flops(c, segment)};
       for (const std::string& tap : segment_taps(c.config, segment))
         one.taps += tap_elements(c, tap);

@@ -119,7 +119,8 @@ Tensor TapFlow::put_queries(const std::string& name, const Tensor& own, int64_t 
     }
   }
   Tensor used = rounded;
-  const HostTensor* feed = options_.feeding == Feeding::staged ? options_.feed->find(name) : nullptr;
+  const HostTensor* feed =
+      options_.feeding == Feeding::staged ? options_.feed->find(name) : nullptr;
   if (feed != nullptr && !kept.places.empty()) {
     const Tensor given = to_torch(*feed)
                              .index_select(2, torch::tensor(kept.places, torch::kInt64))

@@ -95,7 +95,7 @@ class TapFlow {
   Trace trace_;                     // of a run in one pass
   std::vector<std::string> order_;  // of a chunked run, joined at its end
   std::map<std::string, std::vector<Piece>> pieces_;
-  std::vector<int64_t> kept_;                        // queries of attention taps
+  std::vector<int64_t> kept_;                               // queries of attention taps
   std::map<std::string, std::vector<torch::Tensor>> rows_;  // of attention taps, block by block
   std::map<std::string, std::vector<torch::Tensor>> decisions_;
 };

@@ -50,8 +50,7 @@ BlockedLoss::BlockedLoss(const Context& ctx, const Tensor& labels)
 void BlockedLoss::add(const Tensor& logits, int64_t first) {
   const Tensor block = predictions_of(ctx_, logits, S_);
   const Tensor largest = torch::maximum(largest_, block.amax(-1));
-  sum_ = sum_ * torch::exp(largest_ - largest) +
-         torch::exp(block - largest.unsqueeze(-1)).sum(-1);
+  sum_ = sum_ * torch::exp(largest_ - largest) + torch::exp(block - largest.unsqueeze(-1)).sum(-1);
   largest_ = largest;
   const Tensor place = targets_ - first;
   const Tensor here = (place >= 0) & (place < block.size(-1));

@@ -145,11 +145,11 @@ class Layer {
     const auto put_rows = [&](const char* tap, const Tensor& own) {
       return flow_.put_queries(layer_tap(layer_, tap), own, first);
     };
-    const Tensor logits = put_rows(
-        "attn.logits", with_scores(attention_logits(ctx_, rows(operands.q, 2), operands.k),
-                                   indexed.scores, visible));
-    const Tensor probs = put_rows(
-        "attn.probs", attention_probs(ctx_, masked(logits, visible), indexed.support));
+    const Tensor logits =
+        put_rows("attn.logits", with_scores(attention_logits(ctx_, rows(operands.q, 2), operands.k),
+                                            indexed.scores, visible));
+    const Tensor probs =
+        put_rows("attn.probs", attention_probs(ctx_, masked(logits, visible), indexed.support));
     if (trains_indexer()) add_kl(logits, probs, indexed);
     return attention_context(ctx_, probs, operands);
   }

@@ -42,9 +42,9 @@ ExpandedKv expand_kv(const Context& ctx, const Tensor& kv_latent, const Tensor& 
           kv.narrow(-1, config.qk_nope_head_dim, config.v_head_dim)};
 }
 
-AttentionOperands attention_operands(const Context& ctx, const Tensor& q_nope,
-                                     const Tensor& q_rope, const Tensor& kv_latent,
-                                     const Tensor& k_rope, const Tensor& kv_b) {
+AttentionOperands attention_operands(const Context& ctx, const Tensor& q_nope, const Tensor& q_rope,
+                                     const Tensor& kv_latent, const Tensor& k_rope,
+                                     const Tensor& kv_b) {
   if (ctx.dialect.attention.absorbed) {
     const auto [key_map, value_map] = split_kv_b(ctx.config, kv_b);
     const Tensor q_latent_space = torch::einsum("bshn,hnc->bshc", {q_nope, key_map});

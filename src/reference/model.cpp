@@ -115,8 +115,12 @@ class Pass {
   }
 
   WeightStyle style(bool requires_grad) const {
-    return {ctx_.rounding.compute_type(), ctx_.device, requires_grad, options_.perturbation,
-            options_.perturbation_seed, options_.segment.has_value()};
+    return {ctx_.rounding.compute_type(),
+            ctx_.device,
+            requires_grad,
+            options_.perturbation,
+            options_.perturbation_seed,
+            options_.segment.has_value()};
   }
   LayerWeights layer_weights(int64_t layer, bool requires_grad) const {
     const std::string prefix = "model.layers." + std::to_string(layer) + ".";
@@ -210,8 +214,7 @@ class Pass {
     const ChunkInputs chunk = inputs_of(ctx, 0, batch_.S);
     LayerWeights weights = layer_weights(segment.layer, false);
     LayerCache cache;
-    const auto half =
-        segment.kind == SegmentKind::attention ? run_attention_half : run_mlp_half;
+    const auto half = segment.kind == SegmentKind::attention ? run_attention_half : run_mlp_half;
     leave(half(ctx, segment.layer, weights, in, chunk, cache, flow_), stream);
   }
 

@@ -1,4 +1,5 @@
-// A streamed run, segment by segment, against the run of the whole model; bugs planted in one layer.
+// A streamed run, segment by segment, against the run of the whole model; bugs planted in one
+// layer.
 
 #include <gtest/gtest.h>
 
@@ -22,8 +23,8 @@ using harness::Trust;
 using harness::Verdict;
 
 JudgedTrace own(const std::string& impl, DType dtype) {
-  JudgedTrace judged{.subject = harness::implementation_subject(impl, ""), .impl = impl,
-                     .dtype = dtype};
+  JudgedTrace judged{
+      .subject = harness::implementation_subject(impl, ""), .impl = impl, .dtype = dtype};
   judged.against_reference = judged.subject.party != harness::Party::reference;
   if (is_narrow(dtype) && harness::rounds_every_op(impl))
     judged.dialect.rounding = RoundingStyle::transformers;
@@ -86,7 +87,8 @@ TEST(LayerWords, ThatMakeNoSenseAreUsageErrors) {
 
 TEST(LayerChains, AreTheMaximalRunsOfConsecutiveParts) {
   const ModelConfig config = io::read_config("small");
-  const auto chains = harness::chains_of(harness::parse_layers("embed,0,3,4,7,head", config), config);
+  const auto chains =
+      harness::chains_of(harness::parse_layers("embed,0,3,4,7,head", config), config);
   ASSERT_EQ(chains.size(), 3U);
   EXPECT_EQ(chains[0].segments.size(), 3U);
   EXPECT_FALSE(chains[0].begins_at);
@@ -168,18 +170,17 @@ TEST_P(PlantedInALayer, IsCaughtThere) {
   EXPECT_EQ(failure->mode, harness::Mode::staged);
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    All, PlantedInALayer,
-    testing::Values(
-        Planted{"KNormEps", "tiny-wide", "0,1", 1, "ix.k",
-                [](Dialect& d) { d.indexer.eps_k_norm = 1e-5; }},
-        Planted{"GroupFill", "tiny-bias", "1", 1, "router.experts",
-                [](Dialect& d) { d.router.group_fill_zero = true; }},
-        Planted{"SharedMissing", "tiny-wide", "1", 1, "mlp.out",
-                [](Dialect& d) { d.moe.shared_missing = true; }},
-        Planted{"KNormEpsAtFullSize", "full-short", "0", 0, "ix.k",
-                [](Dialect& d) { d.indexer.eps_k_norm = 1e-5; }}),
-    [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(All, PlantedInALayer,
+                         testing::Values(Planted{"KNormEps", "tiny-wide", "0,1", 1, "ix.k",
+                                                 [](Dialect& d) { d.indexer.eps_k_norm = 1e-5; }},
+                                         Planted{
+                                             "GroupFill", "tiny-bias", "1", 1, "router.experts",
+                                             [](Dialect& d) { d.router.group_fill_zero = true; }},
+                                         Planted{"SharedMissing", "tiny-wide", "1", 1, "mlp.out",
+                                                 [](Dialect& d) { d.moe.shared_missing = true; }},
+                                         Planted{"KNormEpsAtFullSize", "full-short", "0", 0, "ix.k",
+                                                 [](Dialect& d) { d.indexer.eps_k_norm = 1e-5; }}),
+                         [](const auto& info) { return info.param.name; });
 
 TEST(KeptQueries, AreAllOfASmallCaseAndFewOfALargeOne) {
   const Case& small = io::find_case("small");

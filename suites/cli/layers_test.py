@@ -1,12 +1,33 @@
-"""--layers and --dry-run: a few layers of any size, and what they would take. ctest: `self_cli_layers`."""
+"""--layers and --dry-run: a few layers of any size. ctest: `self_cli_layers`."""
 
 from __future__ import annotations
 
 import json
 import subprocess
+import time
 import unittest
+from pathlib import Path
 
-from program import ENVIRONMENT, OK, PROGRAM, USAGE, CliTest, environment, run
+from program import (
+    ARTEFACT,
+    ENVIRONMENT,
+    OK,
+    PROGRAM,
+    USAGE,
+    CliTest,
+    clean_up,
+    environment,
+    run,
+    scratch,
+)
+
+tearDownModule = clean_up
+
+
+def without_timing(folder: Path) -> dict:
+    report = json.loads((folder / "report.json").read_text())
+    del report["timing"]
+    return report
 
 
 class Layers(CliTest):
@@ -56,6 +77,49 @@ class Layers(CliTest):
         self.assertEqual(few.stdout.count("attention"), 3)
         self.assertNotIn("embed", few.stdout)
         self.ended(run("--case", "tiny", "--dry-run"), OK)
+
+    def test_a_checkpoint_of_some_layers(self) -> None:
+        folder = scratch / "layer-1"
+        self.ended(run("weights", "make", "--config", "tiny", "--layers", "1", "--out", folder), OK)
+        one = ("--case", "tiny", "--weights", folder, "--layers")
+        self.ended(run(*one, "1"), OK)
+        for words in ("0,1", "1,head"):
+            self.refused(run(*one, words), ARTEFACT, "it has these whole: 1 (--layers 1)")
+        self.refused(run("--case", "tiny", "--weights", folder), ARTEFACT, "these whole: 1")
+        self.refused(run("weights", "make", "--case", "tiny", "--layers", "2", "--out", folder),
+                     USAGE, "layer out of range")
+        self.refused(run("weights", "make", "--out", folder), USAGE, "--case NAME")
+
+    def test_a_killed_run_goes_on(self) -> None:
+        job = ("--case", "small", "--layers", "0,1,2,3", "--dtype", "float32", "--device", "cpu")
+        whole, killed = scratch / "whole", scratch / "killed"
+        self.ended(run(*job, "--out", whole), OK)
+        child = subprocess.Popen([PROGRAM, *map(str, (*job, "--out", killed))], env=environment(),
+                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        journal = killed / "small.journal"
+        while not journal.exists() and child.poll() is None:
+            time.sleep(0.05)
+        child.kill()
+        self.assertNotEqual(child.wait(), OK, "it ended before it could be killed")
+        self.ended(run(*job, "--out", killed, "--resume"), OK)
+        first, second = without_timing(whole), without_timing(killed)
+        for report in (first, second):
+            report["command"] = ""
+        self.assertEqual(first, second)
+        beat = json.loads((killed / "heartbeat.json").read_text())
+        self.assertEqual(beat["segments_done"], beat["segments"])
+        # A finished run prints its report again, and does nothing else.
+        before = time.monotonic()
+        self.ended(run(*job, "--out", killed, "--resume"), OK)
+        self.assertLess(time.monotonic() - before, 30)
+        self.refused(run(*job[:-4], "--device", "cpu", "--out", killed, "--resume"), USAGE,
+                     "made by another job: its command")
+
+    def test_resume_needs_a_journal(self) -> None:
+        self.refused(run("--case", "tiny", "--resume"), USAGE, "--layers")
+        self.refused(run("--case", "tiny", "--layers", "0", "--resume"), USAGE, "no --out")
+        self.refused(run("--case", "tiny", "--layers", "0", "--out", scratch / "none", "--resume"),
+                     USAGE, "nothing to go on from")
 
     def test_what_does_not_fit_is_refused(self) -> None:
         for words in ("--case full", "--case full --layers 3"):

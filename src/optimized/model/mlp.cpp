@@ -84,14 +84,14 @@ Tensor routed_in_groups(const Context& ctx, const Weights& weights, const MlpSta
   const Tensor sum = at::zeros(x.sizes(), x.options().dtype(at::kFloat));
   const std::vector<int64_t> used = used_experts(ctx, state.experts);
   for (size_t first = 0; first < used.size(); first += kGroup) {
-    const std::vector<int64_t> group(used.begin() + static_cast<std::ptrdiff_t>(first),
-                                     used.begin() + static_cast<std::ptrdiff_t>(
-                                                        std::min(first + kGroup, used.size())));
+    const std::vector<int64_t> group(
+        used.begin() + static_cast<std::ptrdiff_t>(first),
+        used.begin() + static_cast<std::ptrdiff_t>(std::min(first + kGroup, used.size())));
     ctx.ops.call<void(const Tensor&, const Tensor&, const Tensor&, const Tensor&, at::TensorList,
                       at::TensorList, at::TensorList)>(
-        "moe_add", sum, x, among(group, state.experts, ctx.config.n_routed_experts),
-        state.weights, weights.some_experts("gate_proj", group),
-        weights.some_experts("up_proj", group), weights.some_experts("down_proj", group));
+        "moe_add", sum, x, among(group, state.experts, ctx.config.n_routed_experts), state.weights,
+        weights.some_experts("gate_proj", group), weights.some_experts("up_proj", group),
+        weights.some_experts("down_proj", group));
   }
   return sum.to(x.scalar_type());
 }

@@ -177,13 +177,12 @@ class Pass {
 
   Stream run_layer(int64_t layer, Weights& weights, const Stream& in, const ChunkInputs& chunk,
                    KeyCache& cache, Tensor& kl_sum, LayerState& state) {
-    return mlp_half(layer, weights,
-                    attention_half(layer, weights, in, chunk, cache, kl_sum, state), state);
+    return mlp_half(layer, weights, attention_half(layer, weights, in, chunk, cache, kl_sum, state),
+                    state);
   }
 
-  Stream attention_half(int64_t layer, Weights& weights, const Stream& in,
-                        const ChunkInputs& chunk, KeyCache& cache, Tensor& kl_sum,
-                        LayerState& state) {
+  Stream attention_half(int64_t layer, Weights& weights, const Stream& in, const ChunkInputs& chunk,
+                        KeyCache& cache, Tensor& kl_sum, LayerState& state) {
     state.attention_norm = rms_norm(ctx_, in, weights.get("input_layernorm.weight"));
     const Tensor x = flow_.put(layer_tap(layer, "attn_norm"), state.attention_norm.y);
     const Tensor attended =
