@@ -5,7 +5,7 @@
 #include "harness/cli/progress.h"
 #include "harness/cli/stop.h"
 #include "harness/job/compare_traces.h"
-#include "harness/job/estimate.h"
+#include "harness/job/job_estimate.h"
 #include "harness/job/run_job.h"
 #include "harness/job/streaming.h"
 #include "harness/report/text.h"

@@ -6,7 +6,6 @@
 #include <thread>
 
 #include "harness/job/memory.h"
-#include "harness/job/streaming.h"
 #include "harness/report/text.h"
 #include "src/io/io.h"
 #include "src/model/errors.h"
@@ -74,27 +73,8 @@ double tap_elements(const Case& c, std::optional<int64_t> layer) {
   return sum;
 }
 
-/// Judging of one case: `judged` sides beside the oracle.
-Estimate judging_estimate(const Case& c, double judged, bool forward, bool backward) {
-  const double passes = (forward ? kStagedPasses * judged : 0) +
-                        (kSharedPasses + judged) * (backward ? kBackwardPasses : 1);
-  return {.bytes = judging_bytes(c, backward), .flops = passes * work_of(c).flops};
-}
-
-Estimate streaming_estimate(const Job& job, const Case& c) {
-  const StreamingWork work = streaming_work(job, c);
-  return {.bytes = work.bytes(), .flops = work.flops(), .seconds = work.seconds()};
-}
-
 double flops_seconds(const Estimate& estimate) {
   return estimate.flops / (kRate * machine_cores());
-}
-
-Case with_batch(const Job& job, Case c) {
-  if (!job.batch_file) return c;
-  const Batch batch = io::read_batch(*job.batch_file, c.config);
-  c.B = batch.B, c.S = batch.S;
-  return c;
 }
 
 double pass_bytes(const Work& work, bool backward) {
@@ -162,27 +142,14 @@ double judging_bytes(const Case& c, bool backward) {
   return kHeldBytes * (work.taps + (backward ? work.weights : 0)) + pass_bytes(work, backward);
 }
 
-Estimate estimate_of(const Job& job) {
-  const auto asked = [&](const char* suite) {
-    return std::find(job.suites.begin(), job.suites.end(), suite) != job.suites.end();
-  };
-  Estimate sum;
-  const auto add = [&](const Estimate& estimate) {
-    sum.bytes = std::max(sum.bytes, estimate.bytes);
-    sum.flops += estimate.flops;
-    sum.seconds += estimate.seconds > 0 ? estimate.seconds : flops_seconds(estimate);
-  };
-  constexpr double kGolden = 1;
-  const double judged = static_cast<double>(job.impls.size() * job.dtypes.size()) + kGolden +
-                        static_cast<double>(job.candidates.size());
-  for (const Case& c : job.cases)
-    add(is_streamed(job, c)
-            ? streaming_estimate(job, with_batch(job, c))
-            : judging_estimate(with_batch(job, c), judged, asked("forward"), asked("backward")));
-  for (const TrainingTask& task : job.training)
-    add({.bytes = judging_bytes(task.the_case, true),
-         .flops = kTrainingPasses * work_of(task.the_case).flops});
-  return sum;
+Estimate judging_estimate(const Case& c, double judged, bool forward, bool backward) {
+  const double passes = (forward ? kStagedPasses * judged : 0) +
+                        (kSharedPasses + judged) * (backward ? kBackwardPasses : 1);
+  return {.bytes = judging_bytes(c, backward), .flops = passes * work_of(c).flops};
+}
+
+Estimate training_estimate(const Case& c) {
+  return {.bytes = judging_bytes(c, true), .flops = kTrainingPasses * work_of(c).flops};
 }
 
 Estimate estimate_of_dump(const Case& c, DType dtype, const std::string& mode) {

@@ -3,7 +3,6 @@
 #include <string>
 #include <vector>
 
-#include "harness/job/job.h"
 #include "src/model/case.h"
 #include "src/model/tensor.h"
 #include "src/model/weights.h"
@@ -28,8 +27,10 @@ struct Estimate {
   double flops = 0;    // over all passes
   double seconds = 0;  // where it is known better than from flops, else 0
 };
-/// Every case and training of a job. Reads the job's batch file for its sizes.
-Estimate estimate_of(const Job& job);
+/// Judging of one case: `judged` sides beside the oracle.
+Estimate judging_estimate(const Case& c, double judged, bool forward, bool backward);
+/// A training suite on one of its cases.
+Estimate training_estimate(const Case& c);
 /// One implementation's trace, as `dump` makes it in this mode.
 Estimate estimate_of_dump(const Case& c, DType dtype, const std::string& mode);
 

@@ -5,6 +5,7 @@
 
 #include "harness/cases/implementations.h"
 #include "harness/cases/layer_run.h"
+#include "harness/job/estimate.h"
 #include "harness/job/memory.h"
 #include "src/model/trace.h"
 
@@ -221,16 +222,8 @@ StreamingWork streaming_work(const Job& job, const Case& c) {
 
 double streaming_bytes(const Case& c, const Job& job) { return streaming_work(job, c).bytes(); }
 
-std::string dry_run_text(const Job& job) {
-  std::string text;
-  for (const Case& c : job.cases) {
-    text += "case " + c.name + ": B " + std::to_string(c.B) + ", S " + std::to_string(c.S) + "\n";
-    if (!is_streamed(job, c)) continue;
-    const StreamingWork work = streaming_work(job, c);
-    text += passes_text(work.passes) + table(work);
-  }
-  const Estimate estimate = estimate_of(job);
-  return text + described(estimate) + "\n";
+std::string streaming_table(const StreamingWork& work) {
+  return passes_text(work.passes) + table(work);
 }
 
 }  // namespace dsv32::harness

@@ -4,7 +4,6 @@
 #include <vector>
 
 #include "harness/cases/layer_selection.h"
-#include "harness/job/estimate.h"
 #include "harness/job/job.h"
 
 /// What a streamed run costs (docs/architecture.md 7): one segment of the model after the other.
@@ -41,9 +40,7 @@ struct StreamingWork {
 /// Throws Error (usage) for words of --layers that the config does not have.
 StreamingWork streaming_work(const Job& job, const Case& c);
 double streaming_bytes(const Case& c, const Job& job);
-
-/// The table that --dry-run prints: what every case of the job takes, segment by segment where it
-/// is streamed.
-std::string dry_run_text(const Job& job);
+/// One line per segment, and their sum.
+std::string streaming_table(const StreamingWork& work);
 
 }  // namespace dsv32::harness

@@ -111,6 +111,11 @@ int64_t queries_at_once(const ModelConfig& config, int64_t B, int64_t S) {
   return std::clamp<int64_t>(fit, 1, S);
 }
 
+HostTensor synthetic_hidden(uint64_t seed, int64_t layer, const Shape& shape) {
+  constexpr int kExponent = -3;
+  return bell_stream(seed, "hidden." + std::to_string(layer), shape, kExponent);
+}
+
 HostTensor gather_rows(const WeightSource& source, const WeightSpec& spec,
                        const std::vector<int64_t>& ids) {
   HostTensor rows;

@@ -42,10 +42,6 @@ using StreamState = std::map<std::string, HostTensor>;
 /// The stream before `layer` where a run begins there: float32 [B,S,hidden], bell * 2^-3 of the
 /// stream "hidden.{layer}" of the seed, exact in bf16. docs/formats.md 6.
 HostTensor synthetic_hidden(uint64_t seed, int64_t layer, const Shape& shape);
-/// The gradient that a backward pass of such a run starts from, behind its last layer: bell * 2^-9
-/// of "dhidden.{layer}".
-HostTensor synthetic_dhidden(uint64_t seed, int64_t layer, const Shape& shape);
-
 /// The query positions of which a trace keeps attn.logits and attn.probs [B,H,n,T]: every one while
 /// an attention matrix is small, else 64 spread over [0, S). docs/formats.md 6.
 std::vector<int64_t> kept_queries(const ModelConfig& config, int64_t B, int64_t S);

@@ -8,7 +8,6 @@
 
 #include "src/model/errors.h"
 #include "src/model/philox.h"
-#include "src/model/segment.h"
 
 namespace dsv32 {
 
@@ -182,23 +181,11 @@ HostTensor SyntheticWeights::load_rows(const WeightSpec& spec, int64_t begin, in
 
 std::string SyntheticWeights::identity() const { return "synthetic:" + std::to_string(seed_); }
 
-namespace {
-
-HostTensor bell_stream(uint64_t seed, const std::string& name, const Shape& shape, int g) {
+HostTensor bell_stream(uint64_t seed, const std::string& name, const Shape& shape, int exponent) {
   HostTensor values(DType::float32, shape);
-  const Stream stream{{seed, fnv1a64(name)}, {std::ldexp(1.0F, g), 0}};
+  const Stream stream{{seed, fnv1a64(name)}, {std::ldexp(1.0F, exponent), 0}};
   fill(stream, 0, values.numel(), values.data<float>().data());
   return values;
-}
-
-}  // namespace
-
-HostTensor synthetic_hidden(uint64_t seed, int64_t layer, const Shape& shape) {
-  return bell_stream(seed, "hidden." + std::to_string(layer), shape, -3);
-}
-
-HostTensor synthetic_dhidden(uint64_t seed, int64_t layer, const Shape& shape) {
-  return bell_stream(seed, "dhidden." + std::to_string(layer), shape, -9);
 }
 
 }  // namespace dsv32

@@ -38,6 +38,9 @@ int64_t row_size(const WeightSpec& spec);
 /// there.
 Shape shape_of_rows(const WeightSpec& spec, int64_t begin, int64_t end);
 
+/// float32, element bell * 2^exponent of a stream of the seed. docs/formats.md 1.
+HostTensor bell_stream(uint64_t seed, const std::string& name, const Shape& shape, int exponent);
+
 /// Where weights come from. Tensors are loaded one by one: nothing may assume a resident model.
 class WeightSource {
  public:

@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "harness/job/job_estimate.h"
 #include "harness/job/memory.h"
 #include "src/io/io.h"
 #include "src/model/errors.h"
