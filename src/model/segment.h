@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "src/model/config.h"
-#include "src/model/objective.h"
 #include "src/model/tensor.h"
 #include "src/model/weights.h"
 

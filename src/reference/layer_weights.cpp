@@ -12,14 +12,22 @@ LayerWeights::LayerWeights(const WeightSource& source, std::vector<WeightSpec> s
   for (const WeightSpec& spec : specs_) by_name_[spec.name] = &spec;
 }
 
+namespace {
+
+bool is_expert(const WeightSpec& spec) { return spec.name.find(".experts.") != std::string::npos; }
+
+}  // namespace
+
 /// `place` tells the signs of a part of a tensor from those of another part.
 torch::Tensor LayerWeights::prepared(const HostTensor& stored, const WeightSpec& spec,
                                      const std::string& place) const {
-  torch::Tensor value = to_torch(stored).to(style_.device, style_.type);
-  if (style_.perturbation > 0 && !is_buffer(spec.name)) {
-    value = style_.fast_signs
-                ? perturbed_by_counter(value, style_.perturbation, style_.perturbation_seed, place)
-                : perturbed(value, style_.perturbation, style_.perturbation_seed, place);
+  const bool moved = style_.perturbation > 0 && !is_buffer(spec.name);
+  const bool narrow = style_.streamed && is_expert(spec) && !moved;
+  torch::Tensor value = to_torch(stored).to(style_.device);
+  if (!narrow || value.scalar_type() != torch::kFloat32) value = value.to(style_.type);
+  if (moved) {
+    const auto move = style_.streamed ? perturbed_by_counter : perturbed;
+    value = move(value, style_.perturbation, style_.perturbation_seed, place);
   }
   if (style_.requires_grad && !is_buffer(spec.name)) value.requires_grad_(true);
   return value;
@@ -39,7 +47,7 @@ torch::Tensor LayerWeights::get(const std::string& name) {
   if (const auto kept = kept_.find(full); kept != kept_.end()) return kept->second;
   const WeightSpec& spec = spec_of(full);
   torch::Tensor value = prepared(source_.load(spec), spec, full);
-  const bool transient = !style_.requires_grad && full.find(".experts.") != std::string::npos;
+  const bool transient = !style_.requires_grad && is_expert(spec);
   if (!transient) kept_[full] = value;
   return value;
 }

@@ -26,7 +26,8 @@ Tensor partial_sums(const Tensor& x, const Tensor& weight, int parts) {
 
 Tensor unrounded_linear(const Context& ctx, const Tensor& x, const Tensor& weight) {
   const int parts = ctx.dialect.linear.split_k;
-  return parts > 1 ? partial_sums(x, weight, parts) : product_with_weight(ctx.sums, x, weight);
+  if (parts > 1) return partial_sums(x, weight.to(x.scalar_type()), parts);
+  return product_with_weight(ctx.sums, x, weight);
 }
 
 Tensor linear(const Context& ctx, const Tensor& x, const Tensor& weight) {
