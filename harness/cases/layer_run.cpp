@@ -15,19 +15,19 @@ constexpr char kReference[] = "reference";
 
 /// One run that goes over the segments, and the residual stream that it has reached.
 struct Side {
-  std::string what, impl;
-  RunOptions options;
+  std::string what = {}, impl = {};
+  RunOptions options = {};
   StreamState stream = {};
 };
 
 /// The runs of one mode that a subject is measured against.
 struct YardstickSides {
-  Side oracle, probe;
-  std::optional<Side> reference, twin;
+  Side oracle = {}, probe = {};
+  std::optional<Side> reference = {}, twin = {};
 };
 struct YardstickTraces {
-  Trace oracle, probe;
-  std::optional<Trace> reference, twin;
+  Trace oracle = {}, probe = {};
+  std::optional<Trace> reference = {}, twin = {};
 };
 
 void append(std::vector<Verdict> more, std::vector<Verdict>& verdicts) {
@@ -54,8 +54,8 @@ RunOptions sequential(RunOptions options) {
 /// A subject on its way over the segments.
 struct Judged {
   JudgedTrace about;
-  Side side;
-  YardstickSides staged;
+  Side side = {};
+  YardstickSides staged = {};
   std::vector<Verdict> staged_verdicts = {}, forced_verdicts = {};
 };
 

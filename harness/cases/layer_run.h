@@ -26,9 +26,9 @@ struct SegmentCost {
 
 /// What a streamed run has reached: enough for another run of the same job to go on from there.
 struct LayerProgress {
-  size_t segments = 0;                               // that are done
-  std::vector<std::vector<Verdict>> staged, forced;  // by subject
-  std::map<std::string, HostTensor> streams;         // of every side, behind the last of them
+  size_t segments = 0;                                         // that are done
+  std::vector<std::vector<Verdict>> staged = {}, forced = {};  // by subject
+  std::map<std::string, HostTensor> streams = {};  // of every side, behind the last of them
 };
 
 /// How a streamed run goes about it.

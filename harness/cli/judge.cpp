@@ -95,15 +95,16 @@ void check_layers(const Options& options, const Job& job) {
                                   .expected = "--out and --layers, or a case that is streamed",
                                   .got = streamed ? "no --out" : "a job that is held whole"});
   }
-  if (options.layers.empty()) return;
+  if (options.layers.empty() && !streamed) return;
   const auto refuse = [](const std::string& what, const std::string& got) {
     throw Error(ExitCode::usage, {.where = "--layers",
                                   .what = what,
                                   .expected = "our own implementations, --suite forward",
                                   .got = got});
   };
-  if (!options.candidates.empty()) refuse("a candidate brings its own layers", "--candidate");
-  for (const std::string& suite : job.suites)
+  if (!options.layers.empty() && !options.candidates.empty())
+    refuse("a candidate brings its own layers", "--candidate");
+  for (const std::string& suite : options.suites)
     if (suite != "forward") refuse("not in this version", "--suite " + suite);
 }
 

@@ -137,8 +137,7 @@ TEST(StreamedRun, StartsALayerFromItsStream) {
   const CaseRun run(io::find_case("tiny-wide"), false);
   const auto verdicts = verdicts_of(run, own("optimized", DType::float32), "1");
   EXPECT_EQ(failures(verdicts), "");
-  for (const Verdict& v : verdicts)
-    if (v.layer) EXPECT_EQ(v.layer, 1) << v.tap;
+  for (const Verdict& v : verdicts) EXPECT_EQ(v.layer.value_or(1), 1) << v.tap;
 }
 
 TEST(StreamedRun, JudgesTheHeadAlone) {

@@ -43,7 +43,8 @@ class Layers(CliTest):
         for words, said in rows.items():
             for more in ((), ("--dry-run",)):
                 with self.subTest(words=words, more=more):
-                    done = run("--case", "full", f"--layers={words}", *more)
+                    given = (f"--layers={words}",) if words else ("--layers", "")
+                    done = run("--case", "full", *given, *more)
                     self.refused(done, USAGE, said)
         self.refused(run("--case", "tiny", "--layers", "2"), USAGE, "0 to 1")
         self.refused(run("--case", "nope", "--layers", "0"), USAGE, "nope")
@@ -123,7 +124,7 @@ class Layers(CliTest):
 
     def test_what_does_not_fit_is_refused(self) -> None:
         for words in ("--case full", "--case full --layers 3"):
-            done = subprocess.run(["bash", "-c", f'ulimit -v 4000000; exec "$0" {words}', PROGRAM],
+            done = subprocess.run(["bash", "-c", f'ulimit -v 6000000; exec "$0" {words}', PROGRAM],
                                   env=environment(), capture_output=True, text=True, timeout=60,
                                   check=False)
             self.refused(done, ENVIRONMENT, "case full: memory")
