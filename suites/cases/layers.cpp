@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <set>
 
@@ -180,6 +181,46 @@ INSTANTIATE_TEST_SUITE_P(All, PlantedInALayer,
                                          Planted{"KNormEpsAtFullSize", "full-short", "0", 0, "ix.k",
                                                  [](Dialect& d) { d.indexer.eps_k_norm = 1e-5; }}),
                          [](const auto& info) { return info.param.name; });
+
+/// tiny with an attention matrix and logits so large that they go in blocks and few rows are kept.
+Case wide_case() {
+  Case c = io::find_case("tiny-wide");
+  c.config.num_attention_heads = c.config.num_key_value_heads = 64;
+  c.config.max_position_embeddings = 2048;
+  c.config.vocab_size = 70'000;
+  c.B = 1, c.S = 1024, c.pad = 0;
+  return c;
+}
+
+TEST(Blocks, OfALargeCaseAreJudgedOnTheRowsThatAreKept) {
+  const CaseRun run(wide_case(), false);
+  ASSERT_LT(queries_at_once(run.the_case().config, 1, 1024), 1024);
+  for (const char* impl : {"reference", "optimized"}) {
+    const auto verdicts = verdicts_of(run, own(impl, DType::float32), "embed,0,1,head");
+    EXPECT_EQ(failures(verdicts), "") << impl;
+    const bool held = std::string(impl) == "reference";
+    int64_t probabilities = 0, logits = 0;
+    for (const Verdict& v : verdicts) {
+      if (v.tap == "layers.0.attn.probs" && held) probabilities = v.checked;
+      if (v.tap == "logits") logits = v.checked;
+    }
+    EXPECT_EQ(logits, 64 * run.the_case().config.vocab_size);
+    if (held) EXPECT_LE(probabilities, 64 * 64 * run.the_case().config.index_topk);
+    if (held) EXPECT_GT(probabilities, 0);
+  }
+}
+
+TEST(Blocks, ShowABugOfTheAttention) {
+  const CaseRun run(wide_case(), false);
+  const auto scaled =
+      verdicts_of(run, mutant(1, [](Dialect& d) { d.attention.scale = SoftmaxScale::nope; }), "1");
+  const Verdict* failure = harness::first_failure(scaled);
+  ASSERT_NE(failure, nullptr);
+  EXPECT_EQ(failure->tap, "layers.1.attn.logits");
+  ASSERT_TRUE(failure->worst);
+  // The query's own position, not its place among the kept.
+  EXPECT_TRUE(std::ranges::binary_search(spread_queries(64, 1024), failure->worst->index.at(2)));
+}
 
 TEST(KeptQueries, AreAllOfASmallCaseAndFewOfALargeOne) {
   const Case& small = io::find_case("small");
