@@ -32,6 +32,8 @@ struct JudgedTrace {
   const Trace* fed = nullptr;    // what stages read; nullptr: trace
   const golden::Golden* golden = nullptr;
   bool is_file = false;
+  /// Of an implementation of ours that a streamed run makes: bugs planted in its layers.
+  std::map<int64_t, Dialect> layer_dialects = {};
   bool against_reference = true;  // false: it is the reference itself, judged by the cap alone
 };
 

@@ -112,6 +112,7 @@ std::vector<Case> cases_of_suite(const TrainingSuite& suite, const Options& opti
 std::vector<std::string> chosen_suites(const Options& options) {
   const bool everything = contains(options.suites, kAllSuites);
   if (!options.suites.empty() && !everything) return options.suites;
+  if (!options.layers.empty()) return {"forward"};
   std::vector<std::string> chosen = {"forward", "backward"};
   const bool main_job = options.config == "small" && options.suites.empty() && !options.case_name;
   const bool own_input = options.seed || options.batch || options.weights != "synthetic";

@@ -91,8 +91,6 @@ void refuse_later(const Parser& parser) {
   for (const CLI::App* later : parser.later) {
     if (later->parsed()) not_in_this_version(later->get_name());
   }
-  if (!raw.layers.empty()) not_in_this_version("--layers");
-  if (raw.resume) not_in_this_version("--resume");
 }
 
 std::optional<std::string> given(const std::string& text) {

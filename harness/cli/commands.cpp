@@ -5,6 +5,7 @@
 #include <iostream>
 
 #include "golden/reader/golden.h"
+#include "harness/cases/layer_selection.h"
 #include "harness/cli/golden_commands.h"
 #include "harness/cli/names.h"
 #include "harness/cli/progress.h"
@@ -77,18 +78,34 @@ ExitCode dump_command(const Options& options) {
   return ExitCode::ok;
 }
 
+/// The case of --case, or the one that has the name of --config.
+const Case& case_to_make(const Options& options) {
+  if (options.case_name || options.config)
+    return io::find_case(options.case_name ? *options.case_name : *options.config);
+  throw Error(ExitCode::usage, {.where = "weights make",
+                                .what = "which weights",
+                                .expected = "--case NAME or --config NAME",
+                                .got = "neither",
+                                .hint = "dsv32-verify list cases"});
+}
+
 ExitCode weights_make_command(const Options& options) {
+  const Case& c = case_to_make(options);
+  io::MakeCheckpointOptions how;
+  if (!options.layers.empty())
+    how.only = selected_specs(parse_layers(options.layers, c.config), c.config);
   probe_outputs(options);
-  const Case& c = io::find_case(*options.case_name);
-  announce(estimate_of_weights(c), "cpu");
+  announce(estimate_of_weights(c, how.only), "cpu");
   {
     Watch watch(options);
-    io::make_checkpoint(c, *options.out, {.progress = [&](const std::string& shard) {
-                          watch.step("weights of " + c.name + ": " + shard);
-                        }});
+    how.progress = [&](const std::string& shard) {
+      watch.step("weights of " + c.name + ": " + shard);
+    };
+    io::make_checkpoint(c, *options.out, how);
     watch.stop.disarm();
   }
-  log_info(*options.out + ": checkpoint of " + c.name);
+  log_info(*options.out + ": checkpoint of " + c.name +
+           (how.only.empty() ? "" : ", layers " + options.layers + " alone"));
   return ExitCode::ok;
 }
 

@@ -1,11 +1,13 @@
 #include <algorithm>
+#include <iostream>
 
 #include "harness/cli/commands.h"
 #include "harness/cli/progress.h"
 #include "harness/cli/stop.h"
 #include "harness/job/compare_traces.h"
-#include "harness/job/estimate.h"
+#include "harness/job/job_estimate.h"
 #include "harness/job/run_job.h"
+#include "harness/job/streaming.h"
 #include "harness/report/text.h"
 #include "src/bridge/runtime.h"
 #include "src/log/log.h"
@@ -35,6 +37,10 @@ Job make_job(const Options& options) {
   }
   job.device = resolve_device(options.device);
   job.weights = options.weights;
+  job.layers = options.layers;
+  job.folder = options.out.value_or("");
+  job.resume = options.resume;
+  job.command = options.repro;
   if (options.batch) job.batch_file = *options.batch;
   // The seed that a case has anyway is no change: its golden stays in play.
   const auto changes = [&](const Case& c) { return options.seed && c.seed != *options.seed; };
@@ -79,11 +85,39 @@ bool is_silent_rank(const Job& job) {
   return env->rank > 0;
 }
 
+/// Layers are judged forward, and of our own implementations.
+void check_layers(const Options& options, const Job& job) {
+  const bool streamed = std::any_of(job.cases.begin(), job.cases.end(),
+                                    [&](const Case& c) { return is_streamed(job, c); });
+  if (options.resume && !(streamed && options.out)) {
+    throw Error(ExitCode::usage, {.where = "--resume",
+                                  .what = "nothing leaves a journal",
+                                  .expected = "--out and --layers, or a case that is streamed",
+                                  .got = streamed ? "no --out" : "a job that is held whole"});
+  }
+  if (options.layers.empty() && !streamed) return;
+  const auto refuse = [](const std::string& what, const std::string& got) {
+    throw Error(ExitCode::usage, {.where = "--layers",
+                                  .what = what,
+                                  .expected = "our own implementations, --suite forward",
+                                  .got = got});
+  };
+  if (!options.layers.empty() && !options.candidates.empty())
+    refuse("a candidate brings its own layers", "--candidate");
+  for (const std::string& suite : options.suites)
+    if (suite != "forward") refuse("not in this version", "--suite " + suite);
+}
+
 }  // namespace
 
 ExitCode judge_command(const Options& options) {
   Job job = make_job(options);
+  check_layers(options, job);
   if (is_silent_rank(job)) return run_stoppable(std::move(job), options).exit_code();
+  if (options.dry_run) {
+    std::cout << dry_run_text(job);
+    return ExitCode::ok;
+  }
   probe_outputs(options);
   if (options.dialect && options.candidates.empty()) {
     log_warning("--dialect says what a candidate declares; without --candidate it changes nothing");

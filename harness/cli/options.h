@@ -69,6 +69,9 @@ struct Options {
   std::vector<DType> dtypes;       // empty: the command's default
   std::vector<std::string> impls;  // empty: the command's default
   std::optional<double> timeout;   // seconds
+  std::string layers;              // words of --layers; "" without
+  bool dry_run = false;
+  bool resume = false;
 
   // what comes out
   /// A folder for reports; a file for dump, a folder for weights make.

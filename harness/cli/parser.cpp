@@ -102,14 +102,18 @@ void add_how(CLI::App& app, Raw& raw) {
       "reference, optimized, optimized-simt; default the first two", kHow)
       ->delimiter(',')
       ->allow_extra_args(false);
+  add(app, "--layers", o.layers, "N,..",
+      "these layers alone, each run of them from a stream of its own; also embed, head", kHow);
   add(app, "--timeout", raw.timeout, "SECONDS", "give up after this time (exit 6)", kHow);
+  add_flag(app, "--resume", o.resume,
+           "go on from what a streamed run (--layers, a large case) left in --out", kOther);
+  add_flag(app, "--dry-run", o.dry_run, "say what it would take in memory and time, and end",
+           kOther);
 }
 
 /// Flags that docs/architecture.md 4 keeps for later: known, so that they are not called unknown.
 void add_later(Parser& parser) {
   CLI::App& app = parser.app;
-  app.add_option("--layers", parser.raw.layers)->group("");
-  app.add_flag("--resume", parser.raw.resume)->group("");
   for (const char* name : {"bench", "diagnose"}) {
     CLI::App* later = app.add_subcommand(name)->group("")->prefix_command();
     later->set_help_flag();
@@ -202,7 +206,9 @@ void add_weights(Parser& parser) {
   CLI::App& weights = *add_noun(parser, "weights", "make or check a checkpoint folder");
   CLI::App& make = *add_verb(parser, weights, Command::weights_make, "make",
                              "make a synthetic checkpoint that from_pretrained opens");
-  add(make, "--case", raw.case_name, "NAME", "the case (required)")->required();
+  add(make, "--case", raw.case_name, "NAME", "the case");
+  add(make, "--config", raw.config, "NAME", "the case that has the name of this config");
+  add(make, "--layers", raw.options.layers, "N,..", "these layers alone; also embed, head");
   add(make, "--out", raw.out, "DIR", "the folder (required)")->required();
   CLI::App& check = *add_verb(parser, weights, Command::weights_check, "check",
                               "check names, shapes and values of a checkpoint folder");

@@ -25,8 +25,6 @@ struct Raw {
   std::string path, base, python, cls, device_map, attn, experts, job_seconds, job_gib;  // fork
   std::vector<std::string> cases;
   bool list = false, show_config = false, version = false;
-  std::string layers;
-  bool resume = false;
 };
 
 /// A subcommand and what it stands for.

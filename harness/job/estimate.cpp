@@ -73,18 +73,8 @@ double tap_elements(const Case& c, std::optional<int64_t> layer) {
   return sum;
 }
 
-/// Judging of one case: `judged` sides beside the oracle.
-Estimate judging_estimate(const Case& c, double judged, bool forward, bool backward) {
-  const double passes = (forward ? kStagedPasses * judged : 0) +
-                        (kSharedPasses + judged) * (backward ? kBackwardPasses : 1);
-  return {.bytes = judging_bytes(c, backward), .flops = passes * work_of(c).flops};
-}
-
-Case with_batch(const Job& job, Case c) {
-  if (!job.batch_file) return c;
-  const Batch batch = io::read_batch(*job.batch_file, c.config);
-  c.B = batch.B, c.S = batch.S;
-  return c;
+double flops_seconds(const Estimate& estimate) {
+  return estimate.flops / (kRate * machine_cores());
 }
 
 double pass_bytes(const Work& work, bool backward) {
@@ -109,14 +99,14 @@ std::string memory(double bytes) {
   return bytes < kTiB ? number(bytes / kGiB) + " GiB" : number(bytes / kTiB) + " TiB";
 }
 
-unsigned cores() { return std::max(1u, std::thread::hardware_concurrency()); }
-
 std::string described(const Work& work) {
   return rounded(work.weights, "weights") + ", " + rounded(work.taps, "values in its taps") + ", " +
          rounded(work.flops / 1e12, "TFLOP forward");
 }
 
 }  // namespace
+
+double machine_cores() { return std::max(1u, std::thread::hardware_concurrency()); }
 
 Work work_of(const Case& c) {
   const ModelConfig& config = c.config;
@@ -152,24 +142,14 @@ double judging_bytes(const Case& c, bool backward) {
   return kHeldBytes * (work.taps + (backward ? work.weights : 0)) + pass_bytes(work, backward);
 }
 
-Estimate estimate_of(const Job& job) {
-  const auto asked = [&](const char* suite) {
-    return std::find(job.suites.begin(), job.suites.end(), suite) != job.suites.end();
-  };
-  Estimate sum;
-  const auto add = [&](const Estimate& estimate) {
-    sum.bytes = std::max(sum.bytes, estimate.bytes);
-    sum.flops += estimate.flops;
-  };
-  constexpr double kGolden = 1;
-  const double judged = static_cast<double>(job.impls.size() * job.dtypes.size()) + kGolden +
-                        static_cast<double>(job.candidates.size());
-  for (const Case& c : job.cases)
-    add(judging_estimate(with_batch(job, c), judged, asked("forward"), asked("backward")));
-  for (const TrainingTask& task : job.training)
-    add({.bytes = judging_bytes(task.the_case, true),
-         .flops = kTrainingPasses * work_of(task.the_case).flops});
-  return sum;
+Estimate judging_estimate(const Case& c, double judged, bool forward, bool backward) {
+  const double passes = (forward ? kStagedPasses * judged : 0) +
+                        (kSharedPasses + judged) * (backward ? kBackwardPasses : 1);
+  return {.bytes = judging_bytes(c, backward), .flops = passes * work_of(c).flops};
+}
+
+Estimate training_estimate(const Case& c) {
+  return {.bytes = judging_bytes(c, true), .flops = kTrainingPasses * work_of(c).flops};
 }
 
 Estimate estimate_of_dump(const Case& c, DType dtype, const std::string& mode) {
@@ -181,30 +161,35 @@ Estimate estimate_of_dump(const Case& c, DType dtype, const std::string& mode) {
           .flops = passes * work.flops};
 }
 
-Estimate estimate_of_weights(const Case& c) {
+Estimate estimate_of_weights(const Case& c, const std::vector<WeightSpec>& only) {
   const Work work = work_of(c);
-  return {.bytes = kPassBytes * work.layer, .flops = kMakingFlops * work.weights};
+  double weights = only.empty() ? work.weights : 0;
+  for (const WeightSpec& spec : only) weights += elements(spec.shape);
+  return {.bytes = kPassBytes * work.layer, .flops = kMakingFlops * weights};
 }
 
-double expected_seconds(const Estimate& estimate) { return estimate.flops / (kRate * cores()); }
+double expected_seconds(const Estimate& estimate) {
+  return estimate.seconds > 0 ? estimate.seconds : flops_seconds(estimate);
+}
+
+std::string described(const Estimate& estimate) {
+  return "about " + duration(expected_seconds(estimate)) + " on " + number(machine_cores()) +
+         " cores (" + rounded(estimate.flops / 1e12, "TFLOP") + "), up to " +
+         memory(estimate.bytes) + " of memory";
+}
 
 std::string announcement(const Estimate& estimate) {
-  const double seconds = expected_seconds(estimate);
-  if (seconds < kWorthSaying) return "";
-  return "estimate: about " + duration(seconds) + " on " + std::to_string(cores()) + " cores (" +
-         rounded(estimate.flops / 1e12, "TFLOP") + "), up to " + memory(estimate.bytes) +
-         " of memory";
+  return expected_seconds(estimate) < kWorthSaying ? "" : "estimate: " + described(estimate);
 }
 
-void refuse_what_does_not_fit(const Case& c, double bytes) {
+void refuse_what_does_not_fit(const Case& c, double bytes, const std::string& how) {
   const double there = available_memory_bytes();
   if (there <= 0 || bytes <= there) return;
-  throw Error(ExitCode::environment,
-              {.where = "case " + c.name,
-               .what = "memory",
-               .expected = memory(bytes) + " available",
-               .got = memory(there),
-               .hint = described(work_of(c)) + "; traces are held whole in this version"});
+  throw Error(ExitCode::environment, {.where = "case " + c.name,
+                                      .what = "memory",
+                                      .expected = memory(bytes) + " available",
+                                      .got = memory(there),
+                                      .hint = described(work_of(c)) + "; " + how});
 }
 
 void refuse_large_work(const Case& c, const std::string& path) {

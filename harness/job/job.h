@@ -33,6 +33,12 @@ struct Job {
   std::string weights = "synthetic";  // or synthetic:SEED, or a directory
   std::optional<std::filesystem::path> batch_file;
   std::optional<uint64_t> seed;
+  /// Words of --layers; "" without: then a case too large to be held whole is streamed.
+  std::string layers;
+  /// A streamed run leaves its journal and its heartbeat here; empty: nowhere.
+  std::filesystem::path folder;
+  bool resume = false;  // go on from the journal
+  std::string command;  // what a journal must have been made with
   std::function<void(const std::string&)> progress = {};
   std::function<bool()> interrupted = {};  // polled between stages
 };

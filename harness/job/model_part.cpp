@@ -4,8 +4,11 @@
 
 #include "harness/cases/diagnosis.h"
 #include "harness/cases/implementations.h"
+#include "harness/cases/layer_run.h"
 #include "harness/job/estimate.h"
+#include "harness/job/memory.h"
 #include "harness/job/provenance.h"
+#include "harness/job/streaming.h"
 #include "src/io/io.h"
 #include "src/model/check_name.h"
 
@@ -25,24 +28,41 @@ std::unique_ptr<const WeightSource> open_weights(const Job& job, const Case& c) 
                                               c.bias_offset);
   }
   if (job.weights == "synthetic") return std::make_unique<SyntheticWeights>(c.seed, c.bias_offset);
-  return io::open_checkpoint(job.weights, c.config);
+  if (job.layers.empty()) return io::open_checkpoint(job.weights, c.config);
+  return io::open_checkpoint(job.weights, c.config,
+                             selected_specs(parse_layers(job.layers, c.config), c.config));
 }
 
-CaseRun make_run(const Job& job, Case c, const WeightSource& weights, const Objective& objective) {
-  const Batch batch = io::batch_of_case(c, job.batch_file, "case " + c.name);
+CaseRun make_run(const Job& job, Case c, const WeightSource& weights, const Objective& objective,
+                 Heartbeat& heartbeat) {
+  Batch batch = io::batch_of_case(c, job.batch_file, "case " + c.name);
   if (job.batch_file) {
     c.B = batch.B;
     c.S = batch.S;
     c.chunks.clear();
     c.sparse = exercises_selection(c);
   }
+  if (is_streamed(job, c)) {  // a segment goes over the whole batch in one pass
+    c.chunks.clear();
+    batch.chunks.clear();
+  }
   const bool backward = contains(job.suites, "backward");
-  refuse_what_does_not_fit(c, judging_bytes(c, backward));
+  if (is_streamed(job, c)) {
+    refuse_what_does_not_fit(c, streaming_bytes(c, job), "one segment is held at a time");
+  } else {
+    refuse_what_does_not_fit(c, judging_bytes(c, backward));
+  }
   return {std::move(c),
           batch,
           weights,
           backward,
-          {.device = job.device, .progress = job.progress, .interrupted = job.interrupted},
+          {.device = job.device,
+           .progress =
+               [&job, &heartbeat](const std::string& text) {
+                 heartbeat.beat(text);
+                 if (job.progress) job.progress(text);
+               },
+           .interrupted = job.interrupted},
           objective};
 }
 
@@ -74,7 +94,8 @@ CaseJob::CaseJob(const Job& job, Case c, const Objective& objective, Report& rep
     : job_(job),
       report_(report),
       weights_(open_weights(job, c)),
-      run_(make_run(job, std::move(c), *weights_, objective)),
+      heartbeat_(is_streamed(job, c) ? job.folder : std::filesystem::path(), c.name),
+      run_(make_run(job, std::move(c), *weights_, objective, heartbeat_)),
       findings_(job, report, run_.the_case().name) {}
 
 void CaseJob::run_golden_and_own() {
@@ -109,6 +130,61 @@ void CaseJob::run_golden_and_own() {
     judge_own(own[i], std::move(staged[i]), decisions, shared);
   if (!golden && c.golden == "none")
     report_.not_tested.push_back(c.name + ": there is no golden of this case");
+}
+
+LayerRunOptions CaseJob::layer_options() {
+  const Case& c = run_.the_case();
+  return {.selection =
+              job_.layers.empty() ? every_layer(c.config) : parse_layers(job_.layers, c.config),
+          .twins = affords_twins(c),
+          .finished = [this](const SegmentCost& cost) {
+            report_.costs.push_back({.case_name = run_.the_case().name,
+                                     .suite = to_string(cost.segment),
+                                     .seconds = cost.seconds,
+                                     .peak_gib = peak_memory_bytes() / kGiB});
+            heartbeat_.finished(cost);
+          }};
+}
+
+void CaseJob::run_layers() {
+  const Case& c = run_.the_case();
+  LayerRunOptions options = layer_options();
+  const std::vector<JudgedTrace> subjects = own_traces();
+  std::optional<Journal> journal;
+  if (!job_.folder.empty()) {
+    journal.emplace(
+        job_.folder, c.name,
+        std::map<std::string, std::string>{{"command", job_.command},
+                                           {"program", io::sha256_file("/proc/self/exe")},
+                                           {"weights", weights_->identity()},
+                                           {"case", io::case_json(c)}});
+    size_t all = 0;
+    for (const SegmentChain& chain : chains_of(options.selection, c.config))
+      all += chain.segments.size();
+    options.reached = [&journal, all](const LayerProgress& progress) {
+      journal->write(progress, all);
+    };
+    if (job_.resume) options.from = journal->read();
+  }
+  for (LayerVerdicts& one : judge_layers(run_, subjects, options))
+    findings_.add(one.subject, std::move(one.verdicts));
+  list_what_no_layer_shows(options);
+}
+
+void CaseJob::list_what_no_layer_shows(const LayerRunOptions& options) {
+  const Case& c = run_.the_case();
+  const auto list = [&](const std::string& text) {
+    report_.not_tested.push_back(c.name + ": " + text);
+  };
+  const auto list_kept = [&](const char* taps, size_t kept) {
+    if (static_cast<int64_t>(kept) < c.S)
+      list(std::string(taps) + " of all but " + std::to_string(kept) + " of " +
+           std::to_string(c.S) + " tokens");
+  };
+  list("nothing but " + describe(options.selection) + ", forward, without a golden");
+  list_kept("attn.logits and attn.probs", kept_queries(c.config, c.B, c.S).size());
+  if (options.selection.head) list_kept("logits", kept_logit_rows(c.config, c.B, c.S).size());
+  if (!options.twins) list("the noise of sums in another order (no twin)");
 }
 
 void CaseJob::run_candidate(const Candidate& candidate) {

@@ -10,6 +10,7 @@
 #include "harness/cases/case_run.h"
 #include "harness/job/findings.h"
 #include "harness/job/job.h"
+#include "harness/job/journal.h"
 #include "harness/report/report.h"
 
 namespace dsv32::harness {
@@ -21,11 +22,15 @@ class CaseJob {
   CaseJob(const Job& job, Case c, const Objective& objective, Report& report);
 
   void run_golden_and_own();
+  /// Our implementations over the layers that were asked for, or all of them, one after the other.
+  void run_layers();
   void run_candidate(const Candidate& candidate);
   /// Who is wrong, once everybody was judged.
   void settle() { findings_.settle(); }
 
  private:
+  LayerRunOptions layer_options();
+  void list_what_no_layer_shows(const LayerRunOptions& options);
   std::optional<golden::Golden> load_golden();
   void judge_golden(const golden::Golden& golden, const ForcedTraces* shared);
   JudgedTrace own_trace(const std::string& impl, DType dtype) const;
@@ -38,6 +43,7 @@ class CaseJob {
   const Job& job_;
   Report& report_;
   std::unique_ptr<const WeightSource> weights_;
+  Heartbeat heartbeat_;
   CaseRun run_;
   Findings findings_;
 };

@@ -9,6 +9,7 @@
 #include "harness/job/model_part.h"
 #include "harness/job/plan.h"
 #include "harness/job/provenance.h"
+#include "harness/job/streaming.h"
 #include "harness/job/training_part.h"
 #include "harness/training/train_candidate.h"
 #include "src/bridge/runtime.h"
@@ -25,7 +26,11 @@ double seconds_since(Clock::time_point start) {
 
 void run_model(const Job& job, const PlannedCase& planned, Report& report) {
   CaseJob case_job(job, planned.the_case, planned.objective, report);
-  case_job.run_golden_and_own();
+  if (is_streamed(job, planned.the_case)) {
+    case_job.run_layers();
+  } else {
+    case_job.run_golden_and_own();
+  }
   for (const Candidate* candidate : planned.candidates) case_job.run_candidate(*candidate);
   case_job.settle();
 }

@@ -50,6 +50,18 @@ class Judge {
     return std::move(verdicts_);
   }
 
+  std::vector<Verdict> selection() {
+    judge_selection();
+    return std::move(verdicts_);
+  }
+
+  std::vector<Verdict> forced() {
+    const std::vector<std::string> names = forward();
+    find_unreplayed(names);
+    for (const std::string& name : names) judge_forced(*parse_tap(name));
+    return std::move(verdicts_);
+  }
+
   std::vector<Verdict> all(std::vector<Verdict> staged) {
     judge_selection();
     std::move(staged.begin(), staged.end(), std::back_inserter(verdicts_));
@@ -66,6 +78,7 @@ class Judge {
   // --- what is there ----------------------------------------------------------------------------
 
   std::vector<std::string> forward() const {
+    if (!e_.taps.empty()) return e_.taps;
     std::vector<std::string> names = forward_taps(config_);
     for (std::string& name : kl_taps(config_, e_.objective)) names.push_back(std::move(name));
     return names;
@@ -92,12 +105,17 @@ class Judge {
 
   // The tap is in the fed trace, or follows from what is there without a decision that is not.
   bool derivable(const std::string& name) {
-    if (fed_.has(name)) return true;
+    if (fed_.has(name) || is_input(name)) return true;
     const auto known = derivable_.find(name);
     if (known != derivable_.end()) return known->second;
     const TapName tap = *parse_tap(name);
     const bool free_decision = tap.info.is_decision() && decides(tap);
     return derivable_[name] = !free_decision && inputs_derivable(tap);
+  }
+
+  // It comes before the judged segment.
+  bool is_input(const std::string& name) const {
+    return !e_.taps.empty() && std::find(e_.taps.begin(), e_.taps.end(), name) == e_.taps.end();
   }
 
   bool inputs_derivable(const TapName& tap) {
@@ -377,6 +395,12 @@ Yardstick Yardsticks::of(const TapName& tap) const {
 }
 
 std::vector<Verdict> judge_staged(const Evidence& evidence) { return Judge(evidence).staged(); }
+
+std::vector<Verdict> judge_selection(const Evidence& evidence) {
+  return Judge(evidence).selection();
+}
+
+std::vector<Verdict> judge_forced(const Evidence& evidence) { return Judge(evidence).forced(); }
 
 std::vector<Verdict> judge(const Evidence& evidence, std::vector<Verdict> staged) {
   return Judge(evidence).all(std::move(staged));

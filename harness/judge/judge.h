@@ -37,6 +37,9 @@ struct Evidence {
   Yardsticks staged;                         // fed with the judged side's own taps
   Yardsticks forced;                         // end to end with the judged side's decisions replayed
   std::map<std::string, HostTensor> biases;  // e_score_correction_bias by weight name
+  /// The forward taps that are judged, where the run made no others (a segment); empty: all. What
+  /// comes before them is the segment's input, and there.
+  std::vector<std::string> taps = {};
   /// The trace that the yardsticks were fed with when it is not `judged` (which then holds a part
   /// of it only).
   const Trace* fed = nullptr;
@@ -45,6 +48,11 @@ struct Evidence {
 /// The staged verdicts of the taps that are there, in execution order. They may be asked for early,
 /// so that the staged runs are gone before the end-to-end ones, the largest, are made.
 [[nodiscard]] std::vector<Verdict> judge_staged(const Evidence& evidence);
+
+/// Whether selection is exercised, where the case is about it: the verdict that comes first.
+[[nodiscard]] std::vector<Verdict> judge_selection(const Evidence& evidence);
+/// The forced verdicts of the taps alone, without what is said once per subject.
+[[nodiscard]] std::vector<Verdict> judge_forced(const Evidence& evidence);
 
 /// Every verdict about this subject: whether selection is exercised, then the `staged` ones (what
 /// judge_staged gave), then all forced ones in execution order, then gradients in back-propagation

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "harness/judge/keys.h"
+#include "src/model/segment.h"
 
 namespace dsv32::harness {
 namespace {
@@ -55,14 +56,20 @@ RowLayout::RowLayout(const TapName& tap, const Shape& shape, const Batch* batch,
   }
 }
 
+// A tap that keeps few of the tokens holds those of spread_queries.
 void RowLayout::add_token_rows(const Batch& batch) {
-  const int64_t length = dsv32::numel(shape_) / (batch.B * batch.S);
+  const int64_t kept = shape_[1], length = dsv32::numel(shape_) / (batch.B * kept);
+  const std::vector<int64_t> tokens = spread_queries(kept, batch.S);
+  if (kept < batch.S) queries_ = tokens;
   for (int64_t b = 0; b < batch.B; ++b)
-    for (int64_t s = 0; s < batch.S; ++s) {
-      const int64_t number = b * batch.S + s;
+    for (int64_t i = 0; i < kept; ++i) {
+      const int64_t s = tokens[i];
       if (!batch.valid(b, s)) continue;
-      rows_.push_back(
-          {.number = number, .b = b, .s = s, .first = number * length, .length = length});
+      rows_.push_back({.number = b * batch.S + s,
+                       .b = b,
+                       .s = s,
+                       .first = (b * kept + i) * length,
+                       .length = length});
     }
 }
 
@@ -77,21 +84,24 @@ void RowLayout::add_head_rows(const Batch& batch) {
       }
 }
 
+// A tap that keeps few of the queries holds those of spread_queries.
 void RowLayout::add_attention_rows(const Batch& batch, RowView view) {
-  const int64_t heads = shape_[1];
+  const int64_t heads = shape_[1], kept = shape_[2];
+  if (kept < batch.S) queries_ = spread_queries(kept, batch.S);
   const bool whole = view == RowView::sketch;
   for (int64_t b = 0; b < batch.B; ++b)
     for (int64_t h = 0; h < (whole ? 1 : heads); ++h)
-      for (int64_t s = 0; s < batch.S; ++s) {
+      for (int64_t i = 0; i < kept; ++i) {
+        const int64_t s = queries_.empty() ? i : queries_[i];
         if (!batch.valid(b, s)) continue;
         const int64_t number = whole ? b * batch.S + s : (b * heads + h) * batch.S + s;
         rows_.push_back({.number = number,
                          .b = b,
                          .s = s,
                          .h = whole ? -1 : h,
-                         .first = ((b * heads + h) * batch.S + s) * T_,
+                         .first = ((b * heads + h) * kept + i) * T_,
                          .pieces = whole ? heads : 1,
-                         .stride = batch.S * T_,
+                         .stride = kept * T_,
                          .length = T_});
       }
 }
@@ -137,6 +147,8 @@ std::vector<int64_t> RowLayout::unravel(int64_t flat) const {
     index[axis] = flat % shape_[axis];
     flat /= shape_[axis];
   }
+  const size_t axis = shape_.size() == 4 ? 2 : 1;  // [B,H,n,T] or [B,n,vocab]
+  if (!queries_.empty()) index[axis] = queries_[index[axis]];
   return index;
 }
 

@@ -42,7 +42,7 @@ class RowLayout {
   int64_t judged_elements(const Row& row) const;
   /// Flat index in the tap of element `i` of a row.
   int64_t flat_index(const Row& row, int64_t i) const;
-  /// Flat index as one index per axis.
+  /// Flat index as one index per axis; of a query that it keeps, its position in the sequence.
   std::vector<int64_t> unravel(int64_t flat) const;
   /// 0/1 per key for a row of an attention or scores tap; nullptr when every element counts.
   const uint8_t* keys(const Row& row) const;
@@ -56,7 +56,8 @@ class RowLayout {
 
   Shape shape_;
   std::vector<Row> rows_;
-  std::vector<uint8_t> keys_;  // [B,S,T]; empty when every element counts
+  std::vector<uint8_t> keys_;     // [B,S,T]; empty when every element counts
+  std::vector<int64_t> queries_;  // of a tap that keeps few of them; else empty
   int64_t S_ = 0;
   int64_t T_ = 0;
 };

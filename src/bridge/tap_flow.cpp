@@ -44,7 +44,9 @@ TapFlow::TapFlow(const ModelConfig& config, const Batch& batch, const RunOptions
       style_(std::move(style)),
       device_(device),
       S_(batch.S),
-      chunked_(!batch.chunks.empty()) {
+      chunked_(!batch.chunks.empty()),
+      kept_(kept_queries(config, batch.B, batch.S)) {
+  if (chunked_) kept_ = spread_queries(S_, S_);
   if (options.feeding != Feeding::free && options.feed == nullptr) {
     throw Error(ExitCode::internal,
                 {.where = "taps", .what = "feed", .expected = "a trace", .got = "none"});
@@ -86,6 +88,51 @@ Tensor TapFlow::put(const std::string& name, const Tensor& own) {
   Tensor used = options_.feeding == Feeding::staged ? fed(tap) : Tensor();
   if (!used.defined()) used = rounded;
   return style_.hand_on ? style_.hand_on(used, name + std::to_string(chunk_.begin)) : used;
+}
+
+TapFlow::Kept TapFlow::kept_of(int64_t first, int64_t count) const {
+  Kept kept;
+  for (size_t i = 0; i < kept_.size(); ++i) {
+    if (kept_[i] < first || kept_[i] >= first + count) continue;
+    kept.places.push_back(static_cast<int64_t>(i));
+    kept.in_block.push_back(kept_[i] - first);
+  }
+  return kept;
+}
+
+Tensor TapFlow::indices(const std::vector<int64_t>& values) const {
+  return torch::tensor(values, torch::kInt64).to(device_);
+}
+
+Tensor TapFlow::put_queries(const std::string& name, const Tensor& own, int64_t first) {
+  if (keeps_all() && own.size(2) == chunk_.end - chunk_.begin) return put(name, own);
+  const TapName tap = parse(name);
+  const Tensor rounded = round(tap, own);
+  if (replaying_) return rounded;
+  const Kept kept = kept_of(first, own.size(2));
+  if (!options_.wanted || options_.wanted(name)) {
+    auto& rows = rows_[name];
+    rows.push_back(rounded.detach().index_select(2, indices(kept.in_block)));
+    if (first + own.size(2) == S_) {
+      trace_.put(name, to_host(torch::cat(rows, 2), stored_type(tap)));
+      rows_.erase(name);
+    }
+  }
+  Tensor used = rounded;
+  const HostTensor* feed =
+      options_.feeding == Feeding::staged ? options_.feed->find(name) : nullptr;
+  if (feed != nullptr && !kept.places.empty()) {
+    const Tensor given = to_torch(*feed)
+                             .index_select(2, torch::tensor(kept.places, torch::kInt64))
+                             .to(device_, rounded.scalar_type());
+    used = rounded.index_copy(2, indices(kept.in_block), given);
+  }
+  return style_.hand_on ? style_.hand_on(used, name + std::to_string(first)) : used;
+}
+
+void TapFlow::put_kept(const std::string& name, const Tensor& rows) {
+  const TapName tap = parse(name);
+  record(tap, round(tap, rows));
 }
 
 Tensor TapFlow::skip(int64_t layer, std::string_view first, std::string_view last) const {

@@ -37,6 +37,12 @@ class TapFlow {
   void begin_chunk(int64_t begin, int64_t end);
   /// Records a continuous tap and returns the value that later stages read.
   torch::Tensor put(const std::string& name, const torch::Tensor& own);
+  /// The same for the rows of queries [first, first + q) of attn.logits or attn.probs, own
+  /// [B,H,q,T]; blocks come in ascending order. Of a large matrix only kept_queries are recorded,
+  /// and only those can be fed.
+  torch::Tensor put_queries(const std::string& name, const torch::Tensor& own, int64_t first);
+  /// Records rows of a tap that is too large to be whole; nothing reads it, so it is never fed.
+  void put_kept(const std::string& name, const torch::Tensor& rows);
   /// Records a decision (topk, router.experts), int64, and returns the one in force; remembers it
   /// for `replay`.
   torch::Tensor decide(const std::string& name, const torch::Tensor& own);
@@ -68,6 +74,13 @@ class TapFlow {
   torch::Tensor fed(const TapName& tap) const;  // undefined when the feed has no such tap
   torch::Tensor usable_decision(const TapName& tap, const torch::Tensor& fed) const;
   void record(const TapName& tap, const torch::Tensor& value);
+  /// Of the kept queries those of [first, first + count): places among the kept, and in the block.
+  struct Kept {
+    std::vector<int64_t> places, in_block;
+  };
+  Kept kept_of(int64_t first, int64_t count) const;
+  bool keeps_all() const { return static_cast<int64_t>(kept_.size()) == S_; }
+  torch::Tensor indices(const std::vector<int64_t>& values) const;
   torch::Tensor join(const TapName& tap, const std::vector<Piece>& pieces) const;
   DType stored_type(const TapName& tap) const;
 
@@ -82,6 +95,8 @@ class TapFlow {
   Trace trace_;                     // of a run in one pass
   std::vector<std::string> order_;  // of a chunked run, joined at its end
   std::map<std::string, std::vector<Piece>> pieces_;
+  std::vector<int64_t> kept_;                               // queries of attention taps
+  std::map<std::string, std::vector<torch::Tensor>> rows_;  // of attention taps, block by block
   std::map<std::string, std::vector<torch::Tensor>> decisions_;
 };
 

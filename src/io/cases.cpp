@@ -216,8 +216,12 @@ const Case& find_case(const std::string& name) {
 std::vector<Case> cases_of_config(const std::string& name_or_path) {
   if (!is_config_name(name_or_path)) return {default_case(name_or_path)};
   std::vector<Case> out;
+  // A variant without a golden, as full-short, stands in for its config and is named by --case.
+  const auto stands_in = [](const Case& c) {
+    return c.golden == "none" && c.name != c.config_name;
+  };
   for (const Case& c : cases())
-    if (c.config_name == name_or_path && !c.training) out.push_back(c);
+    if (c.config_name == name_or_path && !c.training && !stands_in(c)) out.push_back(c);
   return out;
 }
 

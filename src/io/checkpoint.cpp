@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <unordered_map>
 
 #include "src/io/cases.h"
@@ -69,8 +70,10 @@ class Matcher {
           stored_.emplace(name, Stored{&file, &entry});  // docs/spec.md 1.11: the MTP layer
   }
 
-  std::unordered_map<std::string, Source> match() {
-    for (const WeightSpec& spec : weight_specs(config_)) match_one(spec);
+  /// `needed`: names that must be there; empty: every one of the model.
+  std::unordered_map<std::string, Source> match(const std::set<std::string>& needed) {
+    for (const WeightSpec& spec : weight_specs(config_))
+      match_one(spec, needed.empty() || needed.contains(spec.name));
     for (const auto& [name, stored] : stored_) {
       if (is_quantized(name, *stored.entry)) {
         findings_.quantized.push_back(name);
@@ -83,11 +86,11 @@ class Matcher {
   const Findings& findings() const { return findings_; }
 
  private:
-  void match_one(const WeightSpec& spec) {
+  void match_one(const WeightSpec& spec, bool needed) {
     if (take(spec.name, spec.shape)) {
       sources_.emplace(spec.name, Source{stored_.at(spec.name).file, spec.name});
     } else if (const auto expert = parse_expert(spec.name);
-               !expert || !match_fused(spec, *expert)) {
+               (!expert || !match_fused(spec, *expert)) && needed) {
       findings_.missing.push_back(spec.name);
     }
   }
@@ -143,7 +146,25 @@ std::string complaints(const Findings& f) {
   return out;
 }
 
-std::string hint(const Findings& f) {
+/// Layers of which every tensor is there: "0 3 60"; "" when that is all of them or none.
+std::string whole_layers(const std::unordered_map<std::string, Source>& sources,
+                         const ModelConfig& config) {
+  std::string list;
+  int64_t whole = 0;
+  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
+    const std::vector<WeightSpec> specs = layer_weight_specs(config, layer);
+    if (!std::all_of(specs.begin(), specs.end(),
+                     [&](const WeightSpec& spec) { return sources.contains(spec.name); }))
+      continue;
+    ++whole;
+    list += (list.empty() ? "" : ",") + std::to_string(layer);
+  }
+  return whole == config.num_hidden_layers ? "" : list;
+}
+
+std::string hint(const Findings& f, const std::string& layers) {
+  if (!layers.empty() && f.quantized.empty() && f.demo.empty())
+    return "of its layers it has these whole: " + layers + " (--layers " + layers + ")";
   if (!f.quantized.empty())
     return "FP8 checkpoints are read from a later version on: convert to bfloat16";
   if (!f.demo.empty())
@@ -151,7 +172,8 @@ std::string hint(const Findings& f) {
   return "is this the checkpoint of that config?";
 }
 
-void require_clean(const Findings& findings, const fs::path& dir, const ModelConfig& config) {
+void require_clean(const Findings& findings, const fs::path& dir, const ModelConfig& config,
+                   const std::string& layers) {
   const std::string got = complaints(findings);
   if (got.empty()) return;
   refuse({.where = dir.string(),
@@ -159,31 +181,29 @@ void require_clean(const Findings& findings, const fs::path& dir, const ModelCon
           .expected =
               "names and shapes of config " + printable(config.name) + ", in F64, F32, BF16 or F16",
           .got = got,
-          .hint = hint(findings)});
+          .hint = hint(findings, layers)});
 }
 
 class Checkpoint : public WeightSource {
  public:
-  Checkpoint(const fs::path& dir, const ModelConfig& config)
-      : files_(open_checkpoint_files(dir)), dir_(dir), specs_(weight_specs(config)) {
+  Checkpoint(const fs::path& dir, const ModelConfig& config, const std::vector<WeightSpec>& needed)
+      : files_(open_checkpoint_files(dir)),
+        dir_(dir),
+        specs_(needed.empty() ? weight_specs(config) : needed) {
+    std::set<std::string> names;
+    for (const WeightSpec& spec : needed) names.insert(spec.name);
     Matcher matcher(files_, config);
-    sources_ = matcher.match();
-    require_clean(matcher.findings(), dir, config);
+    sources_ = matcher.match(names);
+    require_clean(matcher.findings(), dir, config, whole_layers(sources_, config));
     const auto c = case_of_checkpoint(dir);
     if (c) seed_ = c->seed, bias_offset_ = c->bias_offset;
   }
 
-  HostTensor load(const WeightSpec& spec) const override {
-    const auto it = sources_.find(spec.name);
-    if (it == sources_.end())
-      refuse({.where = dir_.string(),
-              .what = "tensor",
-              .expected = spec.name,
-              .got = "no tensor of that name"});
-    const Source& source = it->second;
-    const HostTensor stored = source.file->read_range(source.stored_name, source.first, spec.shape);
-    const bool wide = stored.dtype() == DType::float64 || stored.dtype() == DType::float32;
-    return wide ? stored : stored.cast(DType::float32);
+  HostTensor load(const WeightSpec& spec) const override { return read(spec.name, 0, spec.shape); }
+
+  HostTensor load_rows(const WeightSpec& spec, int64_t begin, int64_t end) const override {
+    const Shape shape = shape_of_rows(spec, begin, end);
+    return read(spec.name, begin * row_size(spec), shape);
   }
 
   std::string identity() const override {
@@ -194,14 +214,30 @@ class Checkpoint : public WeightSource {
   }
 
  private:
+  /// `shape` elements of a tensor from element `first` on.
+  HostTensor read(const std::string& name, int64_t first, const Shape& shape) const {
+    const auto it = sources_.find(name);
+    if (it == sources_.end())
+      refuse({.where = dir_.string(),
+              .what = "tensor",
+              .expected = name,
+              .got = "no tensor of that name"});
+    const Source& source = it->second;
+    const HostTensor stored =
+        source.file->read_range(source.stored_name, source.first + first, shape);
+    const bool wide = stored.dtype() == DType::float64 || stored.dtype() == DType::float32;
+    return wide ? stored : stored.cast(DType::float32);
+  }
+
   /// Looks at the first row of every tensor: a synthetic value depends on its index and the width
   /// of a row only.
   bool starts_synthetic() const {
     const SyntheticWeights synthetic(seed_, bias_offset_);
     return std::all_of(specs_.begin(), specs_.end(), [&](const WeightSpec& spec) {
-      WeightSpec row = spec;
-      if (row.shape.size() > 1) row.shape = {1, spec.shape.back()};
-      return load(row).cast(DType::float32).identical(synthetic.load(row));
+      const int64_t rows = spec.shape.size() > 1 ? 1 : spec.shape[0];
+      return load_rows(spec, 0, rows)
+          .cast(DType::float32)
+          .identical(synthetic.load_rows(spec, 0, rows));
     });
   }
 
@@ -232,8 +268,9 @@ class Checkpoint : public WeightSource {
 
 }  // namespace
 
-std::unique_ptr<WeightSource> open_checkpoint(const fs::path& dir, const ModelConfig& config) {
-  return std::make_unique<Checkpoint>(dir, config);
+std::unique_ptr<WeightSource> open_checkpoint(const fs::path& dir, const ModelConfig& config,
+                                              const std::vector<WeightSpec>& needed) {
+  return std::make_unique<Checkpoint>(dir, config, needed);
 }
 
 }  // namespace dsv32::io

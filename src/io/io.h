@@ -175,12 +175,16 @@ Batch batch_of_case(const Case& c, const std::optional<fs::path>& file, const st
 /// dsv32_case.json does (seed 1 without that file), else "sha256:" of the whole model as in
 /// docs/formats.md 1: in sorted name order, each unfused name and the 32 bytes of the sha256 of its
 /// little-endian float32 values. The digest is made when it is first asked for: it reads everything
-/// once.
-std::unique_ptr<WeightSource> open_checkpoint(const fs::path& dir, const ModelConfig& config);
+/// once. `needed`: the tensors that will be asked for, where others may be missing: of a checkpoint
+/// that holds some layers alone; empty: all of the model.
+std::unique_ptr<WeightSource> open_checkpoint(const fs::path& dir, const ModelConfig& config,
+                                              const std::vector<WeightSpec>& needed = {});
 
 struct MakeCheckpointOptions {
   int64_t shard_bytes = int64_t{1} << 30;
   DType dtype = DType::bfloat16;
+  /// The tensors to write, in the model's order; empty: all of them.
+  std::vector<WeightSpec> only = {};
   /// Called before each shard with a short text; may throw to stop.
   std::function<void(const std::string&)> progress = {};
 };

@@ -36,7 +36,7 @@ std::string shard_name(size_t index, size_t count) {
 std::vector<Shard> split(const ModelConfig& config, const MakeCheckpointOptions& options) {
   std::vector<Shard> shards(1);
   int64_t filled = 0;
-  for (const WeightSpec& spec : weight_specs(config)) {
+  for (const WeightSpec& spec : options.only.empty() ? weight_specs(config) : options.only) {
     const int64_t bytes = stored_bytes(spec, options.dtype);
     if (!shards.back().specs.empty() && filled + bytes > options.shard_bytes) {
       shards.emplace_back();

@@ -3,11 +3,13 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 
 #include "src/model/batch.h"
 #include "src/model/dialect.h"
 #include "src/model/objective.h"
+#include "src/model/segment.h"
 #include "src/model/summation.h"
 #include "src/model/trace.h"
 #include "src/model/weights.h"
@@ -39,6 +41,10 @@ struct RunOptions {
   /// probe); 0: none.
   double perturbation = 0;
   uint64_t perturbation_seed = 0;
+  /// Only this part of the model, in one pass of the whole batch and without gradients. It reads
+  /// the residual stream from `stream` and leaves there the one behind it.
+  std::optional<Segment> segment = {};
+  StreamState* stream = nullptr;
   std::string device = "cpu";
   /// Called now and then with a short text; may throw to stop the run.
   std::function<void(const std::string&)> progress = {};

@@ -12,6 +12,10 @@ uint64_t fnv1a64(std::string_view text);
 /// Philox4x64-10 (Random123; the same function as numpy.random.Philox), one counter block.
 std::array<uint64_t, 4> philox4x64(std::array<uint64_t, 4> counter, std::array<uint64_t, 2> key);
 
+/// The counter blocks {first, 0, 0, 0}, {first + 1, 0, 0, 0}, ... in the CPU's widest vectors.
+/// words: [count,4].
+void philox4x64_blocks(std::array<uint64_t, 2> key, uint64_t first, int64_t count, uint64_t* words);
+
 /// The stream of one name: block b (1, 2, ...) in counter word 0. docs/formats.md 1.
 class PhiloxStream {
  public:

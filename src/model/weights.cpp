@@ -8,15 +8,13 @@
 
 #include "src/model/errors.h"
 #include "src/model/philox.h"
-#include "src/model/philox_block.h"
 
 namespace dsv32 {
 
 namespace {
 
 constexpr int64_t kValuesPerBlock = 16;
-constexpr int64_t kThreadedFrom = int64_t{1}
-                                  << 22;  // values; below it a thread costs more than it saves
+constexpr int64_t kThreadedFrom = 1 << 22;  // values; below it a thread costs more than it saves
 
 enum class Law { absolute, one, fan };
 
@@ -74,52 +72,86 @@ Affine affine_of(const WeightSpec& spec, double bias_offset) {
 }
 
 // Sums of the four nibbles of each 16-bit lane, in the lanes.
-uint64_t nibble_sums(uint64_t word) {
+[[gnu::always_inline]] inline uint64_t nibble_sums(uint64_t word) {
   constexpr uint64_t kNibbles = 0x0f0f0f0f0f0f0f0f;
   constexpr uint64_t kBytes = 0x00ff00ff00ff00ff;
   const uint64_t pairs = (word & kNibbles) + ((word >> 4) & kNibbles);
   return (pairs & kBytes) + ((pairs >> 8) & kBytes);
 }
 
-// One counter block: 16 values. The lanes go through memory so that the compiler makes vectors of
-// them.
-void fill_block(const std::array<uint64_t, 4>& words, Affine affine, float* out) {
+// Counter blocks that are made at a time: they stay in the first cache.
+constexpr int64_t kBlocksAtOnce = 128;
+using Words = std::array<uint64_t, kBlocksAtOnce * 4>;
+using Lanes = std::array<uint16_t, kBlocksAtOnce * kValuesPerBlock>;
+
+// The values of the lanes [first, first + count). A lane's sum and its product with a power of two
+// are exact, and one rounding is left: every machine gives the same bits.
+__attribute__((target_clones("avx512f", "avx2", "default"))) void make_values(
+    Words& words, int64_t first, int64_t count, Affine affine, float* out) {
   static_assert(std::endian::native == std::endian::little, "lanes are counted from the low bits");
   constexpr int kBellCentre = 30;
-  std::array<uint64_t, 4> sums;
-  for (size_t word = 0; word < words.size(); ++word) sums[word] = nibble_sums(words[word]);
-  const auto lanes = std::bit_cast<std::array<uint16_t, kValuesPerBlock>>(sums);
-  for (int i = 0; i < kValuesPerBlock; ++i) {
-    const int bell = static_cast<int>(lanes[i]) - kBellCentre;
+  for (uint64_t& word : words) word = nibble_sums(word);
+  const auto lanes = std::bit_cast<Lanes>(words);
+  for (int64_t i = 0; i < count; ++i) {
+    const int bell = static_cast<int>(lanes[first + i]) - kBellCentre;
     out[i] = affine.offset + affine.scale * static_cast<float>(bell);
   }
 }
 
-// Values [begin, end); begin is a multiple of 16.
-void fill(std::array<uint64_t, 2> key, Affine affine, int64_t begin, int64_t end, float* values) {
-  int64_t i = begin;
-  for (; i + kValuesPerBlock <= end; i += kValuesPerBlock) {
-    const auto block = static_cast<uint64_t>(1 + i / kValuesPerBlock);
-    fill_block(philox4x64_block({block, 0, 0, 0}, key), affine, values + i);
+// Values of one tensor.
+struct Stream {
+  std::array<uint64_t, 2> key;
+  Affine affine;
+};
+
+// Values [begin, end) of the stream.
+void fill(const Stream& stream, int64_t begin, int64_t end, float* values) {
+  Words words = {};
+  for (int64_t i = begin; i < end;) {
+    const int64_t block = i / kValuesPerBlock, first = i % kValuesPerBlock;
+    const int64_t needed = (end + kValuesPerBlock - 1) / kValuesPerBlock - block;
+    const int64_t blocks = std::min(needed, kBlocksAtOnce);
+    const int64_t count = std::min(blocks * kValuesPerBlock - first, end - i);
+    philox4x64_blocks(stream.key, 1 + static_cast<uint64_t>(block), blocks, words.data());
+    make_values(words, first, count, stream.affine, values + (i - begin));
+    i += count;
   }
-  if (i == end) return;
-  std::array<float, kValuesPerBlock> last;
-  const auto block = static_cast<uint64_t>(1 + i / kValuesPerBlock);
-  fill_block(philox4x64_block({block, 0, 0, 0}, key), affine, last.data());
-  std::copy_n(last.begin(), end - i, values + i);
 }
 
-void fill_in_threads(std::array<uint64_t, 2> key, Affine affine, int64_t count, float* values) {
+void fill_in_threads(const Stream& stream, int64_t begin, int64_t end, float* values) {
   const int64_t threads = std::max<int64_t>(1, std::thread::hardware_concurrency());
-  const int64_t blocks = (count + kValuesPerBlock - 1) / kValuesPerBlock;
-  const int64_t step = (blocks + threads - 1) / threads * kValuesPerBlock;
+  const int64_t step = (end - begin + threads - 1) / threads;
   std::vector<std::jthread> pool;
-  for (int64_t begin = 0; begin < count; begin += step) {
-    pool.emplace_back(fill, key, affine, begin, std::min(count, begin + step), values);
-  }
+  for (int64_t i = begin; i < end; i += step)
+    pool.emplace_back(fill, stream, i, std::min(end, i + step), values + (i - begin));
 }
 
 }  // namespace
+
+int64_t row_size(const WeightSpec& spec) {
+  return numel(Shape(spec.shape.begin() + 1, spec.shape.end()));
+}
+
+Shape shape_of_rows(const WeightSpec& spec, int64_t begin, int64_t end) {
+  if (spec.shape.empty() || begin < 0 || begin > end || end > spec.shape[0]) {
+    throw Error(ExitCode::internal, {.where = spec.name,
+                                     .what = "rows",
+                                     .expected = "a part of " + to_string(spec.shape),
+                                     .got = std::to_string(begin) + " to " + std::to_string(end)});
+  }
+  Shape shape = spec.shape;
+  shape[0] = end - begin;
+  return shape;
+}
+
+HostTensor WeightSource::load_rows(const WeightSpec& spec, int64_t begin, int64_t end) const {
+  const Shape shape = shape_of_rows(spec, begin, end);
+  const HostTensor whole = load(spec);
+  HostTensor rows(whole.dtype(), shape);
+  const int64_t row_bytes = row_size(spec) * item_size(whole.dtype());
+  std::copy_n(whole.raw() + begin * row_bytes, rows.bytes(), rows.raw());
+  return rows;
+}
 
 SyntheticWeights::SyntheticWeights(uint64_t seed, double bias_offset)
     : seed_(seed), bias_offset_(bias_offset) {}
@@ -131,18 +163,29 @@ HostTensor SyntheticWeights::load(const WeightSpec& spec) const {
                                      .expected = "one dimension or more",
                                      .got = to_string(spec.shape)});
   }
-  HostTensor tensor(DType::float32, spec.shape);
-  const Affine affine = affine_of(spec, bias_offset_);
-  const std::array<uint64_t, 2> key = {seed_, fnv1a64(spec.name)};
-  float* values = tensor.data<float>().data();
-  if (tensor.numel() < kThreadedFrom) {
-    fill(key, affine, 0, tensor.numel(), values);
+  return load_rows(spec, 0, spec.shape[0]);
+}
+
+HostTensor SyntheticWeights::load_rows(const WeightSpec& spec, int64_t begin, int64_t end) const {
+  HostTensor rows(DType::float32, shape_of_rows(spec, begin, end));
+  const Stream stream{{seed_, fnv1a64(spec.name)}, affine_of(spec, bias_offset_)};
+  const int64_t first = begin * row_size(spec), last = end * row_size(spec);
+  float* values = rows.data<float>().data();
+  if (last - first < kThreadedFrom) {
+    fill(stream, first, last, values);
   } else {
-    fill_in_threads(key, affine, tensor.numel(), values);
+    fill_in_threads(stream, first, last, values);
   }
-  return tensor;
+  return rows;
 }
 
 std::string SyntheticWeights::identity() const { return "synthetic:" + std::to_string(seed_); }
+
+HostTensor bell_stream(uint64_t seed, const std::string& name, const Shape& shape, int exponent) {
+  HostTensor values(DType::float32, shape);
+  const Stream stream{{seed, fnv1a64(name)}, {std::ldexp(1.0F, exponent), 0}};
+  fill(stream, 0, values.numel(), values.data<float>().data());
+  return values;
+}
 
 }  // namespace dsv32

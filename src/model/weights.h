@@ -32,6 +32,15 @@ std::optional<int64_t> weight_layer(std::string_view name);
 bool is_buffer(const std::string& weight_name);
 bool is_indexer(const std::string& weight_name);
 
+/// Elements of one row of the first axis.
+int64_t row_size(const WeightSpec& spec);
+/// Shape of rows [begin, end) of the first axis; throws Error (internal) for rows that are not
+/// there.
+Shape shape_of_rows(const WeightSpec& spec, int64_t begin, int64_t end);
+
+/// float32, element bell * 2^exponent of a stream of the seed. docs/formats.md 1.
+HostTensor bell_stream(uint64_t seed, const std::string& name, const Shape& shape, int exponent);
+
 /// Where weights come from. Tensors are loaded one by one: nothing may assume a resident model.
 class WeightSource {
  public:
@@ -39,6 +48,9 @@ class WeightSource {
   /// Loads one tensor by its unfused checkpoint name, with the shape of `weight_specs`. Safe to
   /// call from several threads.
   virtual HostTensor load(const WeightSpec& spec) const = 0;
+  /// Rows [begin, end) of its first axis: the bits and the dtype of `load`. Throws Error (internal)
+  /// for rows that it does not have. Here: out of the whole tensor.
+  virtual HostTensor load_rows(const WeightSpec& spec, int64_t begin, int64_t end) const;
   /// Says what a trace's metadata say: `synthetic:SEED` or `sha256:...`.
   virtual std::string identity() const = 0;
 };
@@ -49,6 +61,7 @@ class SyntheticWeights : public WeightSource {
  public:
   explicit SyntheticWeights(uint64_t seed, double bias_offset = 0);
   HostTensor load(const WeightSpec& spec) const override;
+  HostTensor load_rows(const WeightSpec& spec, int64_t begin, int64_t end) const override;
   std::string identity() const override;
 
  private:

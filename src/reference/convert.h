@@ -14,4 +14,9 @@ namespace dsv32::reference {
 torch::Tensor perturbed(const torch::Tensor& value, double size, uint64_t seed,
                         const std::string& name);
 
+/// The same with signs of its own from a Philox stream: 256 of them in a counter block, for the
+/// weights of a full-size layer.
+torch::Tensor perturbed_by_counter(const torch::Tensor& value, double size, uint64_t seed,
+                                   const std::string& name);
+
 }  // namespace dsv32::reference

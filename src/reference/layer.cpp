@@ -34,16 +34,25 @@ class Layer {
 
   Residual run(const Residual& in) {
     if (const Tensor known = skip("attn_norm", "hidden"); known.defined()) return {known, known};
-    const NormVariant& norm = ctx_.dialect.norm;
-    const double eps = eps_or(norm.eps_block, ctx_.config.rms_norm_eps);
+    return run_mlp(run_attention(in));
+  }
+
+  /// h + attention(norm(h))
+  Residual run_attention(const Residual& in) {
     const Tensor known = skip("attn_norm", "attn.out");
     const Tensor x = known.defined() ? Tensor() : attention_input(in);
     const Tensor attn_out = known.defined() ? known : attention(x);
 
     const bool from_normed = ctx_.dialect.residual.from_normed;
     const Tensor start = from_normed ? (x.defined() ? x : attention_input(in)) : in.hidden;
-    const Tensor middle_sum = start + attn_out;
-    const Residual middle{middle_sum, ctx_.rounding.stored(middle_sum)};
+    const Tensor sum = start + attn_out;
+    return {sum, ctx_.rounding.stored(sum)};
+  }
+
+  /// h + mlp(norm(h))
+  Residual run_mlp(const Residual& middle) {
+    const NormVariant& norm = ctx_.dialect.norm;
+    const double eps = eps_or(norm.eps_block, ctx_.config.rms_norm_eps);
     if (const Tensor end = skip("ffn_norm", "hidden"); end.defined()) return {end, end};
     const Tensor y = put("ffn_norm", rms_norm(ctx_, norm_input(ctx_, middle),
                                               weight("post_attention_layernorm.weight"),
@@ -55,7 +64,7 @@ class Layer {
     return {sum, put("hidden", sum)};
   }
 
-  void run_attention(const Residual& in) { attention(attention_input(in)); }
+  void run_attention_alone(const Residual& in) { attention(attention_input(in)); }
 
  private:
   /// What a staged run need not compute. 16-bit norms read sums that no tap holds, and the KL is
@@ -106,12 +115,16 @@ class Layer {
 
     if (const Tensor known = skip("attn.logits", "attn.out"); known.defined()) return known;
     const Tensor kv_b = weight("self_attn.kv_b_proj.weight");
-    const Tensor logits =
-        put("attn.logits",
-            with_scores(attention_logits(ctx_, q_nope, q_rope, keys, rope_keys, kv_b), indexed));
-    const Tensor probs = put("attn.probs", attention_probs(ctx_, masked(logits), indexed.support));
-    if (trains_indexer()) add_kl(logits, probs, indexed);
-    const Tensor context = put("attn.ctx", attention_context(ctx_, probs, keys, kv_b));
+    const AttentionOperands operands =
+        attention_operands(ctx_, q_nope, q_rope, keys, rope_keys, kv_b);
+    const int64_t S = q_nope.size(1);
+    // The KL is of whole rows of all queries.
+    const int64_t step = trains_indexer() ? S : queries_at_once(c, q_nope.size(0), S);
+    std::vector<Tensor> contexts;
+    for (int64_t first = 0; first < S; first += step)
+      contexts.push_back(attend(operands, indexed, first, std::min(step, S - first)));
+    const Tensor context =
+        put("attn.ctx", contexts.size() == 1 ? contexts.front() : torch::cat(contexts, 1));
     return put("attn.out", linear(ctx_, context.flatten(-2), weight("self_attn.o_proj.weight")));
   }
 
@@ -120,6 +133,26 @@ class Layer {
     Tensor support;  // [B,1|H,S,T] bool: keys that attention may use
     Tensor scores;   // [B,S,T]; undefined where nobody reads them
   };
+
+  /// The attention of queries [first, first + count), [B,count,H,v].
+  Tensor attend(const AttentionOperands& operands, const Indexed& whole, int64_t first,
+                int64_t count) {
+    const auto rows = [&](const Tensor& x, int64_t axis) {
+      return x.defined() ? x.narrow(axis, first, count) : x;
+    };
+    const Indexed indexed{rows(whole.support, 2), rows(whole.scores, 1)};
+    const Tensor visible = rows(chunk_.visible, 1);
+    const auto put_rows = [&](const char* tap, const Tensor& own) {
+      return flow_.put_queries(layer_tap(layer_, tap), own, first);
+    };
+    const Tensor logits =
+        put_rows("attn.logits", with_scores(attention_logits(ctx_, rows(operands.q, 2), operands.k),
+                                            indexed.scores, visible));
+    const Tensor probs =
+        put_rows("attn.probs", attention_probs(ctx_, masked(logits, visible), indexed.support));
+    if (trains_indexer()) add_kl(logits, probs, indexed);
+    return attention_context(ctx_, probs, operands);
+  }
 
   bool trains_indexer() const { return ctx_.objective.kl != KlStage::none; }
 
@@ -157,15 +190,14 @@ class Layer {
   }
 
   /// A mask that is only added to the logits.
-  Tensor masked(const Tensor& logits) const {
-    return ctx_.dialect.attention.mask == Mask::added ? logits + chunk_.visible.unsqueeze(1)
-                                                      : logits;
+  Tensor masked(const Tensor& logits, const Tensor& visible) const {
+    return ctx_.dialect.attention.mask == Mask::added ? logits + visible.unsqueeze(1) : logits;
   }
 
   /// Selection made differentiable by a term that is 0 and carries the scores' gradient.
-  Tensor with_scores(const Tensor& logits, const Indexed& indexed) const {
+  Tensor with_scores(const Tensor& logits, const Tensor& scores, const Tensor& visible) const {
     if (!ctx_.dialect.indexer.scores_attached) return logits;
-    const Tensor seen = indexed.scores.masked_fill(~chunk_.visible, 0);
+    const Tensor seen = scores.masked_fill(~visible, 0);
     return logits + (seen - seen.detach()).unsqueeze(1);
   }
 
@@ -278,7 +310,19 @@ Residual run_layer(const Context& ctx, int64_t layer, LayerWeights& weights, con
 
 void run_attention(const Context& ctx, int64_t layer, LayerWeights& weights, const Residual& in,
                    const ChunkInputs& chunk, LayerCache& cache, TapFlow& flow) {
-  Layer(ctx, layer, weights, chunk, cache, flow).run_attention(in);
+  Layer(ctx, layer, weights, chunk, cache, flow).run_attention_alone(in);
+}
+
+Residual run_attention_half(const Context& ctx, int64_t layer, LayerWeights& weights,
+                            const Residual& in, const ChunkInputs& chunk, LayerCache& cache,
+                            TapFlow& flow) {
+  return Layer(ctx, layer, weights, chunk, cache, flow).run_attention(in);
+}
+
+Residual run_mlp_half(const Context& ctx, int64_t layer, LayerWeights& weights,
+                      const Residual& middle, const ChunkInputs& chunk, LayerCache& cache,
+                      TapFlow& flow) {
+  return Layer(ctx, layer, weights, chunk, cache, flow).run_mlp(middle);
 }
 
 }  // namespace dsv32::reference

@@ -37,6 +37,13 @@ Tensor visible_under(Mask mask, const ChunkInputs& chunk);
 /// One transformer layer: h += attention(norm(h)), then h += mlp(norm(h)). docs/spec.md 1.
 Residual run_layer(const Context& ctx, int64_t layer, LayerWeights& weights, const Residual& in,
                    const ChunkInputs& chunk, LayerCache& cache, TapFlow& flow);
+/// Its two halves, each from the residual stream before it to the one behind it.
+Residual run_attention_half(const Context& ctx, int64_t layer, LayerWeights& weights,
+                            const Residual& in, const ChunkInputs& chunk, LayerCache& cache,
+                            TapFlow& flow);
+Residual run_mlp_half(const Context& ctx, int64_t layer, LayerWeights& weights,
+                      const Residual& middle, const ChunkInputs& chunk, LayerCache& cache,
+                      TapFlow& flow);
 /// Its attention alone: all that the indexer's KL (cache.kl_sum) depends on.
 void run_attention(const Context& ctx, int64_t layer, LayerWeights& weights, const Residual& in,
                    const ChunkInputs& chunk, LayerCache& cache, TapFlow& flow);

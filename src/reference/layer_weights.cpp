@@ -1,6 +1,7 @@
 #include "src/reference/layer_weights.h"
 
 #include "src/model/errors.h"
+#include "src/model/segment.h"
 #include "src/reference/convert.h"
 
 namespace dsv32::reference {
@@ -11,28 +12,56 @@ LayerWeights::LayerWeights(const WeightSource& source, std::vector<WeightSpec> s
   for (const WeightSpec& spec : specs_) by_name_[spec.name] = &spec;
 }
 
-torch::Tensor LayerWeights::load(const WeightSpec& spec) const {
-  torch::Tensor value = to_torch(source_.load(spec)).to(style_.device, style_.type);
-  if (style_.perturbation > 0 && !is_buffer(spec.name)) {
-    value = perturbed(value, style_.perturbation, style_.perturbation_seed, spec.name);
+namespace {
+
+bool is_expert(const WeightSpec& spec) { return spec.name.find(".experts.") != std::string::npos; }
+
+}  // namespace
+
+/// `place` tells the signs of a part of a tensor from those of another part.
+torch::Tensor LayerWeights::prepared(const HostTensor& stored, const WeightSpec& spec,
+                                     const std::string& place) const {
+  const bool moved = style_.perturbation > 0 && !is_buffer(spec.name);
+  const bool narrow = style_.streamed && is_expert(spec) && !moved;
+  torch::Tensor value = to_torch(stored).to(style_.device);
+  if (!narrow || value.scalar_type() != torch::kFloat32) value = value.to(style_.type);
+  if (moved) {
+    const auto move = style_.streamed ? perturbed_by_counter : perturbed;
+    value = move(value, style_.perturbation, style_.perturbation_seed, place);
   }
   if (style_.requires_grad && !is_buffer(spec.name)) value.requires_grad_(true);
   return value;
 }
 
+const WeightSpec& LayerWeights::spec_of(const std::string& full_name) const {
+  const auto spec = by_name_.find(full_name);
+  if (spec != by_name_.end()) return *spec->second;
+  throw Error(ExitCode::internal, {.where = "reference",
+                                   .what = "weight",
+                                   .expected = "a name of this layer",
+                                   .got = full_name});
+}
+
 torch::Tensor LayerWeights::get(const std::string& name) {
   const std::string full = prefix_ + name;
   if (const auto kept = kept_.find(full); kept != kept_.end()) return kept->second;
-  const auto spec = by_name_.find(full);
-  if (spec == by_name_.end()) {
-    throw Error(
-        ExitCode::internal,
-        {.where = "reference", .what = "weight", .expected = "a name of this layer", .got = full});
-  }
-  torch::Tensor value = load(*spec->second);
-  const bool transient = !style_.requires_grad && full.find(".experts.") != std::string::npos;
+  const WeightSpec& spec = spec_of(full);
+  torch::Tensor value = prepared(source_.load(spec), spec, full);
+  const bool transient = !style_.requires_grad && is_expert(spec);
   if (!transient) kept_[full] = value;
   return value;
+}
+
+torch::Tensor LayerWeights::get_rows(const std::string& name,
+                                     const std::vector<int64_t>& ids) const {
+  const WeightSpec& spec = spec_of(prefix_ + name);
+  return prepared(gather_rows(source_, spec, ids), spec, spec.name + " rows");
+}
+
+torch::Tensor LayerWeights::get_range(const std::string& name, int64_t begin, int64_t end) const {
+  const WeightSpec& spec = spec_of(prefix_ + name);
+  return prepared(source_.load_rows(spec, begin, end), spec,
+                  spec.name + " from " + std::to_string(begin));
 }
 
 torch::Tensor LayerWeights::gradient(const std::string& full_name) const {

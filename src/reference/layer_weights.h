@@ -18,6 +18,9 @@ struct WeightStyle {
   bool requires_grad = false;  // leaves that keep their gradient until `gradients` is called
   double perturbation = 0;     // relative, random signs: a condition probe
   uint64_t perturbation_seed = 0;
+  /// Of a segment's run, which sees a full-size layer: experts of a float64 run stay float32 (every
+  /// product widens a part of them), signs of a perturbation come from a counter.
+  bool streamed = false;
 };
 
 /// The weights of one layer (or of the embedding or the head), loaded when first asked for. Without
@@ -30,12 +33,18 @@ class LayerWeights {
 
   /// "self_attn.q_a_proj.weight"; throws Error (internal) for a name outside the specs.
   torch::Tensor get(const std::string& name);
+  /// Rows `ids` of a tensor, read one by one and not kept.
+  torch::Tensor get_rows(const std::string& name, const std::vector<int64_t>& ids) const;
+  /// Rows [begin, end) of a tensor, not kept.
+  torch::Tensor get_range(const std::string& name, int64_t begin, int64_t end) const;
   const std::vector<WeightSpec>& specs() const { return specs_; }
   /// Gradient of a tensor by full name; undefined if it was never used or got none.
   torch::Tensor gradient(const std::string& full_name) const;
 
  private:
-  torch::Tensor load(const WeightSpec& spec) const;
+  const WeightSpec& spec_of(const std::string& full_name) const;
+  torch::Tensor prepared(const HostTensor& stored, const WeightSpec& spec,
+                         const std::string& place) const;
 
   const WeightSource& source_;
   std::vector<WeightSpec> specs_;

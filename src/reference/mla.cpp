@@ -26,8 +26,8 @@ Tensor partial_sums(const Tensor& x, const Tensor& weight, int parts) {
 
 Tensor unrounded_linear(const Context& ctx, const Tensor& x, const Tensor& weight) {
   const int parts = ctx.dialect.linear.split_k;
-  return parts > 1 ? partial_sums(x, weight, parts)
-                   : product_with_weight(ctx.products(), x, weight);
+  if (parts > 1) return partial_sums(x, weight.to(x.scalar_type()), parts);
+  return product_with_weight(ctx.products(), x, weight);
 }
 
 Tensor linear(const Context& ctx, const Tensor& x, const Tensor& weight) {
@@ -43,23 +43,26 @@ ExpandedKv expand_kv(const Context& ctx, const Tensor& kv_latent, const Tensor& 
           kv.narrow(-1, config.qk_nope_head_dim, config.v_head_dim)};
 }
 
-Tensor attention_logits(const Context& ctx, const Tensor& q_nope, const Tensor& q_rope,
-                        const Tensor& kv_latent, const Tensor& k_rope, const Tensor& kv_b) {
-  const double scale = softmax_scale(ctx.config, ctx.dialect.attention);
-  Tensor q, k;  // [B,H,S,*] and [B,1|H,T,*]
+AttentionOperands attention_operands(const Context& ctx, const Tensor& q_nope, const Tensor& q_rope,
+                                     const Tensor& kv_latent, const Tensor& k_rope,
+                                     const Tensor& kv_b) {
   if (ctx.dialect.attention.absorbed) {
-    const Tensor key_map = split_kv_b(ctx.config, kv_b).first;
+    const auto [key_map, value_map] = split_kv_b(ctx.config, kv_b);
     const Tensor q_latent_space = torch::einsum("bshn,hnc->bshc", {q_nope, key_map});
-    q = torch::cat({q_latent_space, q_rope}, -1).transpose(1, 2);
-    k = torch::cat({kv_latent, k_rope}, -1).unsqueeze(1);
-  } else {
-    const Tensor k_nope = expand_kv(ctx, kv_latent, kv_b).k_nope;
-    const Tensor k_rope_per_head = k_rope.unsqueeze(2).expand({-1, -1, k_nope.size(2), -1});
-    q = torch::cat({q_nope, q_rope}, -1).transpose(1, 2);
-    k = torch::cat({k_nope, k_rope_per_head}, -1).transpose(1, 2);
+    return {torch::cat({q_latent_space, q_rope}, -1).transpose(1, 2),
+            torch::cat({kv_latent, k_rope}, -1).unsqueeze(1), kv_latent.unsqueeze(1), value_map};
   }
+  const Tensor k_nope = expand_kv(ctx, kv_latent, kv_b).k_nope;
+  const Tensor k_rope_per_head = k_rope.unsqueeze(2).expand({-1, -1, k_nope.size(2), -1});
+  return {torch::cat({q_nope, q_rope}, -1).transpose(1, 2),
+          torch::cat({k_nope, k_rope_per_head}, -1).transpose(1, 2),
+          expand_kv(ctx, kv_latent, kv_b).v.transpose(1, 2),
+          {}};
+}
+
+Tensor attention_logits(const Context& ctx, const Tensor& q, const Tensor& k) {
   const Tensor products = ctx.rounding.stored(product(ctx.products(), q, k.transpose(-1, -2)));
-  return products * scale;
+  return products * softmax_scale(ctx.config, ctx.dialect.attention);
 }
 
 Tensor attention_probs(const Context& ctx, const Tensor& logits, const Tensor& support) {
@@ -71,16 +74,11 @@ Tensor attention_probs(const Context& ctx, const Tensor& logits, const Tensor& s
   return probs.masked_fill(~support, 0);
 }
 
-Tensor attention_context(const Context& ctx, const Tensor& probs, const Tensor& kv_latent,
-                         const Tensor& kv_b) {
-  if (ctx.dialect.attention.absorbed) {
-    const Tensor value_map = split_kv_b(ctx.config, kv_b).second;
-    const Tensor latent =
-        product(ctx.products(), probs, kv_latent.unsqueeze(1));  // [B,H,S,kv_lora]
-    return torch::einsum("bhsc,hvc->bshv", {latent, value_map});
-  }
-  const Tensor v = expand_kv(ctx, kv_latent, kv_b).v.transpose(1, 2);  // [B,H,T,v]
-  return product(ctx.products(), probs, v).transpose(1, 2);
+Tensor attention_context(const Context& ctx, const Tensor& probs,
+                         const AttentionOperands& operands) {
+  const Tensor rows = product(ctx.products(), probs, operands.v);  // [B,H,S,v], or of the latent
+  if (!operands.value_map.defined()) return rows.transpose(1, 2);
+  return torch::einsum("bhsc,hvc->bshv", {rows, operands.value_map});
 }
 
 }  // namespace dsv32::reference

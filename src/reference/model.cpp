@@ -32,6 +32,11 @@ class Pass {
   }
 
   Trace run() {
+    if (options_.segment) {
+      torch::NoGradGuard no_grad;
+      run_segment(*options_.segment, *options_.stream);
+      return flow_.finish();
+    }
     {
       torch::NoGradGuard no_grad;
       forward();
@@ -77,7 +82,8 @@ class Pass {
       };
     if (options_.perturbation > 0) {
       style.hand_on = [this](const Tensor& x, const std::string& place) {
-        return perturbed(x, options_.perturbation, options_.perturbation_seed, place);
+        const auto move = options_.segment ? perturbed_by_counter : perturbed;
+        return move(x, options_.perturbation, options_.perturbation_seed, place);
       };
     }
     return style;
@@ -109,8 +115,12 @@ class Pass {
   }
 
   WeightStyle style(bool requires_grad) const {
-    return {ctx_.rounding.compute_type(), ctx_.device, requires_grad, options_.perturbation,
-            options_.perturbation_seed};
+    return {ctx_.rounding.compute_type(),
+            ctx_.device,
+            requires_grad,
+            options_.perturbation,
+            options_.perturbation_seed,
+            options_.segment.has_value()};
   }
   LayerWeights layer_weights(int64_t layer, bool requires_grad) const {
     const std::string prefix = "model.layers." + std::to_string(layer) + ".";
@@ -184,6 +194,72 @@ class Pass {
     if (trains_indexer()) flow_.put("loss.kl", torch::stack(kl_losses_).sum() / layers_in_mean());
   }
 
+  // --- one segment
+  // -------------------------------------------------------------------------------
+
+  Tensor stored_part(const StreamState& stream, const std::string& name) const {
+    return to_torch(stream.at(name)).to(ctx_.device, ctx_.rounding.compute_type());
+  }
+
+  /// The stream of an implementation of another kind, or of no run yet, holds `hidden` alone.
+  Residual residual_of(const StreamState& stream) const {
+    const Tensor hidden = stored_part(stream, "hidden");
+    return {stream.contains("sum") ? stored_part(stream, "sum") : hidden, hidden};
+  }
+
+  void leave(const Residual& residual, StreamState& stream) const {
+    const DType dtype = dtype_of(ctx_.rounding.compute_type());
+    stream = {{"hidden", to_host(residual.hidden, dtype)}};
+    if (ctx_.rounding.is_16bit()) stream["sum"] = to_host(residual.sum, dtype);
+  }
+
+  void run_segment(const Segment& segment, StreamState& stream) {
+    flow_.begin_chunk(0, batch_.S);
+    if (segment.kind == SegmentKind::embed) return leave(embed_rows(), stream);
+    const Residual in = residual_of(stream);
+    if (segment.kind == SegmentKind::head) return head_in_blocks(in);
+    const Context ctx = context_of(segment.layer);
+    const ChunkInputs chunk = inputs_of(ctx, 0, batch_.S);
+    LayerWeights weights = layer_weights(segment.layer, false);
+    LayerCache cache;
+    const auto half = segment.kind == SegmentKind::attention ? run_attention_half : run_mlp_half;
+    leave(half(ctx, segment.layer, weights, in, chunk, cache, flow_), stream);
+  }
+
+  /// Only the rows of the table that the batch needs are read.
+  Residual embed_rows() {
+    LayerWeights weights = outer_weights(false);
+    const Tensor rows = weights.get_rows("model.embed_tokens.weight", batch_.input_ids);
+    const Tensor own = rows.view({batch_.B, batch_.S, -1});
+    return {own, flow_.put("embed", own)};
+  }
+
+  /// The logits block by block of the vocabulary, so that no more of the head is held.
+  void head_in_blocks(const Residual& residual) {
+    LayerWeights weights = outer_weights(false);
+    const Tensor normed = final_norm(residual, weights);
+    const std::vector<int64_t> rows = kept_logit_rows(ctx_.config, batch_.B, batch_.S);
+    const bool whole = static_cast<int64_t>(rows.size()) == batch_.S;
+    const Tensor kept = torch::tensor(rows, torch::kInt64).to(ctx_.device);
+    BlockedLoss loss(ctx_, long_tensor(batch_.labels));
+    std::vector<Tensor> blocks;
+    for (int64_t first = 0; first < ctx_.config.vocab_size; first += kVocabularyBlock) {
+      say("vocabulary from " + std::to_string(first));
+      const int64_t last = std::min(first + kVocabularyBlock, ctx_.config.vocab_size);
+      const Tensor scores = ctx_.rounding.cast(
+          unrounded_linear(ctx_, normed, weights.get_range("lm_head.weight", first, last)));
+      blocks.push_back(whole ? scores : scores.index_select(1, kept));
+      if (!whole) loss.add(scores, first);
+    }
+    if (!whole) {
+      flow_.put_kept("logits", torch::cat(blocks, -1));
+      flow_.put("loss.lm", loss.loss());
+      return;
+    }
+    const Tensor logits = flow_.put("logits", torch::cat(blocks, -1));
+    flow_.put("loss.lm", lm_loss(ctx_, logits, long_tensor(batch_.labels)));
+  }
+
   // --- the indexer's KL
   // ---------------------------------------------------------------------------
 
@@ -203,13 +279,16 @@ class Pass {
                                            : static_cast<double>(ctx_.config.num_hidden_layers);
   }
 
-  Tensor logits_of(const Residual& residual, LayerWeights& weights) {
+  Tensor final_norm(const Residual& residual, LayerWeights& weights) {
     const double eps =
         ctx_.dialect.norm.eps_final > 0 ? ctx_.dialect.norm.eps_final : ctx_.config.rms_norm_eps;
     const bool unrounded = ctx_.rounding.is_16bit() && !ctx_.rounding.like_transformers();
     const Tensor input = unrounded ? residual.sum : residual.hidden;
-    const Tensor normed =
-        flow_.put("final_norm", rms_norm(ctx_, input, weights.get("model.norm.weight"), eps));
+    return flow_.put("final_norm", rms_norm(ctx_, input, weights.get("model.norm.weight"), eps));
+  }
+
+  Tensor logits_of(const Residual& residual, LayerWeights& weights) {
+    const Tensor normed = final_norm(residual, weights);
     const Tensor scores = unrounded_linear(ctx_, normed, weights.get("lm_head.weight"));
     return flow_.put("logits", ctx_.rounding.cast(scores));
   }

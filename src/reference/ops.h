@@ -76,17 +76,25 @@ struct ExpandedKv {
   Tensor v;       // [B,T,H,v]
 };
 ExpandedKv expand_kv(const Context& ctx, const Tensor& kv_latent, const Tensor& kv_b);
-/// Scaled attention logits [B,H,S,T] from q_nope [B,S,H,nope], q_rope [B,S,H,rope], kv_latent
-/// [B,T,kv_lora], k_rope [B,T,rope]. Expanded (MHA) or absorbed (MQA on the latent): the same
-/// function.
-Tensor attention_logits(const Context& ctx, const Tensor& q_nope, const Tensor& q_rope,
-                        const Tensor& kv_latent, const Tensor& k_rope, const Tensor& kv_b);
+/// What attention multiplies. Expanded (MHA) or absorbed (MQA on the latent): the same function.
+struct AttentionOperands {
+  Tensor q;          // [B,H,S,*]
+  Tensor k;          // [B,1|H,T,*]
+  Tensor v;          // [B,H,T,v], or the latent [B,1,T,kv_lora]
+  Tensor value_map;  // [H,v,kv_lora] of the absorbed form, else undefined
+};
+/// From q_nope [B,S,H,nope], q_rope [B,S,H,rope], kv_latent [B,T,kv_lora], k_rope [B,T,rope].
+AttentionOperands attention_operands(const Context& ctx, const Tensor& q_nope, const Tensor& q_rope,
+                                     const Tensor& kv_latent, const Tensor& k_rope,
+                                     const Tensor& kv_b);
+/// Scaled attention logits [B,H,S,T] of some or all queries.
+Tensor attention_logits(const Context& ctx, const Tensor& q, const Tensor& k);
 /// Softmax over the supported keys only; support [B,1|H,S,T] bool. A query without keys gets zeros.
 /// docs/spec.md 1.7.
 Tensor attention_probs(const Context& ctx, const Tensor& logits, const Tensor& support);
-/// [B,S,H,v] from probs [B,H,S,T] and kv_latent [B,T,kv_lora].
-Tensor attention_context(const Context& ctx, const Tensor& probs, const Tensor& kv_latent,
-                         const Tensor& kv_b);
+/// [B,S,H,v] from probs [B,H,S,T].
+Tensor attention_context(const Context& ctx, const Tensor& probs,
+                         const AttentionOperands& operands);
 
 // --- indexer.cpp --------------------------------------------------------------------------------
 
@@ -156,5 +164,18 @@ Tensor kl_score_gradient(const Context& ctx, const Tensor& target, const Tensor&
 /// Shifted cross entropy, ignore -100, mean over the counted tokens. logits [B,S,vocab], labels
 /// [B,S]. docs/spec.md 1.10.
 Tensor lm_loss(const Context& ctx, const Tensor& logits, const Tensor& labels);
+/// The same from logits that come block by block of the vocabulary, with a running log-sum-exp.
+class BlockedLoss {
+ public:
+  BlockedLoss(const Context& ctx, const Tensor& labels);
+  /// logits [B,S,n] of the tokens [first, first + n) of the vocabulary.
+  void add(const Tensor& logits, int64_t first);
+  Tensor loss() const;
+
+ private:
+  const Context& ctx_;
+  int64_t S_;
+  Tensor targets_, largest_, sum_, picked_;
+};
 
 }  // namespace dsv32::reference

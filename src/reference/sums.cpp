@@ -2,6 +2,8 @@
 
 #include <ATen/Parallel.h>
 
+#include <algorithm>
+
 #include "src/reference/ordered_sums.h"
 
 namespace dsv32::reference {
@@ -80,6 +82,20 @@ struct RowSumsFunction : torch::autograd::Function<RowSumsFunction> {
   }
 };
 
+/// x [n,in] float64 times weight [out,in]^T float32, rows of the weight widened while they are in a
+/// cache.
+Tensor widened_product(const Tensor& x, const Tensor& weight) {
+  constexpr int64_t kRows = 64, kManyTokens = 256;
+  const int64_t rows = weight.size(0), step = x.size(0) < kManyTokens ? kRows : rows;
+  Tensor out = torch::empty({x.size(0), rows}, x.options());
+  for (int64_t first = 0; first < rows; first += step) {
+    const int64_t count = std::min(step, rows - first);
+    out.narrow(1, first, count)
+        .copy_(torch::matmul(x, weight.narrow(0, first, count).to(x.scalar_type()).t()));
+  }
+  return out;
+}
+
 /// x minus the largest of its row: the same softmax, without overflow. A row of -inf stays.
 Tensor below_largest(const Tensor& x) { return x - x.amax(-1, /*keepdim=*/true).detach(); }
 
@@ -102,6 +118,8 @@ Tensor product(Summation order, const Tensor& a, const Tensor& b) {
 }
 
 Tensor product_with_weight(Summation order, const Tensor& x, const Tensor& weight) {
+  if (x.scalar_type() != weight.scalar_type())
+    return widened_product(x.flatten(0, -2), weight).unflatten(0, x.sizes().slice(0, x.dim() - 1));
   if (!is_sequential(order, x)) return torch::linear(x, weight);
   auto shape = x.sizes().vec();
   shape.back() = weight.size(0);

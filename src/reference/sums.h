@@ -23,7 +23,8 @@ Tensor as_operand(const Tensor& x, Operands operands);
 /// a [..,n,k] times b [..,k,m]; batch axes broadcast. Differentiable, the backward products in the
 /// same order.
 Tensor product(const Sums& sums, const Tensor& a, const Tensor& b);
-/// x [..,in] times weight [out,in]^T.
+/// x [..,in] times weight [out,in]^T, which may be float32 where x is float64 (not differentiable
+/// then).
 Tensor product_with_weight(const Sums& sums, const Tensor& x, const Tensor& weight);
 /// Sum over the last axis, which stays with size 1.
 Tensor row_sums(Summation order, const Tensor& x);

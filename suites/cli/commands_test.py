@@ -99,8 +99,6 @@ class Usage(CliTest):
         rows = {
             ("bench",): "bench",
             ("diagnose", "x"): "diagnose",
-            ("--resume",): "--resume",
-            ("--layers", "0,1"): "--layers",
             ("--suite", "ops"): "--suite ops",
         }
         for words, name in rows.items():

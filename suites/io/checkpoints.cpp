@@ -40,6 +40,20 @@ void expect_synthetic(const WeightSource& source, const Case& c) {
   }
 }
 
+/// Rows of every tensor, those of a fused one included.
+void expect_synthetic_rows(const WeightSource& source, const Case& c) {
+  const SyntheticWeights weights(c.seed, c.bias_offset);
+  for (const WeightSpec& spec : weight_specs(c.config)) {
+    const int64_t rows = spec.shape[0], third = rows / 3;
+    const std::vector<std::pair<int64_t, int64_t>> ranges = {
+        {0, third}, {third, rows}, {third, third}};
+    for (const auto& [begin, end] : ranges)
+      EXPECT_TRUE(source.load_rows(spec, begin, end).identical(weights.load_rows(spec, begin, end)))
+          << spec.name << " rows " << begin << " to " << end;
+    EXPECT_THROW(source.load_rows(spec, third, rows + 1), Error) << spec.name;
+  }
+}
+
 /// The three tensors of every expert as the two fused ones of transformers 5.
 Tensors fused(const ModelConfig& config) {
   Tensors out = synthetic_tensors(config);
@@ -71,6 +85,7 @@ TEST(SelfCheckpoints, MadeOnesReadBackBitForBit) {
     io::make_checkpoint(c, folder.path(), {});
     const auto source = io::open_checkpoint(folder.path(), io::read_config(folder.path().string()));
     expect_synthetic(*source, c);
+    expect_synthetic_rows(*source, c);
     EXPECT_EQ(source->identity(), "synthetic:1");
   }
 }
@@ -120,7 +135,9 @@ TEST(SelfCheckpoints, NeverOverwriteAnotherCheckpoint) {
 TEST(SelfCheckpoints, FusedExpertsAreTheSameBits) {
   const Folder folder;
   put_single(folder, fused(tiny().config));
-  expect_synthetic(*io::open_checkpoint(folder.path(), tiny().config), tiny());
+  const auto source = io::open_checkpoint(folder.path(), tiny().config);
+  expect_synthetic(*source, tiny());
+  expect_synthetic_rows(*source, tiny());
 }
 
 TEST(SelfCheckpoints, EveryFloatTypeIsRead) {

@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "harness/job/job_estimate.h"
 #include "harness/job/memory.h"
 #include "src/io/io.h"
 #include "src/model/errors.h"
@@ -74,7 +75,7 @@ TEST(SelfEstimate, NothingOverflows) {
 
 TEST(SelfEstimate, EveryCaseUpToSmallIsTakenAndNoneBeyond) {
   for (const Case& c : io::cases()) {
-    if (c.name == "medium" || c.name == "full") {
+    if (c.config_name == "medium" || c.config_name == "full") {
       EXPECT_THROW(refuse_large_work(c, "file"), Error) << c.name;
     } else {
       EXPECT_NO_THROW(refuse_large_work(c, "file")) << c.name;

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
+#include <vector>
 
 #include "src/io/io.h"
 #include "src/model/batch.h"
@@ -30,6 +32,23 @@ TEST(SelfPhilox, IsTheFunctionOfNumpy) {
                                           0x1fd22b49c518a7af, 0x8d17d0f03ebc88fa};
   EXPECT_EQ(philox4x64({top, 3, 4, 5}, key), first);
   EXPECT_EQ(philox4x64({0, 4, 4, 5}, key), second);
+}
+
+// On both sides of the 16 blocks that are made at a time.
+TEST(SelfPhilox, ManyBlocksAreThoseMadeOneByOne) {
+  constexpr uint64_t kUntouched = 0x5555555555555555;
+  for (const uint64_t first : {uint64_t{1}, uint64_t{0xfffffff9}, ~uint64_t{0} - 500}) {
+    const std::array<uint64_t, 2> key = {~first, first * 0x9e3779b97f4a7c15};
+    for (const uint64_t count : {0, 1, 15, 16, 17, 31, 32, 33, 128, 257}) {
+      std::vector<uint64_t> words(4 * count + 1, kUntouched);
+      philox4x64_blocks(key, first, static_cast<int64_t>(count), words.data());
+      for (uint64_t i = 0; i < count; ++i) {
+        const auto block = philox4x64({first + i, 0, 0, 0}, key);
+        EXPECT_TRUE(std::equal(block.begin(), block.end(), words.begin() + 4 * i)) << first + i;
+      }
+      EXPECT_EQ(words.back(), kUntouched) << count;
+    }
+  }
 }
 
 TEST(SelfPhilox, StreamOfANameStartsAtBlockOne) {
@@ -135,6 +154,72 @@ TEST(SelfWeights, WholeModelsMatchTheirDigests) {
   EXPECT_EQ(weight_specs(small).size(), 439U);
   EXPECT_EQ(value_count(small), 217340000);
   EXPECT_EQ(model_digest(small), "74eca0841d481c77");
+}
+
+/// What `load` has in these rows.
+HostTensor slice(const HostTensor& whole, int64_t begin, int64_t end) {
+  Shape shape = whole.shape();
+  shape[0] = end - begin;
+  HostTensor rows(whole.dtype(), shape);
+  const int64_t row_bytes = whole.bytes() / whole.shape()[0];
+  std::copy_n(whole.raw() + begin * row_bytes, rows.bytes(), rows.raw());
+  return rows;
+}
+
+void expect_rows(const WeightSource& source, const WeightSpec& spec,
+                 const std::vector<std::pair<int64_t, int64_t>>& ranges) {
+  const HostTensor whole = source.load(spec);
+  for (const auto& [begin, end] : ranges)
+    EXPECT_TRUE(source.load_rows(spec, begin, end).identical(slice(whole, begin, end)))
+        << spec.name << " rows " << begin << " to " << end;
+}
+
+TEST(SelfWeights, RowsAreThoseOfTheWhole) {
+  const SyntheticWeights weights(3, -2);
+  for (const WeightSpec& spec : weight_specs(io::read_config("tiny"))) {
+    const int64_t rows = spec.shape[0];
+    expect_rows(weights, spec, {{0, rows}, {0, 1}, {1, rows}, {rows - 1, rows}, {rows, rows}});
+    expect_rows(weights, spec, {{rows / 3, rows / 3 + 1}, {rows / 3, rows - rows / 4}});
+  }
+}
+
+// 5.7 million values are made in threads; 19 is no multiple of a block's 16.
+TEST(SelfWeights, RowsOfALargeTensorAreThoseOfTheWhole) {
+  const SyntheticWeights weights(1);
+  const WeightSpec spec{"model.layers.3.self_attn.kv_b_proj.weight", {300'000, 19}};
+  expect_rows(weights, spec,
+              {{0, 300'000}, {1, 299'999}, {12'345, 280'001}, {77, 79}, {150'001, 150'001}});
+  const PhiloxStream stream(1, spec.name);
+  const HostTensor whole = weights.load(spec);
+  for (int64_t i = 0; i < whole.numel(); i += 9'973) {
+    const uint16_t lane = stream.lane16(static_cast<uint64_t>(i));
+    const int bell = (lane & 15) + (lane >> 4 & 15) + (lane >> 8 & 15) + (lane >> 12) - 30;
+    EXPECT_EQ(whole.at(i), bell * 0x1p-6) << i;  // 4^6 is the first beyond 85 * 19
+  }
+}
+
+/// Has nothing but `load`.
+class Plain : public WeightSource {
+ public:
+  HostTensor load(const WeightSpec& spec) const override {
+    return SyntheticWeights(1).load(spec).cast(DType::float64);
+  }
+  std::string identity() const override { return "plain"; }
+};
+
+TEST(SelfWeights, SourcesWithoutRowsOfTheirOwnCutThem) {
+  const WeightSpec spec{"model.layers.0.mlp.experts.1.up_proj.weight", {7, 5, 3}};
+  expect_rows(Plain(), spec, {{0, 7}, {2, 5}, {6, 7}, {4, 4}});
+  EXPECT_EQ(Plain().load_rows(spec, 2, 5).shape(), Shape({3, 5, 3}));
+}
+
+TEST(SelfWeights, RowsThatAreNotThereAreRefused) {
+  const WeightSpec spec{"model.norm.weight", {64}};
+  const std::vector<std::pair<int64_t, int64_t>> ranges = {{-1, 3}, {0, 65}, {5, 4}, {65, 65}};
+  for (const auto& [begin, end] : ranges) {
+    EXPECT_THROW(SyntheticWeights(1).load_rows(spec, begin, end), Error) << begin;
+    EXPECT_THROW(Plain().load_rows(spec, begin, end), Error) << begin;
+  }
 }
 
 TEST(SelfWeights, FullModelHas671BillionValues) {

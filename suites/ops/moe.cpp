@@ -148,6 +148,23 @@ TEST_P(MoeOp, DoesNotDependOnTheOrderOfSlots) {
   expect_same_bits(backward(flipped)[0], backward(in)[0]);
 }
 
+TEST_P(MoeOp, AddsGroupsOfExpertsWithTheBitsOfOneCall) {
+  for (const auto dtype : kDtypes) {
+    const Inputs in = inputs({20, 32, 16, 6, 4}, dtype);
+    const at::Tensor sum = at::zeros(in.x.sizes(), in.weights.options());
+    for (const auto& [first, last] : {std::pair<int64_t, int64_t>{0, 1}, {1, 4}, {4, 6}}) {
+      const at::Tensor outside = in.experts.lt(first).logical_or(in.experts.ge(last));
+      const auto group = [&](const std::vector<at::Tensor>& all) {
+        return std::vector<at::Tensor>(all.begin() + first, all.begin() + last);
+      };
+      EXPECT_TRUE(call("moe_add", {sum, in.x, (in.experts - first).masked_fill(outside, -1),
+                                   in.weights, group(in.gate), group(in.up), group(in.down)})
+                      .empty());
+    }
+    expect_same_bits(sum.to(dtype), forward(in));
+  }
+}
+
 TEST_P(MoeOp, LeavesOutSlotsWithoutAnExpert) {
   Inputs in = inputs({6, 16, 8, 3, 2}, at::kFloat), weightless = in;
   in.experts.select(1, 0).fill_(-1);

@@ -252,6 +252,18 @@ SAMPLES: dict[str, Sample] = {
             ((normal(3, 8), integers(3, 2), normal(3, 2), [], [], []), "moe: gate: expected 1"),
         ],
     ),
+    "moe_add": Sample(
+        good=lambda: [
+            (normal(3, 8), normal(3, 8), integers(3, 2), normal(3, 2), *experts(4, 6, 8, normal)),
+            (normal(3, 8), bf16(3, 8), integers(3, 2), normal(3, 2), *experts(4, 6, 8, bf16)),
+        ],
+        bad=lambda: [
+            (
+                (bf16(3, 8), bf16(3, 8), integers(3, 2), normal(3, 2), *experts(4, 6, 8, bf16)),
+                "moe_add: sum: expected Float, got BFloat16",
+            )
+        ],
+    ),
     "moe_backward": Sample(
         good=lambda: [
             (normal(3, 8), normal(3, 8), integers(3, 2), normal(3, 2), *experts(4, 6, 8, normal))

@@ -130,9 +130,10 @@ struct Experts {
     std::fill(to + (end - begin) * hidden, to + rows * hidden, T{});
   }
 
-  /// out[token] = sum over its entries in ascending position of scales[entry] rows[position].
-  template <typename Row>
-  void combine(const Row* rows, const float* scales, T* out) const {
+  /// out[token] = sum over its entries in ascending position of scales[entry] rows[position],
+  /// begun with what `out` holds where it is a sum already.
+  template <typename Row, typename Out>
+  void combine(const Row* rows, const float* scales, Out* out, bool add = false) const {
     parallel_for(tokens, row_grain(hidden * k), [&](int64_t begin, int64_t end) {
       std::vector<float> sum(hidden);
       std::vector<int64_t> own(k);
@@ -140,7 +141,7 @@ struct Experts {
         std::iota(own.begin(), own.end(), token * k);
         std::sort(own.begin(), own.end(),
                   [&](int64_t a, int64_t b) { return entries.position[a] < entries.position[b]; });
-        std::fill(sum.begin(), sum.end(), 0.0f);
+        for (int64_t i = 0; i < hidden; ++i) sum[i] = add ? to_float(out[token * hidden + i]) : 0;
         for (const int64_t entry : own) {
           const int64_t position = entries.position[entry];
           const float scale = scales == nullptr ? 1.0f : scales[entry];
@@ -197,8 +198,9 @@ void for_each_block(const Experts<T>& all, Body body) {
   });
 }
 
-template <typename T>
-void forward(const Experts<T>& all, T* out) {
+/// `add`: to what out holds.
+template <typename T, typename Out>
+void forward(const Experts<T>& all, Out* out, bool add = false) {
   const int64_t hidden = all.hidden, width = all.width;
   const BufferOf<T> y(all.used() * hidden);
   for_each_block(all, [&](const Block<T>& block, int64_t begin, int64_t end) {
@@ -208,7 +210,7 @@ void forward(const Experts<T>& all, T* out) {
             rows.data(), hidden);
     std::copy_n(rows.data(), (end - begin) * hidden, y.data() + begin * hidden);
   });
-  all.combine(y.data(), all.weights, out);
+  all.combine(y.data(), all.weights, out, add);
 }
 
 /// By position: what the gradients of the weights are made of.
@@ -294,6 +296,18 @@ at::Tensor moe(const at::Tensor& x, const at::Tensor& experts, const at::Tensor&
   return out;
 }
 
+void moe_add(const at::Tensor& sum, const at::Tensor& x, const at::Tensor& experts,
+             const at::Tensor& weights, at::TensorList gate, at::TensorList up,
+             at::TensorList down) {
+  const MoeArguments arguments{x, experts, weights, gate, up, down};
+  expect_sum(sum, arguments);
+  expect_experts("moe_add", arguments);
+  dispatch_real({"moe_add", "x", x}, [&](auto type) {
+    using T = decltype(type);
+    forward(Experts<T>(arguments), mutable_pointer<float>(sum), true);
+  });
+}
+
 std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>,
            std::vector<at::Tensor>>
 moe_backward(const at::Tensor& dout, const at::Tensor& x, const at::Tensor& experts,
@@ -312,6 +326,7 @@ moe_backward(const at::Tensor& dout, const at::Tensor& x, const at::Tensor& expe
 
 TORCH_LIBRARY_IMPL(dsv32, CPU, m) {
   m.impl("moe", &moe);
+  m.impl("moe_add", &moe_add);
   m.impl("moe_backward", &moe_backward);
 }
 

@@ -191,7 +191,8 @@ struct CombineParams {
   ExpertSort sort;
   const float* rows;     // [entries, hidden] by position
   const float* weights;  // [tokens, k]; null: 1
-  T* out;                // [tokens, hidden]
+  T* out;                // [tokens, hidden]; unused with `total`
+  float* total;          // [tokens, hidden] to which the sum is added, or null
   int64_t hidden;
 };
 
@@ -220,14 +221,19 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(CombineParams<T> p) {
   }
   __syncthreads();
   for (int64_t column = threadIdx.x; column < p.hidden; column += kThreads) {
-    float sum = 0;
+    const int64_t at = static_cast<int64_t>(blockIdx.x) * p.hidden + column;
+    float sum = p.total != nullptr ? p.total[at] : 0;
     for (int i = 0; i < *count; ++i) {
       const int64_t entry = first + order[i];
       const bool weighted = p.weights != nullptr && !mutant(MoeMutant::unweighted);
       const float weight = weighted ? p.weights[entry] : 1.0f;
       sum += weight * p.rows[p.sort.position[entry] * p.hidden + column];
     }
-    p.out[static_cast<int64_t>(blockIdx.x) * p.hidden + column] = from_float<T>(sum);
+    if (p.total != nullptr) {
+      p.total[at] = sum;
+    } else {
+      p.out[at] = from_float<T>(sum);
+    }
   }
 }
 
@@ -340,14 +346,14 @@ LaunchShape grouped(const char* name, const ExpertSort& sort, int64_t columns, s
 }
 
 template <typename T>
-void launch_combine(const ExpertSort& sort, const float* rows, const float* weights, T* out,
-                    int64_t hidden, Stream stream) {
+void launch_combine(const CombineParams<T>& p, Stream stream) {
+  const ExpertSort& sort = p.sort;
   launch(combine_kernel<T>,
          {.name = "moe_combine",
           .grid = static_cast<unsigned>(sort.tokens),
           .block = kThreads,
           .shared_bytes = (static_cast<size_t>(sort.k) + 1) * sizeof(int)},
-         stream, CombineParams<T>{sort, rows, weights, out, hidden});
+         stream, p);
 }
 
 template <typename T, WeightGradient kWhich>
@@ -369,7 +375,7 @@ void launch_moe(const MoeParams<T>& p, Stream stream) {
   launch_sort(p.sort, stream);
   launch(moe_inner_kernel<T>, grouped("moe_inner", p.sort, p.width, kTileBytes<T>), stream, p);
   launch(moe_down_kernel<T>, grouped("moe_down", p.sort, p.hidden, kTileBytes<T>), stream, p);
-  launch_combine(p.sort, p.y, p.weights, p.out, p.hidden, stream);
+  launch_combine(CombineParams<T>{p.sort, p.y, p.weights, p.out, p.sum, p.hidden}, stream);
 }
 
 template <typename T>
@@ -387,7 +393,7 @@ void launch_moe_backward(const MoeBackwardParams<T>& p, Stream stream) {
             .shared_bytes = kWarpSize * sizeof(float)},
            stream, p);
     launch(moe_dx_kernel<T>, grouped("moe_dx", sort, f.hidden, kTileBytes<T>), stream, p);
-    launch_combine<T>(sort, p.dx_entries, nullptr, p.dx, f.hidden, stream);
+    launch_combine(CombineParams<T>{sort, p.dx_entries, nullptr, p.dx, nullptr, f.hidden}, stream);
   }
   launch_dweight<T, WeightGradient::gate>(p, f.width, f.hidden, stream);
   launch_dweight<T, WeightGradient::up>(p, f.width, f.hidden, stream);

@@ -48,7 +48,8 @@ struct MoeParams {
   const T* const* gate;  // [experts] of [width, hidden]
   const T* const* up;    // [experts] of [width, hidden]
   const T* const* down;  // [experts] of [hidden, width]
-  T* out;                // [tokens, hidden]
+  T* out;                // [tokens, hidden]; null: `sum` takes the result
+  float* sum;            // [tokens, hidden] to which it is added, else null
   T* inner;              // [entries, width] workspace
   float* gated;          // [entries, width] x gate^T for the backward, else null
   float* upped;          // [entries, width] x up^T for the backward, else null

@@ -23,7 +23,8 @@ struct Context {
   Objective objective;
   at::ScalarType type;  // of activations and weights: float32 or bfloat16
   at::Device device;
-  bool staged = false;  // stages read what they are fed
+  bool staged = false;             // stages read what they are fed
+  bool experts_in_groups = false;  // a few experts' weights at a time; the bits are the same
 
   bool trains_indexer() const { return objective.kl != KlStage::none; }
   /// Attention goes over every visible key: by config, or in the dense warm-up (docs/spec.md 2, Eq.

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "src/optimized/model/layer.h"
 
 namespace dsv32::optimized {
@@ -50,6 +52,50 @@ void route(const Context& ctx, int64_t layer, Weights& weights, TapFlow& flow, M
   state.weights = flow.put(layer_tap(layer, "router.weights"), own.view_as(experts)).flatten(0, 1);
 }
 
+Tensor routed_at_once(const Context& ctx, Weights& weights, const MlpState& state) {
+  const int64_t count = ctx.config.n_routed_experts;
+  return ctx.ops.call<Tensor(const Tensor&, const Tensor&, const Tensor&, at::TensorList,
+                             at::TensorList, at::TensorList)>(
+      "moe", state.y.flatten(0, 1), state.experts, state.weights,
+      weights.experts("gate_proj", count), weights.experts("up_proj", count),
+      weights.experts("down_proj", count));
+}
+
+/// The experts that have tokens, in ascending id.
+std::vector<int64_t> used_experts(const Context& ctx, const Tensor& experts) {
+  const Tensor counts =
+      at::bincount(experts.flatten().to(at::kCPU), {}, ctx.config.n_routed_experts);
+  std::vector<int64_t> used;
+  for (int64_t e = 0; e < ctx.config.n_routed_experts; ++e)
+    if (counts[e].item<int64_t>() > 0) used.push_back(e);
+  return used;
+}
+
+/// `experts` by their place among `group`, -1 for the others.
+Tensor among(const std::vector<int64_t>& group, const Tensor& experts, int64_t count) {
+  Tensor place = at::full({count}, -1, at::kInt);
+  for (size_t i = 0; i < group.size(); ++i) place[group[i]] = static_cast<int64_t>(i);
+  return place.to(experts.device()).index_select(0, experts.flatten()).view_as(experts);
+}
+
+Tensor routed_in_groups(const Context& ctx, const Weights& weights, const MlpState& state) {
+  constexpr size_t kGroup = 8;
+  const Tensor x = state.y.flatten(0, 1);
+  const Tensor sum = at::zeros(x.sizes(), x.options().dtype(at::kFloat));
+  const std::vector<int64_t> used = used_experts(ctx, state.experts);
+  for (size_t first = 0; first < used.size(); first += kGroup) {
+    const std::vector<int64_t> group(
+        used.begin() + static_cast<std::ptrdiff_t>(first),
+        used.begin() + static_cast<std::ptrdiff_t>(std::min(first + kGroup, used.size())));
+    ctx.ops.call<void(const Tensor&, const Tensor&, const Tensor&, const Tensor&, at::TensorList,
+                      at::TensorList, at::TensorList)>(
+        "moe_add", sum, x, among(group, state.experts, ctx.config.n_routed_experts), state.weights,
+        weights.some_experts("gate_proj", group), weights.some_experts("up_proj", group),
+        weights.some_experts("down_proj", group));
+  }
+  return sum.to(x.scalar_type());
+}
+
 }  // namespace
 
 Tensor mlp_forward(const Context& ctx, int64_t layer, const Tensor& y, Weights& weights,
@@ -62,11 +108,8 @@ Tensor mlp_forward(const Context& ctx, int64_t layer, const Tensor& y, Weights& 
     return put("mlp.out", swiglu_mlp(ctx, y, weights, "mlp.", state.dense));
   state.logits = put("router.logits", linear(y.to(at::kFloat), weights.exact(kGate)));
   route(ctx, layer, weights, flow, state);
-  const int64_t count = ctx.config.n_routed_experts;
-  const Tensor routed = ctx.ops.call<Tensor(const Tensor&, const Tensor&, const Tensor&,
-                                            at::TensorList, at::TensorList, at::TensorList)>(
-      "moe", y.flatten(0, 1), state.experts, state.weights, weights.experts("gate_proj", count),
-      weights.experts("up_proj", count), weights.experts("down_proj", count));
+  const Tensor routed = ctx.experts_in_groups ? routed_in_groups(ctx, weights, state)
+                                              : routed_at_once(ctx, weights, state);
   const Tensor kept = put("moe.routed", routed.view_as(y));
   const Tensor shared = put("moe.shared", swiglu_mlp(ctx, y, weights, kShared, state.dense));
   return put("mlp.out", kept + shared);

@@ -62,7 +62,8 @@ class Pass {
              .objective = options.objective,
              .type = activation_type(options.dtype),
              .device = at::Device(options.device),
-             .staged = options.feeding == Feeding::staged},
+             .staged = options.feeding == Feeding::staged,
+             .experts_in_groups = options.segment.has_value()},
         flow_(config, batch, options,
               {.ordinary = ctx_.type,
                .exact = at::kFloat,
@@ -74,6 +75,10 @@ class Pass {
   }
 
   Trace run() {
+    if (options_.segment) {
+      run_segment(*options_.segment, *options_.stream);
+      return flow_.finish();
+    }
     forward();
     Trace trace = flow_.finish();
     if (options_.backward) backward(trace);
@@ -172,16 +177,68 @@ class Pass {
 
   Stream run_layer(int64_t layer, Weights& weights, const Stream& in, const ChunkInputs& chunk,
                    KeyCache& cache, Tensor& kl_sum, LayerState& state) {
+    return mlp_half(layer, weights, attention_half(layer, weights, in, chunk, cache, kl_sum, state),
+                    state);
+  }
+
+  Stream attention_half(int64_t layer, Weights& weights, const Stream& in, const ChunkInputs& chunk,
+                        KeyCache& cache, Tensor& kl_sum, LayerState& state) {
     state.attention_norm = rms_norm(ctx_, in, weights.get("input_layernorm.weight"));
     const Tensor x = flow_.put(layer_tap(layer, "attn_norm"), state.attention_norm.y);
     const Tensor attended =
         Attention(ctx_, layer, weights, chunk, flow_).forward(x, cache, kl_sum, state.attention);
-    const Stream middle{.hidden = in.hidden + attended, .x = in.hidden, .delta = attended};
+    return {.hidden = in.hidden + attended, .x = in.hidden, .delta = attended};
+  }
+
+  Stream mlp_half(int64_t layer, Weights& weights, const Stream& middle, LayerState& state) {
     state.mlp_norm = rms_norm(ctx_, middle, weights.get("post_attention_layernorm.weight"));
     const Tensor y = flow_.put(layer_tap(layer, "ffn_norm"), state.mlp_norm.y);
     const Tensor out = mlp_forward(ctx_, layer, y, weights, flow_, state.mlp);
     const Tensor hidden = flow_.put(layer_tap(layer, "hidden"), middle.hidden + out);
     return {.hidden = hidden, .x = middle.hidden, .delta = out};
+  }
+
+  // --- one segment ------------------------------------------------------------------------------
+
+  Stream stream_of(const StreamState& state) const {
+    const auto part = [&](const char* name) {
+      return to_torch(state.at(name)).to(ctx_.device, ctx_.type);
+    };
+    Stream stream{.hidden = part("hidden"), .x = {}, .delta = {}};
+    stream.x = state.contains("x") ? part("x") : stream.hidden;
+    if (state.contains("delta")) stream.delta = part("delta");
+    return stream;
+  }
+
+  void leave(const Stream& stream, StreamState& state) const {
+    const DType dtype = dtype_of(ctx_.type);
+    state = {{"hidden", to_host(stream.hidden, dtype)}};
+    if (ctx_.type == at::kFloat || !stream.delta.defined()) return;  // the sum was not rounded
+    state["x"] = to_host(stream.x, dtype);
+    state["delta"] = to_host(stream.delta, dtype);
+  }
+
+  void run_segment(const Segment& segment, StreamState& state) {
+    flow_.begin_chunk(0, batch_.S);
+    if (segment.kind == SegmentKind::embed) return leave(embed_rows(), state);
+    const Stream in = stream_of(state);
+    if (segment.kind == SegmentKind::head) return head({in});
+    Weights weights = layer_weights(segment.layer);
+    LayerState unused;
+    if (segment.kind == SegmentKind::mlp)
+      return leave(mlp_half(segment.layer, weights, in, unused), state);
+    KeyCache cache;
+    Tensor kl_sum;
+    leave(attention_half(segment.layer, weights, in, chunks_.front(), cache, kl_sum, unused),
+          state);
+  }
+
+  /// Only the rows of the table that the batch needs are read.
+  Stream embed_rows() {
+    Weights weights = outer_weights();
+    const Tensor rows = weights.get_rows(kEmbedding, batch_.input_ids);
+    const Tensor hidden = flow_.put("embed", rows.view({batch_.B, batch_.S, -1}));
+    return {.hidden = hidden, .x = hidden, .delta = {}};
   }
 
   void head(const std::vector<Stream>& streams) {
@@ -192,12 +249,23 @@ class Pass {
       begin_chunk(i);
       normed.push_back(
           flow_.put("final_norm", rms_norm(ctx_, streams[i], weights.get(kFinalNorm)).y));
-      if (keep_logits) flow_.put("logits", linear(normed.back(), weights.get(kHead)));
+      if (keep_logits) put_logits(normed.back(), weights);
     }
     flow_.begin_chunk(0, batch_.S);
     // The fused loss never holds logits, so that a stage of it alone has no input.
     if (!ctx_.staged) flow_.put("loss.lm", lm_loss(at::cat(normed, 1), weights).loss);
     if (ctx_.trains_indexer()) flow_.put("loss.kl", at::stack(kl_losses_).sum() / layer_count());
+  }
+
+  /// Of a segment's run those of few tokens, where all would be too large.
+  void put_logits(const Tensor& normed, Weights& weights) {
+    const std::vector<int64_t> rows = kept_logit_rows(ctx_.config, batch_.B, batch_.S);
+    if (!options_.segment || static_cast<int64_t>(rows.size()) == batch_.S) {
+      flow_.put("logits", linear(normed, weights.get(kHead)));
+      return;
+    }
+    const Tensor kept = at::tensor(rows, at::kLong).to(ctx_.device);
+    flow_.put_kept("logits", linear(normed.index_select(1, kept), weights.get(kHead)));
   }
 
   struct Loss {

@@ -2,6 +2,7 @@
 
 #include "src/bridge/bridge.h"
 #include "src/model/errors.h"
+#include "src/model/segment.h"
 
 namespace dsv32::optimized {
 
@@ -15,17 +16,35 @@ Weights::Weights(const WeightSource& source, std::vector<WeightSpec> specs, std:
   for (const WeightSpec& spec : specs_) by_name_[spec.name] = &spec;
 }
 
+const WeightSpec& Weights::spec_of(const std::string& full_name) const {
+  const auto spec = by_name_.find(full_name);
+  if (spec != by_name_.end()) return *spec->second;
+  throw Error(ExitCode::internal, {.where = "optimized",
+                                   .what = "weight",
+                                   .expected = "a name of this layer",
+                                   .got = full_name});
+}
+
 const at::Tensor& Weights::get(const std::string& name, at::ScalarType type) {
   const std::string full = prefix_ + name;
   const auto key = std::pair(full, type);
   if (const auto kept = kept_.find(key); kept != kept_.end()) return kept->second;
-  const auto spec = by_name_.find(full);
-  if (spec == by_name_.end()) {
-    throw Error(
-        ExitCode::internal,
-        {.where = "optimized", .what = "weight", .expected = "a name of this layer", .got = full});
+  return kept_[key] = to_torch(source_.load(spec_of(full))).to(device_, type);
+}
+
+at::Tensor Weights::get_rows(const std::string& name, const std::vector<int64_t>& ids) const {
+  return to_torch(gather_rows(source_, spec_of(prefix_ + name), ids)).to(device_, type_);
+}
+
+std::vector<at::Tensor> Weights::some_experts(const std::string& projection,
+                                              const std::vector<int64_t>& ids) const {
+  std::vector<at::Tensor> some;
+  for (const int64_t e : ids) {
+    const WeightSpec& spec =
+        spec_of(prefix_ + "mlp.experts." + std::to_string(e) + "." + projection + ".weight");
+    some.push_back(to_torch(source_.load(spec)).to(device_, type_));
   }
-  return kept_[key] = to_torch(source_.load(*spec->second)).to(device_, type);
+  return some;
 }
 
 std::vector<at::Tensor> Weights::experts(const std::string& projection, int64_t count) {

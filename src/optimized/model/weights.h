@@ -27,11 +27,17 @@ class Weights {
   const at::Tensor& exact(const std::string& name) { return get(name, at::kFloat); }
   /// One projection of every routed expert, in ascending expert id.
   std::vector<at::Tensor> experts(const std::string& projection, int64_t count);
+  /// The same of some experts, not kept.
+  std::vector<at::Tensor> some_experts(const std::string& projection,
+                                       const std::vector<int64_t>& ids) const;
+  /// Rows `ids` of a tensor, read one by one and not kept.
+  at::Tensor get_rows(const std::string& name, const std::vector<int64_t>& ids) const;
   const std::vector<WeightSpec>& specs() const { return specs_; }
   const std::string& prefix() const { return prefix_; }
 
  private:
   const at::Tensor& get(const std::string& name, at::ScalarType type);
+  const WeightSpec& spec_of(const std::string& full_name) const;
 
   const WeightSource& source_;
   std::vector<WeightSpec> specs_;

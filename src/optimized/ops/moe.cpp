@@ -49,6 +49,17 @@ at::Tensor moe_output(const char* op, const MoeArguments& a) {
   return empty_as(a.x, a.x.sym_sizes(), a.x.scalar_type());
 }
 
+void expect_sum(const at::Tensor& sum, const MoeArguments& a) {
+  constexpr const char* op = "moe_add";
+  const Argument source{op, "x", a.x};
+  moe_output(op, a);
+  expect_dtype({op, "sum", sum}, at::kFloat);
+  expect_device_of({op, "sum", sum}, source);
+  expect_shape({op, "sum", sum}, a.x.sym_sizes());
+  TORCH_CHECK(sum.is_contiguous(), op, ": sum: expected a contiguous tensor, got strides ",
+              sum.sym_strides());
+}
+
 MoeGradients moe_gradients(const at::Tensor& dout, const MoeArguments& a) {
   constexpr const char* op = "moe_backward";
   MoeGradients gradients{.dx = moe_output(op, a),
@@ -78,10 +89,19 @@ auto moe_backward_meta(const at::Tensor& dout, const at::Tensor& x, const at::Te
   return moe_gradients(dout, {x, experts, weights, gate, up, down}).tuple();
 }
 
+void moe_add_meta(const at::Tensor& sum, const at::Tensor& x, const at::Tensor& experts,
+                  const at::Tensor& weights, at::TensorList gate, at::TensorList up,
+                  at::TensorList down) {
+  expect_sum(sum, {x, experts, weights, gate, up, down});
+}
+
 void schemas(torch::Library& m) {
   m.def(
       "moe(Tensor x, Tensor experts, Tensor weights, Tensor[] gate, Tensor[] up, Tensor[] down)"
       " -> Tensor");
+  m.def(
+      "moe_add(Tensor(a!) sum, Tensor x, Tensor experts, Tensor weights, Tensor[] gate,"
+      " Tensor[] up, Tensor[] down) -> ()");
   m.def(
       "moe_backward(Tensor dout, Tensor x, Tensor experts, Tensor weights, Tensor[] gate,"
       " Tensor[] up, Tensor[] down)"
@@ -90,6 +110,7 @@ void schemas(torch::Library& m) {
 
 void meta(torch::Library& m) {
   m.impl("moe", &moe_meta);
+  m.impl("moe_add", &moe_add_meta);
   m.impl("moe_backward", &moe_backward_meta);
 }
 

@@ -38,6 +38,8 @@ struct MoeGradients {
 
 /// Checks the arguments; returns out, as x.
 at::Tensor moe_output(const char* op, const MoeArguments& arguments);
+/// The same of moe_add; sum [N,hidden] float32.
+void expect_sum(const at::Tensor& sum, const MoeArguments& arguments);
 MoeGradients moe_gradients(const at::Tensor& dout, const MoeArguments& arguments);
 
 /// That every expert exists; reads the values.

@@ -55,6 +55,12 @@ class Call {
     return params_;
   }
 
+  MoeParams<T> addition(const at::Tensor& sum) {
+    params_.sum = mutable_pointer<float>(sum);
+    params_.y = memory<float>({params_.sort.entries(), params_.hidden}, at::kFloat);
+    return params_;
+  }
+
   MoeBackwardParams<T> backward(const at::Tensor& dout, const MoeGradients& out) {
     const int64_t entries = params_.sort.entries();
     const std::vector<int64_t> inner = {entries, params_.width};
@@ -109,6 +115,20 @@ at::Tensor moe(const at::Tensor& x, const at::Tensor& experts, const at::Tensor&
   return out;
 }
 
+void moe_add(const at::Tensor& sum, const at::Tensor& x, const at::Tensor& experts,
+             const at::Tensor& weights, at::TensorList gate, at::TensorList up,
+             at::TensorList down) {
+  const MoeArguments arguments{x, experts, weights, gate, up, down};
+  expect_sum(sum, arguments);
+  expect_experts("moe_add", arguments);
+  if (experts.numel() == 0) return;
+  const DeviceScope device(x);
+  dispatch_real({"moe_add", "x", x}, [&](auto type) {
+    Call<decltype(type)> call(arguments);
+    launch_moe(call.addition(sum), device.stream());
+  });
+}
+
 std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>,
            std::vector<at::Tensor>>
 moe_backward(const at::Tensor& dout, const at::Tensor& x, const at::Tensor& experts,
@@ -130,6 +150,7 @@ moe_backward(const at::Tensor& dout, const at::Tensor& x, const at::Tensor& expe
 
 DSV32_DEVICE_OPS(m) {
   m.impl("moe", &moe);
+  m.impl("moe_add", &moe_add);
   m.impl("moe_backward", &moe_backward);
 }
 

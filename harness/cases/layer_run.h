@@ -1,0 +1,56 @@
+#pragma once
+
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "harness/cases/case_run.h"
+#include "harness/cases/layer_selection.h"
+
+namespace dsv32::harness {
+
+/// The verdicts about one subject of a streamed run.
+struct LayerVerdicts {
+  Subject subject;
+  std::vector<Verdict> verdicts;  // selection, then staged, then forced in execution order
+};
+
+/// What one segment took.
+struct SegmentCost {
+  Segment segment;
+  size_t done = 0, of = 0;  // segments
+  double seconds = 0;
+};
+
+/// What a streamed run has reached: enough for another run of the same job to go on from there.
+struct LayerProgress {
+  size_t segments = 0;                                         // that are done
+  std::vector<std::vector<Verdict>> staged = {}, forced = {};  // by subject
+  std::map<std::string, HostTensor> streams = {};  // of every side, behind the last of them
+};
+
+/// How a streamed run goes about it.
+struct LayerRunOptions {
+  LayerSelection selection;
+  bool staged = true;
+  /// The second end of the noise floor: sums one after the other, which no fast library makes.
+  bool twins = true;
+  std::function<void(const SegmentCost&)> finished = {};   // after each segment
+  std::optional<LayerProgress> from = {};                  // where an earlier run stood
+  std::function<void(const LayerProgress&)> reached = {};  // after each layer
+};
+
+/// The decisions that a streamed run replays come from the reference in float32, which leads. Every
+/// side goes over one segment of the model before any goes over the next one; its taps are judged
+/// and dropped, so that no more than one segment's weights and taps are held at a time.
+/// `subjects`: our implementations, without traces; a layer dialect plants a bug in one of them.
+std::vector<LayerVerdicts> judge_layers(const CaseRun& run,
+                                        const std::vector<JudgedTrace>& subjects,
+                                        const LayerRunOptions& options);
+
+/// A sequential twin of this case is worth its time.
+bool affords_twins(const Case& c);
+
+}  // namespace dsv32::harness

@@ -1,0 +1,229 @@
+#include "harness/job/streaming.h"
+
+#include <algorithm>
+#include <cstdio>
+
+#include "harness/cases/implementations.h"
+#include "harness/cases/layer_run.h"
+#include "harness/job/estimate.h"
+#include "harness/job/memory.h"
+#include "src/model/trace.h"
+
+namespace dsv32::harness {
+namespace {
+
+constexpr double kWholeBytes = 24 * kGiB;  // traces of a case that are held whole
+constexpr double kOracleBytes = 8, kPlainBytes = 4;
+// Measured on full-size layers; docs/performance.md.
+constexpr double kOracleRate = 35e9, kPlainRate = 90e9, kSequentialRate = 25e9;  // FLOP/s, a core
+constexpr double kWeightRate = 0.5e9;  // weights made and converted, per second and core
+constexpr double kAttentionCopies = 5, kScoreCopies = 5, kInnerCopies = 4, kStreamCopies = 8;
+constexpr double kExpertsAtOnce = 8, kExpertCopies = 2;
+
+double count(const Shape& shape) {
+  double product = 1;
+  for (const int64_t size : shape) product *= static_cast<double>(size);
+  return product;
+}
+
+double tap_elements(const Case& c, const std::string& name) {
+  const TapName tap = *parse_tap(name);
+  auto shape = tap_shape(tap, c.config, c.B, c.S);
+  if (!shape) return 0;
+  if (tap.info.kind == TapKind::attention)
+    (*shape)[2] = static_cast<int64_t>(kept_queries(c.config, c.B, c.S).size());
+  if (tap.info.name == "logits")
+    (*shape)[1] = static_cast<int64_t>(kept_logit_rows(c.config, c.B, c.S).size());
+  return count(*shape);
+}
+
+/// Elements of one expert's three matrices.
+double expert_elements(const ModelConfig& config) {
+  return 3 * count({config.hidden_size, config.moe_intermediate_size});
+}
+
+bool has_experts(const Case& c, const Segment& segment) {
+  return segment.kind == SegmentKind::mlp && !c.config.is_dense_mlp(segment.layer);
+}
+
+double segment_weights(const Case& c, const Segment& segment) {
+  const double tokens = count({c.B, c.S}), width = static_cast<double>(c.config.hidden_size);
+  if (segment.kind == SegmentKind::embed) return tokens * width;
+  double sum = 0;
+  for (const WeightSpec& spec : segment_specs(c.config, segment)) sum += count(spec.shape);
+  return sum;
+}
+
+double segment_flops(const Case& c, const Segment& segment) {
+  const ModelConfig& config = c.config;
+  const double tokens = count({c.B, c.S});
+  double products = 0;
+  for (const WeightSpec& spec : segment_specs(config, segment)) {
+    const bool routed = spec.name.find(".mlp.experts.") != std::string::npos;
+    if (spec.shape.size() == 2 && !routed) products += tokens * count(spec.shape);
+  }
+  if (segment.kind == SegmentKind::embed) products = 0;
+  if (has_experts(c, segment))
+    products += tokens * static_cast<double>(config.num_experts_per_tok) * expert_elements(config);
+  if (segment.kind == SegmentKind::attention) {
+    const double heads = static_cast<double>(config.num_attention_heads) *
+                         static_cast<double>(config.qk_head_dim() + config.v_head_dim);
+    products +=
+        count({c.B, c.S, c.S}) * (heads + count({config.index_n_heads, config.index_head_dim}));
+  }
+  return 2 * products;
+}
+
+/// Bytes that the oracle's pass works on beside its taps.
+double working_bytes(const Case& c, const Segment& segment) {
+  const ModelConfig& config = c.config;
+  const double tokens = count({c.B, c.S}), width = static_cast<double>(config.hidden_size);
+  const double stream = kStreamCopies * tokens * width;
+  const double weights = segment_weights(c, segment);
+  switch (segment.kind) {
+    case SegmentKind::embed:
+      return kOracleBytes * stream;
+    case SegmentKind::attention: {
+      const double heads = static_cast<double>(config.num_attention_heads);
+      const double wide = 2 * static_cast<double>(config.qk_head_dim()) +
+                          2 * static_cast<double>(config.qk_nope_head_dim + config.v_head_dim);
+      const double block =
+          count({c.B, config.num_attention_heads, queries_at_once(config, c.B, c.S), c.S});
+      return kOracleBytes * (stream + weights + tokens * heads * wide + kAttentionCopies * block +
+                             kScoreCopies * count({c.B, c.S, c.S}));
+    }
+    case SegmentKind::mlp: {
+      if (!has_experts(c, segment))
+        return kOracleBytes *
+               (stream + weights +
+                kInnerCopies * tokens * static_cast<double>(config.intermediate_size));
+      const double experts = static_cast<double>(config.n_routed_experts);
+      const double expert = expert_elements(config);
+      const double rest = weights - experts * expert;
+      const double group = kPlainBytes * kExpertCopies * kExpertsAtOnce * expert;
+      return std::max(kOracleBytes * (2 * expert), group) + kOracleBytes * (stream + rest);
+    }
+    case SegmentKind::head:
+      break;
+  }
+  const double kept = count(
+      {c.B, static_cast<int64_t>(kept_logit_rows(config, c.B, c.S).size()), config.vocab_size});
+  const double block = static_cast<double>(std::min(kVocabularyBlock, config.vocab_size));
+  return std::max(kOracleBytes * (2 * kept + block * (width + kInnerCopies * tokens)),
+                  kPlainBytes * (weights + 2 * kept)) +
+         kOracleBytes * stream;
+}
+
+Passes passes_of(const Job& job, const Case& c) {
+  Passes passes{.oracle = 1, .plain = 2};  // oracle; the leading run and the probe
+  const double twin = affords_twins(c) ? 1 : 0;
+  for (const DType dtype : job.dtypes) {
+    bool measured = false;
+    for (const std::string& impl : job.impls) {
+      if (!cannot_run(impl, c.config, dtype, job.device).empty()) continue;
+      passes.oracle += 1;  // staged
+      passes.plain += 1;
+      if (party_of(impl) == Party::reference) continue;
+      passes.plain += 2;  // itself, the staged reference
+      passes.sequential += twin;
+      measured = true;
+    }
+    if (dtype != DType::float32) passes.plain += 1;
+    if (measured) passes.sequential += twin;
+  }
+  return passes;
+}
+
+double held_bytes(const Job& job, const Case& c, double taps) {
+  const double subjects = static_cast<double>(job.impls.size() * job.dtypes.size());
+  const double yardsticks = 2 + (affords_twins(c) ? 1 : 0);
+  const double streams = count({c.B, c.S, c.config.hidden_size});
+  const double sides = 4 + 5 * subjects;
+  return taps * (kOracleBytes + kPlainBytes * (yardsticks + subjects)) +
+         streams * (kOracleBytes + kPlainBytes) / 2 * sides;
+}
+
+std::string row(const std::string& name, const SegmentWork& w) {
+  char text[160];
+  std::snprintf(text, sizeof text, "%-22s %10.3g %10.3g %10.3g %9.1f %9.0f\n", name.c_str(),
+                w.weights, w.taps, w.flops / 1e12, w.bytes / kGiB, w.seconds);
+  return text;
+}
+
+std::string table(const StreamingWork& work) {
+  char head[160];
+  std::snprintf(head, sizeof head, "%-22s %10s %10s %10s %9s %9s\n", "segment", "weights", "taps",
+                "TFLOP/pass", "peak GiB", "seconds");
+  std::string text = head;
+  SegmentWork sum;
+  for (const SegmentWork& w : work.segments) {
+    text += row(to_string(w.segment), w);
+    sum.weights += w.weights, sum.taps += w.taps, sum.flops += w.flops, sum.seconds += w.seconds;
+    sum.bytes = std::max(sum.bytes, w.bytes);
+  }
+  return text + row("all", sum);
+}
+
+std::string passes_text(const Passes& passes) {
+  char text[160];
+  std::snprintf(text, sizeof text,
+                "passes over each segment: %.0f in float64, %.0f in float32 or 16 bits, %.0f with "
+                "sequential sums\n",
+                passes.oracle, passes.plain, passes.sequential);
+  return text;
+}
+
+}  // namespace
+
+bool is_streamed(const Job& job, const Case& c) {
+  return job.candidates.empty() && (!job.layers.empty() || judging_bytes(c, false) > kWholeBytes);
+}
+
+double StreamingWork::bytes() const {
+  double most = 0;
+  for (const SegmentWork& segment : segments) most = std::max(most, segment.bytes);
+  return most;
+}
+
+double StreamingWork::flops() const {
+  double sum = 0;
+  for (const SegmentWork& segment : segments)
+    sum += segment.flops * (passes.oracle + passes.plain + passes.sequential);
+  return sum;
+}
+
+double StreamingWork::seconds() const {
+  double sum = 0;
+  for (const SegmentWork& segment : segments) sum += segment.seconds;
+  return sum;
+}
+
+StreamingWork streaming_work(const Job& job, const Case& c) {
+  const LayerSelection selection =
+      job.layers.empty() ? every_layer(c.config) : parse_layers(job.layers, c.config);
+  StreamingWork work{.passes = passes_of(job, c), .segments = {}};
+  const Passes& p = work.passes;
+  for (const SegmentChain& chain : chains_of(selection, c.config))
+    for (const Segment& segment : chain.segments) {
+      SegmentWork one{.segment = segment,
+                      .weights = segment_weights(c, segment),
+                      .flops = segment_flops(c, segment)};
+      for (const std::string& tap : segment_taps(c.config, segment))
+        one.taps += tap_elements(c, tap);
+      one.bytes = held_bytes(job, c, one.taps) + working_bytes(c, segment);
+      one.seconds = (one.flops * (p.oracle / kOracleRate + p.plain / kPlainRate +
+                                  p.sequential / kSequentialRate) +
+                     one.weights * (p.oracle + p.plain + p.sequential) / kWeightRate) /
+                    machine_cores();
+      work.segments.push_back(one);
+    }
+  return work;
+}
+
+double streaming_bytes(const Case& c, const Job& job) { return streaming_work(job, c).bytes(); }
+
+std::string streaming_table(const StreamingWork& work) {
+  return passes_text(work.passes) + table(work);
+}
+
+}  // namespace dsv32::harness

@@ -1,0 +1,135 @@
+"""--layers and --dry-run: a few layers of any size. ctest: `self_cli_layers`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+import unittest
+from pathlib import Path
+
+from program import (
+    ARTEFACT,
+    ENVIRONMENT,
+    OK,
+    PROGRAM,
+    USAGE,
+    CliTest,
+    clean_up,
+    environment,
+    run,
+    scratch,
+)
+
+tearDownModule = clean_up
+
+
+def without_timing(folder: Path) -> dict:
+    report = json.loads((folder / "report.json").read_text())
+    del report["timing"]
+    return report
+
+
+class Layers(CliTest):
+    def report_of(self, *words: object) -> dict:
+        done = run(*words, "--device", "cpu", "--json")
+        self.ended(done, OK)
+        return json.loads(done.stdout)
+
+    def test_words_that_make_no_sense(self) -> None:
+        rows = {"": "empty value", ",": "empty word", "0,": "empty word", "0,0": "repeated word",
+                "embed,embed": "repeated word", "61": "layer out of range", "-1": "--layers",
+                "all": "word", "0-3": "word", "1e1": "word"}
+        for words, said in rows.items():
+            for more in ((), ("--dry-run",)):
+                with self.subTest(words=words, more=more):
+                    given = (f"--layers={words}",) if words else ("--layers", "")
+                    done = run("--case", "full", *given, *more)
+                    self.refused(done, USAGE, said)
+        self.refused(run("--case", "tiny", "--layers", "2"), USAGE, "0 to 1")
+        self.refused(run("--case", "nope", "--layers", "0"), USAGE, "nope")
+        self.refused(run("--case", "tiny", "--layers", "0", "--suite", "backward"), USAGE,
+                     "not in this version")
+
+    def test_layers_of_a_small_case(self) -> None:
+        report = self.report_of("--case", "tiny-wide", "--layers", "1,head")
+        self.assertEqual({v["trust"] for v in report["verdicts"]}, {"pass", "skipped"})
+        names = {v["tap"] for v in report["verdicts"]}
+        self.assertIn("layers.1.moe.routed", names)
+        self.assertIn("loss.lm", names)
+        self.assertFalse([n for n in names if n.startswith("layers.0.") or n == "embed"])
+        self.assertTrue(any("layer 1, head" in line for line in report["not_tested"]))
+
+    def test_equal_runs_give_equal_reports(self) -> None:
+        def text(*more: object) -> dict:
+            report = self.report_of("--case", "small", "--layers", "3", "--dtype", "float32", *more)
+            del report["timing"]
+            return report
+
+        self.assertEqual(text(), text())
+
+    def test_a_dry_run_says_what_it_takes(self) -> None:
+        done = run("--config", "full", "--dry-run")
+        self.ended(done, OK)
+        self.assertRegex(done.stdout, r"layer 60 mlp +1\.1\de\+10 ")
+        self.assertRegex(done.stdout, r"about [\d.]+ (min|h|days) on \d+ cores")
+        few = run("--config", "full", "--layers", "0,3,60", "--dry-run")
+        self.ended(few, OK)
+        self.assertEqual(few.stdout.count("attention"), 3)
+        self.assertNotIn("embed", few.stdout)
+        self.ended(run("--case", "tiny", "--dry-run"), OK)
+
+    def test_a_checkpoint_of_some_layers(self) -> None:
+        folder = scratch / "layer-1"
+        self.ended(run("weights", "make", "--config", "tiny", "--layers", "1", "--out", folder), OK)
+        one = ("--case", "tiny", "--weights", folder, "--layers")
+        self.ended(run(*one, "1"), OK)
+        for words in ("0,1", "1,head"):
+            self.refused(run(*one, words), ARTEFACT, "it has these whole: 1 (--layers 1)")
+        self.refused(run("--case", "tiny", "--weights", folder), ARTEFACT, "these whole: 1")
+        self.refused(run("weights", "make", "--case", "tiny", "--layers", "2", "--out", folder),
+                     USAGE, "layer out of range")
+        self.refused(run("weights", "make", "--out", folder), USAGE, "--case NAME")
+
+    def test_a_killed_run_goes_on(self) -> None:
+        job = ("--case", "small", "--layers", "0,1,2,3", "--dtype", "float32", "--device", "cpu")
+        whole, killed = scratch / "whole", scratch / "killed"
+        self.ended(run(*job, "--out", whole), OK)
+        child = subprocess.Popen([PROGRAM, *map(str, (*job, "--out", killed))], env=environment(),
+                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        journal = killed / "small.journal"
+        while not journal.exists() and child.poll() is None:
+            time.sleep(0.05)
+        child.kill()
+        self.assertNotEqual(child.wait(), OK, "it ended before it could be killed")
+        self.ended(run(*job, "--out", killed, "--resume"), OK)
+        first, second = without_timing(whole), without_timing(killed)
+        for report in (first, second):
+            report["command"] = ""
+        self.assertEqual(first, second)
+        beat = json.loads((killed / "heartbeat.json").read_text())
+        self.assertEqual(beat["segments_done"], beat["segments"])
+        # A finished run prints its report again, and does nothing else.
+        before = time.monotonic()
+        self.ended(run(*job, "--out", killed, "--resume"), OK)
+        self.assertLess(time.monotonic() - before, 30)
+        self.refused(run(*job[:-4], "--device", "cpu", "--out", killed, "--resume"), USAGE,
+                     "made by another job: its command")
+
+    def test_resume_needs_a_journal(self) -> None:
+        self.refused(run("--case", "tiny", "--resume"), USAGE, "--layers")
+        self.refused(run("--case", "tiny", "--layers", "0", "--resume"), USAGE, "no --out")
+        self.refused(run("--case", "tiny", "--layers", "0", "--out", scratch / "none", "--resume"),
+                     USAGE, "nothing to go on from")
+
+    def test_what_does_not_fit_is_refused(self) -> None:
+        for words in ("--case full", "--case full --layers 3"):
+            done = subprocess.run(["bash", "-c", f'ulimit -v 6000000; exec "$0" {words}', PROGRAM],
+                                  env=environment(), capture_output=True, text=True, timeout=60,
+                                  check=False)
+            self.refused(done, ENVIRONMENT, "case full: memory")
+            self.assertIn("one segment is held at a time", done.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
