@@ -2,7 +2,7 @@
 #include <cstdio>
 
 #include "harness/doctor/doctor.h"
-#include "harness/job/estimate.h"
+#include "harness/job/job_estimate.h"
 #include "harness/report/text.h"
 #include "src/io/io.h"
 #include "src/model/weights.h"

@@ -1,5 +1,6 @@
 #include "harness/job/run_job.h"
 
+#include <algorithm>
 #include <chrono>
 
 #include "harness/cases/candidate.h"
@@ -24,7 +25,27 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-void run_model(const Job& job, const PlannedCase& planned, Report& report) {
+bool has_gradients(const Candidate& candidate) {
+  const std::vector<std::string> names = candidate.trace.names();
+  return std::any_of(names.begin(), names.end(),
+                     [](const std::string& name) { return name.starts_with("grad."); });
+}
+
+/// The job, without the backward passes that none of the candidates has a gradient to show for.
+Job without_idle_passes(Job job, const PlannedCase& planned) {
+  const auto asked = [&](const char* suite) {
+    return std::find(job.suites.begin(), job.suites.end(), suite) != job.suites.end();
+  };
+  const auto& candidates = planned.candidates;
+  const bool idle = !candidates.empty() && planned.objective.kl == KlStage::none &&
+                    std::none_of(candidates.begin(), candidates.end(),
+                                 [](const Candidate* c) { return has_gradients(*c); });
+  if (idle && asked("forward")) std::erase(job.suites, "backward");
+  return job;
+}
+
+void run_model(const Job& whole, const PlannedCase& planned, Report& report) {
+  const Job job = without_idle_passes(whole, planned);
   CaseJob case_job(job, planned.the_case, planned.objective, report);
   if (is_streamed(job, planned.the_case)) {
     case_job.run_layers();
