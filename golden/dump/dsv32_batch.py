@@ -1,6 +1,6 @@
 """Real text as a batch: a tokenizer.json and lines of JSON in, tokens and labels out.
 
-    python golden/dump/dsv32_batch.py --tokenizer tokenizer.json --text gsm8k.jsonl --out F
+    dsv32-verify batch make --tokenizer tokenizer.json --text gsm8k.jsonl --out F
     dsv32-verify --config small --batch F
 
 A line is {"question": ..., "answer": ...}, or {"text": ...}. Only tokens of the answer (of a text:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import sys
 import tempfile
 import unittest
 from pathlib import Path
 
 import dsv32_batch
 import numpy as np
-from program import OK, run
+from program import ENVIRONMENT, OK, environment, run
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -120,6 +121,20 @@ class Batch(unittest.TestCase):
         self.batch()
         done = run("--case", "tiny-wide", "--batch", folder / "out")
         self.assertEqual(done.returncode, OK, done.stdout + done.stderr)
+
+    def test_the_command_of_the_program_is_the_same(self) -> None:
+        words = ["--tokenizer", self.file, "--text", self.text, "--eos", "</s>"]
+        env = environment(DSV32_PYTHON=sys.executable)
+        done = run("batch", "make", *words, "--out", folder / "other", env=env)
+        self.assertEqual(done.returncode, OK, done.stderr)
+        self.make("--eos", "</s>")
+        self.assertEqual((folder / "other").read_bytes(), (folder / "out").read_bytes())
+        done = run("batch", "make", *words, "--out", folder / "none" / "x", env=env)
+        self.assertEqual(done.returncode, ENVIRONMENT, done.stderr)
+        done = run("batch", "make", *words, "--out", folder / "x",
+                   env=environment(DSV32_PYTHON="no-such-python"))  # fmt: skip
+        self.assertEqual(done.returncode, ENVIRONMENT, done.stderr)
+        self.assertIn("expected a Python with numpy and tokenizers", done.stderr)
 
     def test_wrong_input_is_named(self) -> None:
         wrong = folder / "wrong.jsonl"
