@@ -154,6 +154,8 @@ ExitCode run_command(const Options& options) {
       return launch_command(options);
     case Command::sharded_rank:
       return sharded_rank_command(options.arguments);
+    case Command::batch_make:
+      return batch_make_command(options);
     case Command::doctor:
       return doctor_command(options);
     case Command::list:

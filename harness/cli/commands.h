@@ -35,6 +35,10 @@ ExitCode sharded_rank_command(const std::vector<std::string>& words);
 /// not fit the config or the demands.
 ExitCode adapter_check_command(const Options& options);
 
+/// `batch make`: golden/dump/dsv32_batch.py in the Python of DSV32_PYTHON, else python3. Does not
+/// return; throws Error (environment) when that Python cannot be started.
+ExitCode batch_make_command(const Options& options);
+
 /// `doctor`: what this machine has, what it lacks for a config, what fits.
 ExitCode doctor_command(const Options& options);
 

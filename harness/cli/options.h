@@ -26,6 +26,7 @@ enum class Command {
   launch,
   sharded_rank,  // one rank of a world that the suite itself starts
   doctor,
+  batch_make,
   list,
   report_render,
   report_validate,

@@ -278,6 +278,30 @@ void add_launch(Parser& parser) {
   add_words(rank, raw, "plan", "PLAN");
 }
 
+/// Its words go to the Python tool as they are.
+void add_batch(Parser& parser) {
+  std::vector<std::string>& words = parser.raw.options.arguments;
+  CLI::App& batch = *add_noun(parser, "batch", "make a batch of real text");
+  CLI::App& make = *add_verb(parser, batch, Command::batch_make, "make",
+                             "tokens and labels of questions and answers, for --batch");
+  const auto pass = [&](const std::string& name, const std::string& called,
+                        const std::string& about) {
+    const auto keep = [&words, name](const std::string& value) {
+      words.push_back(name);
+      words.push_back(value);
+    };
+    return make.add_option_function<std::string>(name, keep, about)->option_text(called);
+  };
+  pass("--tokenizer", "FILE", "tokenizer.json (required)")->required();
+  pass("--text", "FILE", "lines of JSON: question and answer, or text (required)")->required();
+  pass("--out", "FILE", "the safetensors file to write (required)")->required();
+  pass("--template", "TEXT", "how they are joined; default {question}\\n{answer}");
+  pass("--length", "N", "tokens of a row; longer examples are dropped; default the longest");
+  pass("--examples", "N", "at most so many");
+  pass("--eos", "TOKEN", "a token behind each answer, counted");
+  pass("--config", "FILE", "config.json whose vocab_size the tokens must respect");
+}
+
 void add_doctor(Parser& parser) {
   Raw& raw = parser.raw;
   CLI::App& doctor = *add_verb(parser, parser.app, Command::doctor, "doctor",
@@ -324,6 +348,7 @@ std::unique_ptr<Parser> make_parser() {
   add_adapter(*parser);
   add_golden(*parser);
   add_launch(*parser);
+  add_batch(*parser);
   add_doctor(*parser);
   add_report(*parser);
   add_list(*parser);

@@ -58,10 +58,10 @@ void read_memory(const std::string& root, Facts& facts) {
   facts.memory_free = root.empty() ? available_memory_bytes() : available;
 }
 
-double size_of_file_system(const std::string& path, bool free) {
+double size_of_file_system(const std::string& path, bool unused_alone) {
   struct statvfs stat = {};
   if (::statvfs(path.c_str(), &stat) != 0) return 0;
-  const auto blocks = static_cast<double>(free ? stat.f_bavail : stat.f_blocks);
+  const auto blocks = static_cast<double>(unused_alone ? stat.f_bavail : stat.f_blocks);
   return blocks * static_cast<double>(stat.f_frsize);
 }
 
@@ -116,16 +116,16 @@ int64_t open_file_limit(const std::string& root) {
 }
 
 bool is_busy(int port) {
-  const int socket = ::socket(AF_INET, SOCK_STREAM, 0);
-  if (socket < 0) return true;
+  const int meeting = ::socket(AF_INET, SOCK_STREAM, 0);
+  if (meeting < 0) return true;
   const int yes = 1;
-  ::setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+  ::setsockopt(meeting, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
   sockaddr_in address = {};
   address.sin_family = AF_INET;
   address.sin_port = htons(static_cast<uint16_t>(port));
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  const bool busy = ::bind(socket, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0;
-  ::close(socket);
+  const bool busy = ::bind(meeting, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0;
+  ::close(meeting);
   return busy;
 }
 

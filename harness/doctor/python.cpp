@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
+#include <set>
 #include <sstream>
 
 #include "harness/doctor/doctor.h"
@@ -47,8 +48,9 @@ void add_if_there(std::vector<std::string>& list, const fs::path& python) {
 
 PythonFacts ask_python(const std::string& path) {
   PythonFacts facts{.path = path};
-  std::istringstream lines(output_of("timeout 20 " + shell_word(path) + " -c " +
-                                     shell_word(kQuestion) + " 2>/dev/null"));
+  // The question has no apostrophe.
+  const std::string command = "timeout 20 " + shell_word(path) + " -c '" + kQuestion + "'";
+  std::istringstream lines(output_of(command + " 2>/dev/null"));
   for (std::string name, version; lines >> name >> version;) {
     if (name == "python") {
       facts.version = version;

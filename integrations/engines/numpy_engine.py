@@ -123,6 +123,7 @@ def forward(w, c, ids, positions, mask, put):
     speed = c["rope_theta"] ** (-2 * np.arange(rope // 2) / rope)  # YaRN is left out here
     angle = positions[:, :, None, None] * speed
     turn = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    mask = np.ones_like(ids) if mask is None else mask
     seen = np.tril(np.ones((ids.shape[1],) * 2, bool)) & (mask[:, None, :] == 1)
     h = w["model.embed_tokens.weight"][ids]
     put("embed", h)
@@ -146,10 +147,9 @@ def forward(w, c, ids, positions, mask, put):
 def main(checkpoint: str, out: str) -> None:
     case = kit.open_case(checkpoint)
     trace = kit.Trace(case, engine="numpy_engine")
-    mask = np.ones_like(case.input_ids) if case.attention_mask is None else case.attention_mask
     weights = dict(case.weights())
-    logits = forward(weights, case.config, case.input_ids, case.position_ids, mask, trace.put)
-    trace.put("logits", logits)
+    tokens = case.input_ids, case.position_ids, case.attention_mask
+    trace.put("logits", forward(weights, case.config, *tokens, put=trace.put))
     trace.compare_weights(weights)
     trace.write(out)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from program import OK, PARITY, ROOT, run
 
-CASES = ("tiny", "tiny-wide", "tiny-nopad", "tiny-square", "tiny-short7", "tiny-chunk", "tiny-yarn")
+CASES = ("tiny", "tiny-wide", "tiny-nopad", "tiny-square", "tiny-dense", "tiny-short7",
+         "tiny-chunk", "tiny-yarn")  # fmt: skip
 
 scratch = tempfile.TemporaryDirectory(prefix="dsv32-mlx-")
 folder = Path(scratch.name)

@@ -76,7 +76,7 @@ class Pyz(unittest.TestCase):
         with zipfile.ZipFile(built(self.folder / "dump.pyz")) as file:
             names = set(file.namelist())
         sources = {f"dsv32_dump/{path.name}" for path in PACKAGE.glob("*.py")}
-        others = {"__main__.py", "dsv32_trace.py", "dsv32_dump/cases.json"}
+        others = {"__main__.py", "dsv32_trace.py", "dsv32_batch.py", "dsv32_dump/cases.json"}
         self.assertEqual(names, sources | others)
 
     def test_nothing_else_is_imported(self) -> None:

@@ -150,6 +150,12 @@ class Faults(unittest.TestCase):
         self.assertNotIn("layers.1.ffn_norm", stopped)
         self.assertNotIn("layers.0.attn.out", stopped)  # the residual stream goes round it
 
+    def test_a_gradient_of_zeros_has_stopped_too(self) -> None:
+        model = real_model()
+        with output(model, "model.layers.0.mlp", lambda x: x.detach() + 0 * x):
+            stopped = self.stopped(model)
+        self.assertEqual(stopped, ["layers.0.ffn_norm"])
+
     def test_the_router_alone(self) -> None:
         model = real_model()
         gate = model.model.layers[1].mlp.gate

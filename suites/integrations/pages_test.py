@@ -25,7 +25,7 @@ def commands() -> list[str]:
 
 class Pages(unittest.TestCase):
     def test_every_command_ends_well(self) -> None:
-        self.assertEqual(len(commands()), 17)
+        self.assertEqual(len(commands()), 16)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             (folder / "golden").symlink_to(ROOT / "golden")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +95,18 @@ def report_hints(run: Capture) -> None:
             "fork's branch that has it? --class NAME, --transformers PATH")
 
 
+def report_slopes(run: Capture) -> None:
+    """Says where the gradient stops, if it does."""
+    stopped = json.loads(run.metadata.get("slopes_none", "[]"))
+    if stopped:
+        more = f" and {len(stopped) - 1} more" if len(stopped) > 1 else ""
+        say(f"no gradient reaches {stopped[0]}{more}; hint: detached there, in no_grad, or times 0")
+
+
 def report_run(run: Capture, out: Path) -> None:
     """Says what was written, what is missing, and how the model crashed."""
     report_hints(run)
+    report_slopes(run)
     for name in run.missing if not run.failure else ():
         say(f"tap {name}: {run.reasons.get(name, 'not found')}")
     if run.failure:

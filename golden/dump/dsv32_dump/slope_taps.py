@@ -42,13 +42,17 @@ class SlopeTaps(Taps):
         self.token("logits", -1, "logits", r.sizes.vocab)
 
     def stopped(self, taps: Iterable[str], derived: Iterable[str]) -> list[str]:
-        """The taps among `taps` that back-propagation passed by: no graph, or nothing came back.
+        """The taps among `taps` that back-propagation passed by: no graph, nothing or zeros came.
 
         In its order: the first one is where it stopped. derived: what the model itself never had.
         """
-        lost = {name for name in taps if f"dtap.{name}" in self.reasons} - set(derived)
+        zero = {name for name in taps if f"dtap.{name}" in self.out and not self.any(name)}
+        lost = zero | {name for name in taps if f"dtap.{name}" in self.reasons} - set(derived)
         order = expected_taps(self.r.sizes.layers, self.r.moe_layers, self.dense)
         return [name for name in reversed(order) if name in lost]
+
+    def any(self, name: str) -> bool:
+        return bool((self.out[f"dtap.{name}"] != 0).any())
 
     def put(self, name: str, value: Tensor | None, *shape: int) -> None:
         if name.split(".", 2)[-1] not in DECISIONS:
