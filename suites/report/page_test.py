@@ -1,16 +1,20 @@
 """report.html of passing, failing, crashed, undecided, large and hostile reports: its elements, and
-where Chromium is found its pixels. ctest: `self_report_page`."""
+where Chromium is found its pixels. ctest: `self_report_page`.
+
+With DSV32_UPDATE_SAMPLES=1 the samples in docs/ are written again.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import unittest
 from pathlib import Path
 
 import numpy as np
 from page import Element, browser, parse, screenshot
-from program import NOTHING, OK, PARITY, clean_up, run, scratch, variant
+from program import NOTHING, OK, PARITY, ROOT, clean_up, run, scratch, variant
 from program import make_good as make_good_trace
 from safetensors.numpy import load_file
 
@@ -22,6 +26,7 @@ TAGS = set(
     "tr th td sup details summary".split()
 )
 LARGEST = 1 << 20
+SAMPLE, COMMENT = ROOT / "docs" / "sample-report.html", ROOT / "docs" / "sample-comment.md"
 HOSTILE = (
     "\x1b[31mRED\x1b[0m\r\n\n<script>alert(1)</script><img src=x onerror=alert(1)>]]>&lt;\u202e"
     "\x07\x9b31m</style></title>\"'`javascript:alert(1)"
@@ -136,6 +141,22 @@ def hostile() -> None:
     rendered("hostile", report)
 
 
+def sample() -> None:
+    """A fork with two defects; without the paths and the commit of this machine."""
+    path = scratch / "fork.safetensors"
+    (scratch / "fork-test.safetensors").rename(path)
+    judged("sample-run", "--candidate", path, "-k", "candidate", "--suite", "forward", code=PARITY)
+    report = of("sample-run")
+    report["command"] = "dsv32-verify --candidate fork.safetensors"
+    report["environment"] |= {"data": "golden/data", "commit": "0123456789ab"}
+    rendered("sample", report)
+    words = ("--md", scratch / "sample.md", "--link", "sample-report.html")
+    assert run("report", "render", scratch / "sample.json", *words).returncode == OK
+    if os.environ.get("DSV32_UPDATE_SAMPLES"):
+        SAMPLE.write_text(pages["sample"].read_text())
+        COMMENT.write_text((scratch / "sample.md").read_text())
+
+
 def setUpModule() -> None:
     make_good_trace()
     judged("good", "--candidate", scratch / "good.safetensors", code=OK)
@@ -145,6 +166,7 @@ def setUpModule() -> None:
     sixty_one_layers()
     training()
     hostile()
+    sample()
 
 
 tearDownModule = clean_up
@@ -268,6 +290,24 @@ class Pictures(unittest.TestCase):
         drawn = part("training", "training")
         self.assertEqual(len(drawn.all("polygon", "band")), 1)
         self.assertEqual(len(drawn.all("polyline", "inside")), 1)
+
+
+class Samples(unittest.TestCase):
+    """Numbers differ in their last digits from machine to machine; words do not."""
+
+    def test_the_sample_page_is_of_this_version(self) -> None:
+        self.assertLess(SAMPLE.stat().st_size, 150_000)
+        old, new = parse(SAMPLE.read_text()), page("sample")
+        for tag in ("style", "h2"):
+            self.assertEqual([e.text() for e in old.all(tag)], [e.text() for e in new.all(tag)])
+        remarks = [[e.text() for e in tree.all("p", "remark")] for tree in (old, new)]
+        self.assertEqual(*remarks)
+
+    def test_the_sample_comment_is_of_this_version(self) -> None:
+        old, new = (re.sub(r"[\d.e+-]+|`[0-9a-f]{12,}`", "0", path.read_text())
+                    for path in (COMMENT, scratch / "sample.md"))
+        self.assertEqual(old.splitlines()[:12], new.splitlines()[:12])
+        self.assertEqual(re.findall("<summary>.*", old), re.findall("<summary>.*", new))
 
 
 def colour(hexadecimal: str) -> np.ndarray:

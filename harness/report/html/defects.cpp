@@ -7,7 +7,7 @@
 namespace dsv32::harness::html {
 namespace {
 
-constexpr size_t kBytes = 60000;
+constexpr size_t kBytes = 60000, kProfileBytes = 10000;
 constexpr size_t kTaps = 6;
 
 std::string line(const std::string& label, const std::string& value) {
@@ -75,16 +75,19 @@ std::string defects_part(const Page& page) {
   Bounded list(kBytes);
   for (size_t i = 0; i < page.problems.size(); ++i)
     list.add(article(page, page.problems[i], i + 1));
-  std::string profile;
+  Bounded profiles(kProfileBytes);
   for (const Group& g : page.groups)
     for (const Finding* f : g.findings)
       if (!f->profile.empty())
-        profile +=
-            element("li", "", name_of(g) + ": " + element("code", "", text(f->profile, 500)));
+        profiles.add(
+            element("li", "", name_of(g) + ": " + element("code", "", text(f->profile, 500))));
   const std::string about = remark(
       "The gravest first. How grave: the float64 model with this defect alone against the one "
       "without. <code>off</code> is the relative L2 error of the whole tensor.");
-  if (!profile.empty()) profile = folded("What each implementation is", "<ul>" + profile + "</ul>");
+  const std::string profile = profiles.empty()
+                                  ? ""
+                                  : folded("What each implementation is",
+                                           "<ul>" + profiles.blocks() + "</ul>" + profiles.rest());
   return section("defects", "What is wrong", about + list.blocks() + list.rest() + profile);
 }
 

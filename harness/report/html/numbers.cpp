@@ -9,7 +9,7 @@
 namespace dsv32::harness::html {
 namespace {
 
-constexpr size_t kBytes = 240000;
+constexpr size_t kBytes = 180000, kBasisBytes = 10000;
 
 struct Term {
   const char* name;
@@ -42,9 +42,10 @@ class Bases {
     return " <sup>" + std::to_string(it->second) + "</sup>";
   }
   std::string list() const {
-    std::string items;
-    for (const std::string& basis : order_) items += element("li", "", text(basis, 400)) + "\n";
-    return items.empty() ? "" : "<ol class=\"soft\">" + items + "</ol>\n";
+    Bounded items(kBasisBytes);
+    for (const std::string& basis : order_) items.add(element("li", "", text(basis, 400)) + "\n");
+    if (items.empty()) return "";
+    return "<ol class=\"soft\">" + items.blocks() + "</ol>\n" + items.rest();
   }
 
  private:

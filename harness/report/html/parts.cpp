@@ -10,8 +10,8 @@
 namespace dsv32::harness::html {
 namespace {
 
-constexpr size_t kLooksBytes = 160000, kDecisionBytes = 30000, kTrainingBytes = 60000,
-                 kUntestedBytes = 30000, kJudgedBytes = 40000;
+constexpr size_t kLooksBytes = 100000, kDecisionBytes = 20000, kTrainingBytes = 40000,
+                 kUntestedBytes = 20000, kJudgedBytes = 30000, kListBytes = 10000;
 
 std::string looks_of(const Problem& problem, size_t number) {
   const Verdict* v = problem.verdict;
@@ -74,10 +74,10 @@ std::string note_items(const Group& group, Trust trust) {
 // -------------------------------------------------------------------------------
 
 std::string facts_table(const FactRows& facts) {
-  std::string rows;
+  Bounded rows(kListBytes);
   for (const auto& [name, value] : facts)
-    rows += table_row({text(name, 60), element("code", "", text(value, 300))});
-  return "<table class=\"facts\"><tbody>" + rows + "</tbody></table>\n";
+    rows.add(table_row({text(name, 60), element("code", "", text(value, 300))}));
+  return "<table class=\"facts\"><tbody>" + rows.blocks() + "</tbody></table>\n" + rows.rest();
 }
 
 std::string provenance(const Provenance& p) {
@@ -134,7 +134,7 @@ std::string decisions_part(const Page& page) {
 
 std::string training_part(const Page& page) {
   Bounded list(kTrainingBytes);
-  std::string figures;
+  Bounded figures(kListBytes);
   for (size_t i = 0; i < page.groups.size(); ++i) {
     const Group& g = page.groups[i];
     for (const Verdict* v : g.verdicts) {
@@ -146,7 +146,7 @@ std::string training_part(const Page& page) {
                "</figure>\n");
     }
     const std::string words = ends_suite(page.groups, i) ? figures_text(page.report, g) : "";
-    if (!words.empty()) figures += element("li", "", name_of(g) + ": " + text(words, 800)) + "\n";
+    if (!words.empty()) figures.add(element("li", "", name_of(g) + ": " + text(words, 800)) + "\n");
   }
   if (list.empty() && figures.empty()) return "";
   std::string inside;
@@ -156,7 +156,8 @@ std::string training_part(const Page& page) {
                  "where clean runs stay, which differ by one rounding of the start weights.") +
              "<div class=\"flow\">" + list.blocks() + "</div>\n" + list.rest();
   if (!figures.empty())
-    inside += folded("What was measured on the way", "<ul>" + figures + "</ul>");
+    inside += folded("What was measured on the way",
+                     "<ul>" + figures.blocks() + "</ul>" + figures.rest());
   return section("training", "Training", inside);
 }
 

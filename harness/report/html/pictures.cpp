@@ -263,15 +263,16 @@ std::string legend() {
 std::string error_picture(const Picture& picture, bool decision) {
   if (picture.cells.empty() || picture.cells.front().empty()) return "";
   constexpr double kLeft = 18, kTop = 18;
+  constexpr int64_t kMostSequences = 64;
   const size_t wide = picture.cells.front().size(), high = picture.cells.size();
   const double w = cell_side(wide, 300, 4, 26), h = cell_side(high, 320, 4, 16);
   const double width = w * static_cast<double>(wide), height = h * static_cast<double>(high);
   std::string out = "<rect class=\"none\"" + box(kLeft, kTop, width, height) + "/>";
   out += cells_of(picture, kLeft, kTop, w, h);
-  for (int64_t row = picture.batch; picture.batch > 0 && row < picture.row_count;
-       row += picture.batch) {
-    const double y =
-        kTop + height * static_cast<double>(row) / static_cast<double>(picture.row_count);
+  const int64_t sequences = picture.batch > 0 ? picture.row_count / picture.batch : 0;
+  for (int64_t i = 1; i < std::min(sequences, kMostSequences); ++i) {
+    const double y = kTop + height * static_cast<double>(i * picture.batch) /
+                                static_cast<double>(picture.row_count);
     out += "<path class=\"cut\" d=\"M" + num(kLeft) + " " + num(y) + "h" + num(width) + "\"/>";
   }
   out += label(kLeft, kTop - 6, axis_text(picture.columns, picture.column_count), "start");

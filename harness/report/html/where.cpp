@@ -11,7 +11,7 @@
 namespace dsv32::harness::html {
 namespace {
 
-constexpr size_t kWhereBytes = 320000, kGradientBytes = 120000;
+constexpr size_t kWhereBytes = 200000, kGradientBytes = 80000;
 constexpr size_t kOpen = 3;  // groups that are not folded
 
 bool has_number(const Verdict& v) {
