@@ -156,8 +156,10 @@ class Judges(CliTest):
 
     def test_a_fork_without_a_cache_is_not_green(self) -> None:
         last = "        attention_mask: Tensor | None = None,\n"
-        takes_anything = (last, last + "        **kwargs: Any,\n")
-        done, out = judge(Fork("no-cache", takes_anything), case="tiny-chunk")
+        takes_anything = (last, last + "        labels: Any = None,\n        **kwargs: Any,\n")
+        may_have_labels = ("loss = F.cross", "loss = labels is not None and F.cross")
+        changes = (takes_anything, ("        labels: Tensor,\n", ""), may_have_labels)
+        done, out = judge(Fork("no-cache", *changes), case="tiny-chunk")
         self.ended(done, NOTHING)
         self.assertIn("a cache in the model's output", notes(out))
 
