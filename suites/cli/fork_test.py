@@ -69,7 +69,8 @@ def compare_files(modular_file_path, show_diff=True):
     print("-" + made + "\\n+" + is_there)
     return 1
 """
-FORWARD = "    def forward(\n        self,\n        input_ids: Tensor,"
+EPS = ("nn.LayerNorm(self.dim, eps=1e-6)", "nn.LayerNorm(self.dim, eps=1e-5)")
+NO_SCALE = (' + 1e-20) * config["routed_scaling_factor"]', " + 1e-20)")
 BODY = "        S = input_ids.shape[1]\n"
 
 
@@ -138,28 +139,27 @@ class Judges(CliTest):
         self.assertIn("1/1 tiny-wide forward", filtered.stderr)
 
     def test_a_bug_is_named_and_the_base_tells_who_brought_it(self) -> None:
-        wrong = Fork(
-            "wrong", ("nn.LayerNorm(self.dim, eps=1e-6)", "nn.LayerNorm(self.dim, eps=1e-5)")
-        )
-        done, out = judge(wrong, "--base", Fork("before").root)
+        before = Fork("before", NO_SCALE)
+        done, out = judge(Fork("wrong", NO_SCALE, EPS), "--base", before.root)
         self.ended(done, PARITY)
         self.assertIn("k-norm-eps", done.stdout)
         self.assertRegex(done.stdout, r"broken +1 defect, \d+ checks\n +k_norm with eps")
-        self.assertEqual(report_of(out / "base")["exit_code"], OK)
-        self.assertIn("| broken | k\\_norm", (out / "changes.md").read_text().replace("k_", "k\\_"))
+        self.assertRegex(done.stdout, r"still wrong +1 defect, \d+ checks\n +routed_scaling_factor")
+        self.assertRegex(done.stdout, r"fixed +0 defects, 0 checks")
+        self.assertEqual(report_of(out / "base")["exit_code"], PARITY)
+        self.assertRegex((out / "changes.md").read_text(), r"\| broken \| k.*norm with eps")
 
     def test_what_a_change_mends_is_told(self) -> None:
-        before = Fork(
-            "worse", ("nn.LayerNorm(self.dim, eps=1e-6)", "nn.LayerNorm(self.dim, eps=1e-5)")
-        )
-        done, _ = judge(Fork("mended"), "--base", before.root)
+        done, _ = judge(Fork("mended"), "--base", Fork("worse", EPS).root)
         self.ended(done, OK)
         self.assertRegex(done.stdout, r"fixed +1 defect, \d+ checks\n +k_norm with eps")
 
     def test_a_fork_without_a_cache_is_not_green(self) -> None:
         last = "        attention_mask: Tensor | None = None,\n"
-        takes_anything = (last, last + "        **kwargs: Any,\n")
-        done, out = judge(Fork("no-cache", takes_anything), case="tiny-chunk")
+        takes_anything = (last, last + "        labels: Any = None,\n        **kwargs: Any,\n")
+        may_have_labels = ("loss = F.cross", "loss = labels is not None and F.cross")
+        changes = (takes_anything, ("        labels: Tensor,\n", ""), may_have_labels)
+        done, out = judge(Fork("no-cache", *changes), case="tiny-chunk")
         self.ended(done, NOTHING)
         self.assertIn("a cache in the model's output", notes(out))
 
