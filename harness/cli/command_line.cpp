@@ -87,7 +87,6 @@ void refuse_mixed(Parser& parser) {
 }
 
 void refuse_later(const Parser& parser) {
-  const Raw& raw = parser.raw;
   for (const CLI::App* later : parser.later) {
     if (later->parsed()) not_in_this_version(later->get_name());
   }

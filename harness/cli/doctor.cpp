@@ -17,7 +17,7 @@ std::string case_of(const std::string& config) { return config == "tiny" ? "tiny
 std::string shown(const Line& line) {
   const char* words[] = {"ok", "note", "lack"};
   constexpr size_t kFinding = 6, kTopic = 15;
-  std::string text = padded(words[static_cast<int>(line.finding)], kFinding) +
+  std::string text = padded(words[static_cast<int>(line.health)], kFinding) +
                      padded(line.topic + " ", kTopic) + printable(line.text, 400) + "\n";
   if (!line.remedy.empty())
     text += std::string(kFinding + kTopic, ' ') + "to do: " + line.remedy + "\n";
@@ -40,7 +40,7 @@ ExitCode doctor_command(const Options& options) {
   ExitCode code = ExitCode::ok;
   for (const Line& line : examine(facts, needs_of(config, case_of(config)))) {
     std::cout << shown(line);
-    if (line.finding == Finding::lack) code = ExitCode::environment;
+    if (line.health == Health::lack) code = ExitCode::environment;
   }
   std::cout << "\n" << fits(facts, all);
   std::cout << (code == ExitCode::ok ? "\nOK | --config " : "\nLACKING | --config ") << config

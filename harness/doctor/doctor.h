@@ -55,10 +55,10 @@ struct Needs {
   double seconds = 0;
 };
 
-enum class Finding { ok, note, lack };
+enum class Health { ok, note, lack };
 
 struct Line {
-  Finding finding = Finding::ok;
+  Health health = Health::ok;
   std::string topic;
   std::string text;
   std::string remedy;  // what to do about it; empty where there is nothing to do

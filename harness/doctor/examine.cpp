@@ -34,19 +34,19 @@ Line cpu(const Facts& facts) {
                            counted(facts.cores, "core") + ", " +
                            (telling.empty() ? "no vector unit that torch uses" : joined(telling));
   if (telling.empty())
-    return {Finding::note, "cpu", text, "expect ten times the times of docs/performance.md"};
+    return {Health::note, "cpu", text, "expect ten times the times of docs/performance.md"};
   if (!facts.vectors.contains("avx512_bf16") && !facts.vectors.contains("amx_bf16"))
-    return {Finding::note, "cpu", text + "; bfloat16 is emulated",
+    return {Health::note, "cpu", text + "; bfloat16 is emulated",
             "--dtype float32 leaves out the slow half"};
-  return {Finding::ok, "cpu", text, ""};
+  return {Health::ok, "cpu", text, ""};
 }
 
 Line memory(const Facts& facts, const Needs& needs) {
   const std::string text = gb(facts.memory_free) + " free of " + gb(facts.memory_total) +
                            "; judging " + needs.config + " takes " + gb(needs.judge);
-  if (needs.judge <= facts.memory_free) return {Finding::ok, "memory", text, ""};
+  if (needs.judge <= facts.memory_free) return {Health::ok, "memory", text, ""};
   return {
-      Finding::lack, "memory", text,
+      Health::lack, "memory", text,
       "end other programs, raise the container's limit, or judge a smaller config: dsv32-verify "
       "--config " +
           std::string(needs.config == "small" ? "tiny" : "small")};
@@ -58,54 +58,54 @@ Line disk(const Facts& facts, const Needs& needs) {
                                                  : "cannot be written") +
                            "; a bf16 checkpoint of " + needs.config + " takes " + gb(needs.bf16);
   if (facts.disk_speed <= 0)
-    return {Finding::lack, "disk", text,
+    return {Health::lack, "disk", text,
             "run in a folder that you may write, or give --weights DIR"};
   if (facts.disk_free < needs.bf16)
     return {
-        Finding::lack, "disk", text,
+        Health::lack, "disk", text,
         "free space, or another volume: --weights DIR; synthetic weights of our own models need "
         "no file"};
   if (facts.disk_speed < kSlowDisk)
-    return {Finding::note, "disk", text,
+    return {Health::note, "disk", text,
             "a slow volume: copy the checkpoint to a local disk before the run"};
-  return {Finding::ok, "disk", text, ""};
+  return {Health::ok, "disk", text, ""};
 }
 
 Line shm(const Facts& facts) {
   const std::string text =
       "/dev/shm has " + (facts.shm < kGB ? number(facts.shm / kMiB) + " MiB" : gb(facts.shm));
-  if (facts.shm >= kSmallShm) return {Finding::ok, "shared memory", text, ""};
+  if (facts.shm >= kSmallShm) return {Health::ok, "shared memory", text, ""};
   const bool ranks = facts.gpus.size() > 1;
-  return {ranks ? Finding::lack : Finding::note, "shared memory", text,
+  return {ranks ? Health::lack : Health::note, "shared memory", text,
           "docker run --shm-size=8g (or --ipc=host): NCCL and data loaders of several ranks fail "
           "with \"No space left on device\""};
 }
 
 Line files(const Facts& facts) {
   const std::string text = "limit " + std::to_string(facts.open_files);
-  if (facts.open_files >= kFewFiles) return {Finding::ok, "open files", text, ""};
+  if (facts.open_files >= kFewFiles) return {Health::ok, "open files", text, ""};
   constexpr int64_t kLeast = 64;  // the program, its libraries and one checkpoint
-  return {facts.open_files < kLeast ? Finding::lack : Finding::note, "open files", text,
+  return {facts.open_files < kLeast ? Health::lack : Health::note, "open files", text,
           "ulimit -n 65536 before the run: several ranks need " + std::to_string(kFewFiles)};
 }
 
 Line port(const Facts& facts) {
-  if (!facts.port_busy) return {Finding::ok, "ports", "29500 is free", ""};
-  return {Finding::note, "ports", "29500 is taken: torchrun's ranks cannot meet there",
+  if (!facts.port_busy) return {Health::ok, "ports", "29500 is free", ""};
+  return {Health::note, "ports", "29500 is taken: torchrun's ranks cannot meet there",
           "torchrun --master-port 29501; dsv32-verify launch looks for a free one by itself"};
 }
 
 Line gpu(const Facts& facts) {
   if (facts.gpus.empty()) {
     const bool broken = facts.gpu_error != "nvidia-smi is not there";
-    return {Finding::note, "gpu", "none: " + facts.gpu_error,
+    return {Health::note, "gpu", "none: " + facts.gpu_error,
             broken
                 ? "load or update the driver; until then everything runs on the CPU: --device cpu"
                 : "nothing to do: everything runs on the CPU"};
   }
   double bytes = 0;
   for (const GpuFacts& device : facts.gpus) bytes += device.bytes;
-  return {Finding::ok, "gpu",
+  return {Health::ok, "gpu",
           std::to_string(facts.gpus.size()) + " x " + facts.gpus.front().name + ", " + gb(bytes) +
               " in all",
           ""};
@@ -115,11 +115,11 @@ Line driver(const Facts& facts) {
   const std::string text = "driver " + facts.driver + ", CUDA " + facts.cuda + " in this build";
   if (facts.cuda == "none")
     return {
-        Finding::note, "cuda", text,
+        Health::note, "cuda", text,
         "build with CUDA (-DDSV32_CUDA=ON) to judge on the GPU; torch in Python is not concerned"};
-  if (driver_is_enough(facts.driver, facts.cuda)) return {Finding::ok, "cuda", text, ""};
+  if (driver_is_enough(facts.driver, facts.cuda)) return {Health::ok, "cuda", text, ""};
   return {
-      Finding::lack, "cuda", text,
+      Health::lack, "cuda", text,
       "the driver is too old for this CUDA: update it to 580 or later (CUDA 13), or use --device "
       "cpu"};
 }
@@ -139,26 +139,26 @@ std::string inventory(const PythonFacts& python) {
 Line python(const PythonFacts& facts) {
   const std::string topic = "python " + facts.path;
   if (facts.version.empty())
-    return {Finding::note, topic, "does not run", "give another one: --python PATH"};
+    return {Health::note, topic, "does not run", "give another one: --python PATH"};
   std::string lacking;
   for (const char* name : {"torch", "numpy", "safetensors", "transformers"})
     if (version_of(facts, name).empty())
       lacking += (lacking.empty() ? "" : " ") + std::string(name);
   if (!lacking.empty()) {
     const bool numpy = !version_of(facts, "numpy").empty();
-    return {Finding::note, topic,
+    return {Health::note, topic,
             inventory(facts) + ": cannot dump" + (numpy ? ", has the trace kit's numpy" : ""),
             "pip install " + lacking};
   }
   if (!facts.deepseek_v32)
-    return {Finding::note, topic, inventory(facts) + ": this transformers has no deepseek_v32",
+    return {Health::note, topic, inventory(facts) + ": this transformers has no deepseek_v32",
             "pip install 'transformers>=5.12', or --transformers PATH of the fork's tree, on the "
             "branch that has the model"};
   std::string does = inventory(facts) + ": dumps forward, backward, KL, train";
   if (!version_of(facts, "peft").empty()) does += ", dual_lora";
   if (version_of(facts, "fast-hadamard-transform").empty())
-    return {Finding::ok, topic, does + "; no fast-hadamard-transform, plain torch stands in", ""};
-  return {Finding::ok, topic, does, ""};
+    return {Health::ok, topic, does + "; no fast-hadamard-transform, plain torch stands in", ""};
+  return {Health::ok, topic, does, ""};
 }
 
 }  // namespace
@@ -176,7 +176,7 @@ std::vector<Line> examine(const Facts& facts, const Needs& needs) {
   for (const Line& line : {shm(facts), files(facts), port(facts)}) lines.push_back(line);
   for (const PythonFacts& each : facts.pythons) lines.push_back(python(each));
   if (facts.pythons.empty())
-    lines.push_back({Finding::note, "python", "none found",
+    lines.push_back({Health::note, "python", "none found",
                      "--python PATH: the environment of the fork that is to be dumped"});
   return lines;
 }

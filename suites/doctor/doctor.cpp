@@ -43,7 +43,7 @@ Line line_of(const Facts& facts, const std::string& topic) {
 
 TEST(SelfDoctor, FindsNothingOnAWholeMachine) {
   for (const Line& line : examine(whole_machine(), small())) {
-    EXPECT_EQ(line.finding, Finding::ok) << line.topic << ": " << line.text;
+    EXPECT_EQ(line.health, Health::ok) << line.topic << ": " << line.text;
     EXPECT_EQ(line.remedy, "") << line.topic;
   }
 }
@@ -51,32 +51,32 @@ TEST(SelfDoctor, FindsNothingOnAWholeMachine) {
 struct Lack {
   std::string topic;
   void (*take)(Facts&);
-  Finding finding;
+  Health health;
   std::string text, remedy;
 };
 
 const Lack kLacks[] = {
-    {"memory", [](Facts& f) { f.memory_free = kGB; }, Finding::lack, "1.0 GB free",
+    {"memory", [](Facts& f) { f.memory_free = kGB; }, Health::lack, "1.0 GB free",
      "smaller config"},
-    {"disk", [](Facts& f) { f.disk_free = 1e8; }, Finding::lack, "0.1 GB free", "--weights DIR"},
-    {"disk", [](Facts& f) { f.disk_speed = 0; }, Finding::lack, "cannot be written", "may write"},
-    {"disk", [](Facts& f) { f.disk_speed = 5e6; }, Finding::note, "5 MB/s", "local disk"},
-    {"shared memory", [](Facts& f) { f.shm = 64 << 20; }, Finding::lack, "64 MiB", "--shm-size"},
-    {"open files", [](Facts& f) { f.open_files = 1024; }, Finding::note, "1024", "ulimit -n"},
-    {"open files", [](Facts& f) { f.open_files = 32; }, Finding::lack, "32", "ulimit -n"},
-    {"ports", [](Facts& f) { f.port_busy = true; }, Finding::note, "29500", "--master-port"},
-    {"cuda", [](Facts& f) { f.driver = "535.104.05"; }, Finding::lack, "535.104.05", "update it"},
-    {"cuda", [](Facts& f) { f.cuda = "none"; }, Finding::note, "CUDA none", "DDSV32_CUDA=ON"},
-    {"gpu", [](Facts& f) { f.gpus.clear(), f.gpu_error = "couldn't communicate"; }, Finding::note,
+    {"disk", [](Facts& f) { f.disk_free = 1e8; }, Health::lack, "0.1 GB free", "--weights DIR"},
+    {"disk", [](Facts& f) { f.disk_speed = 0; }, Health::lack, "cannot be written", "may write"},
+    {"disk", [](Facts& f) { f.disk_speed = 5e6; }, Health::note, "5 MB/s", "local disk"},
+    {"shared memory", [](Facts& f) { f.shm = 64 << 20; }, Health::lack, "64 MiB", "--shm-size"},
+    {"open files", [](Facts& f) { f.open_files = 1024; }, Health::note, "1024", "ulimit -n"},
+    {"open files", [](Facts& f) { f.open_files = 32; }, Health::lack, "32", "ulimit -n"},
+    {"ports", [](Facts& f) { f.port_busy = true; }, Health::note, "29500", "--master-port"},
+    {"cuda", [](Facts& f) { f.driver = "535.104.05"; }, Health::lack, "535.104.05", "update it"},
+    {"cuda", [](Facts& f) { f.cuda = "none"; }, Health::note, "CUDA none", "DDSV32_CUDA=ON"},
+    {"gpu", [](Facts& f) { f.gpus.clear(), f.gpu_error = "couldn't communicate"; }, Health::note,
      "couldn't communicate", "driver"},
-    {"cpu", [](Facts& f) { f.vectors = {"avx2"}; }, Finding::note, "emulated", "--dtype float32"},
-    {"cpu", [](Facts& f) { f.vectors.clear(); }, Finding::note, "no vector unit", "ten times"},
-    {"python", [](Facts& f) { f.pythons.clear(); }, Finding::note, "none found", "--python"},
-    {"python", [](Facts& f) { f.pythons[0].version = ""; }, Finding::note, "does not run",
+    {"cpu", [](Facts& f) { f.vectors = {"avx2"}; }, Health::note, "emulated", "--dtype float32"},
+    {"cpu", [](Facts& f) { f.vectors.clear(); }, Health::note, "no vector unit", "ten times"},
+    {"python", [](Facts& f) { f.pythons.clear(); }, Health::note, "none found", "--python"},
+    {"python", [](Facts& f) { f.pythons[0].version = ""; }, Health::note, "does not run",
      "--python"},
-    {"python", [](Facts& f) { f.pythons[0].packages.erase("torch"); }, Finding::note, "cannot dump",
+    {"python", [](Facts& f) { f.pythons[0].packages.erase("torch"); }, Health::note, "cannot dump",
      "pip install torch"},
-    {"python", [](Facts& f) { f.pythons[0].deepseek_v32 = false; }, Finding::note,
+    {"python", [](Facts& f) { f.pythons[0].deepseek_v32 = false; }, Health::note,
      "no deepseek_v32", "transformers>=5.12"},
 };
 
@@ -85,7 +85,7 @@ TEST(SelfDoctor, EachLackHasItsLineAndItsRemedy) {
     Facts facts = whole_machine();
     lack.take(facts);
     const Line line = line_of(facts, lack.topic);
-    EXPECT_EQ(line.finding, lack.finding) << line.topic << ": " << line.text;
+    EXPECT_EQ(line.health, lack.health) << line.topic << ": " << line.text;
     EXPECT_NE(line.text.find(lack.text), std::string::npos) << line.text;
     EXPECT_NE(line.remedy.find(lack.remedy), std::string::npos) << line.remedy;
   }
@@ -96,7 +96,7 @@ TEST(SelfDoctor, ALackIsOfItsTopicAlone) {
     Facts facts = whole_machine();
     lack.take(facts);
     for (const Line& line : examine(facts, small()))
-      if (!line.topic.starts_with(lack.topic)) EXPECT_EQ(line.finding, Finding::ok) << line.topic;
+      if (!line.topic.starts_with(lack.topic)) EXPECT_EQ(line.health, Health::ok) << line.topic;
   }
 }
 
@@ -104,7 +104,7 @@ TEST(SelfDoctor, SharedMemoryMattersToSeveralRanks) {
   Facts facts = whole_machine();
   facts.shm = 64 << 20;
   facts.gpus.resize(1);
-  EXPECT_EQ(line_of(facts, "shared memory").finding, Finding::note);
+  EXPECT_EQ(line_of(facts, "shared memory").health, Health::note);
 }
 
 TEST(SelfDoctor, DriversOfEachCudaRelease) {
