@@ -73,7 +73,7 @@ class ForkRun {
     write_only(old, out_ / "base", repro_of(before, out_ / "base"));
     const Report report = judged(fork, out_);
     const ExitCode code = deliver(report, delivered(fork));
-    const Changes changes = compare_reports(old, report);
+    const Changes changes = defects_changed(old, report);
     io::write_file(out_ / "changes.md", to_markdown(changes));
     if (!options_.json) std::cout << to_text(changes);
     return code;

@@ -113,7 +113,7 @@ std::vector<Section> sections(const Changes& changes) {
 
 }  // namespace
 
-Changes compare_reports(const Report& base, const Report& head) {
+Changes defects_changed(const Report& base, const Report& head) {
   Changes changes;
   const Wrong before = wrong_in(base), now = wrong_in(head);
   for (const auto& [key, change] : before.list)

@@ -21,7 +21,8 @@ struct Changes {
   std::vector<std::string> untested;  // checks that had an answer before and have none now
 };
 
-Changes compare_reports(const Report& base, const Report& head);
+/// Defects over all cases of a fork, matched by name; check by check: compare_reports of diff.h.
+Changes defects_changed(const Report& base, const Report& head);
 
 /// A few lines for a terminal.
 std::string to_text(const Changes& changes);

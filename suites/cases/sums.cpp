@@ -42,26 +42,27 @@ TEST(SelfSums, EveryElementIsThePlainSum) {
   for (const int64_t rows : {1, 3, 4, 5, 9})
     for (const int64_t cols : {1, 31, 32, 33, 70}) {
       const Tensor a = values({rows, 67}, rows), b = values({67, cols}, cols);
-      EXPECT_EQ(wrong_elements(a, b, product(kSequential, a, b)), 0) << rows << " x " << cols;
+      EXPECT_EQ(wrong_elements(a, b, product({kSequential}, a, b)), 0) << rows << " x " << cols;
     }
 }
 
 TEST(SelfSums, AnInnerAxisOfNoneOrOneElement) {
   const Tensor a = values({4, 1}, 1), b = values({1, 33}, 2);
-  EXPECT_EQ(wrong_elements(a, b, product(kSequential, a, b)), 0);
-  EXPECT_TRUE(product(kSequential, values({2, 0}, 1), values({0, 3}, 1)).eq(0).all().item<bool>());
+  EXPECT_EQ(wrong_elements(a, b, product({kSequential}, a, b)), 0);
+  EXPECT_TRUE(
+      product({kSequential}, values({2, 0}, 1), values({0, 3}, 1)).eq(0).all().item<bool>());
 }
 
 TEST(SelfSums, BatchAxesBroadcast) {
   const Tensor a = values({2, 3, 5, 8}, 1), b = values({2, 1, 8, 6}, 2);
-  const Tensor whole = product(kSequential, a, b);
+  const Tensor whole = product({kSequential}, a, b);
   ASSERT_EQ(whole.sizes(), (std::vector<int64_t>{2, 3, 5, 6}));
   EXPECT_EQ(wrong_elements(a[1][2], b[1][0], whole[1][2]), 0);
 }
 
 TEST(SelfSums, AWeightIsReadByItsRows) {
   const Tensor x = values({2, 7, 40}, 1), weight = values({9, 40}, 2);
-  const Tensor y = product_with_weight(kSequential, x, weight);
+  const Tensor y = product_with_weight({kSequential}, x, weight);
   ASSERT_EQ(y.sizes(), (std::vector<int64_t>{2, 7, 9}));
   EXPECT_EQ(wrong_elements(x[1], weight.t(), y[1]), 0);
 }
@@ -69,7 +70,7 @@ TEST(SelfSums, AWeightIsReadByItsRows) {
 TEST(SelfSums, GradientsAreProductsInTheSameOrder) {
   Tensor a = values({5, 40}, 1).requires_grad_(true), b = values({40, 6}, 2).requires_grad_(true);
   const Tensor upstream = values({5, 6}, 3);
-  product(kSequential, a, b).backward(upstream);
+  product({kSequential}, a, b).backward(upstream);
   torch::NoGradGuard no_grad;
   EXPECT_EQ(wrong_elements(upstream, b.t(), a.grad()), 0);
   EXPECT_EQ(wrong_elements(a.t(), upstream, b.grad()), 0);
@@ -97,11 +98,29 @@ TEST(SelfSums, ASoftmaxIsOneUpToRounding) {
   EXPECT_TRUE(torch::allclose(log_softmax(kSequential, x).to(torch::kFloat64), logs));
 }
 
+TEST(SelfSums, OperandsAreRoundedToTheirType) {
+  const double step = std::ldexp(1.0, -10);  // of a TF32 number in [1, 2)
+  const Tensor x =
+      torch::tensor({1 + step, 1 + 0.75 * step, -(1 + 0.25 * step), 3.0, 0.0}, torch::kFloat64);
+  const auto same = [](const Tensor& got, std::vector<double> want) {
+    return got.equal(torch::tensor(want, torch::kFloat64));
+  };
+  EXPECT_TRUE(as_operand(x, Operands::exact).equal(x));
+  EXPECT_TRUE(same(as_operand(x, Operands::tf32), {1 + step, 1 + step, -1, 3, 0}));
+  EXPECT_TRUE(same(as_operand(x, Operands::float16), {1 + step, 1 + step, -1, 3, 0}));
+  EXPECT_TRUE(same(as_operand(x, Operands::bfloat16), {1, 1, -1, 3, 0}));
+  const Tensor rounded = product({.operands = Operands::bfloat16}, x.view({1, 5}), x.view({5, 1}));
+  EXPECT_EQ(rounded.item<double>(), 1 + 1 + 1 + 9);
+  Tensor leaf = x.clone().requires_grad_(true);
+  as_operand(leaf, Operands::tf32).sum().backward();
+  EXPECT_TRUE(leaf.grad().eq(1).all().item<bool>());
+}
+
 TEST(SelfSums, Float64AndBlockedRunsAreTorchs) {
   const Tensor a = values({9, 67}, 1), b = values({67, 33}, 2);
-  EXPECT_TRUE(product(Summation::blocked, a, b).equal(torch::matmul(a, b)));
+  EXPECT_TRUE(product({Summation::blocked}, a, b).equal(torch::matmul(a, b)));
   const Tensor wide = a.to(torch::kFloat64), other = b.to(torch::kFloat64);
-  EXPECT_TRUE(product(kSequential, wide, other).equal(torch::matmul(wide, other)));
+  EXPECT_TRUE(product({kSequential}, wide, other).equal(torch::matmul(wide, other)));
 }
 
 }  // namespace

@@ -96,7 +96,9 @@ TEST(SelfDoctor, ALackIsOfItsTopicAlone) {
     Facts facts = whole_machine();
     lack.take(facts);
     for (const Line& line : examine(facts, small()))
-      if (!line.topic.starts_with(lack.topic)) EXPECT_EQ(line.health, Health::ok) << line.topic;
+      if (!line.topic.starts_with(lack.topic)) {
+        EXPECT_EQ(line.health, Health::ok) << line.topic;
+      }
   }
 }
 
