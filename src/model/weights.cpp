@@ -4,7 +4,9 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <span>
 #include <thread>
+#include <utility>
 
 #include "src/model/errors.h"
 #include "src/model/philox.h"
@@ -119,10 +121,53 @@ void fill_in_threads(std::array<uint64_t, 2> key, Affine affine, int64_t count, 
   }
 }
 
+float edited(const WeightEdit& edit, const std::string& name, float value) {
+  const double exact = static_cast<double>(value) * edit.scale + edit.add;
+  const auto out = static_cast<float>(exact);
+  constexpr uint32_t kBelowBfloat16 = 0xFFFF;
+  const bool kept = static_cast<double>(out) == exact &&
+                    (std::bit_cast<uint32_t>(out) & kBelowBfloat16) == 0 && std::isfinite(out);
+  if (kept) return out;
+  throw Error(ExitCode::artefact, {.where = "case.edits",
+                                   .what = name,
+                                   .expected = "values that are exact in bfloat16",
+                                   .got = std::to_string(exact)});
+}
+
+/// A part of the tensor may be at hand, its first rows: an index beyond it changes nothing.
+void apply(const WeightEdit& edit, const WeightSpec& spec, std::span<float> values) {
+  const bool row = edit.row.has_value();
+  const int64_t count = row ? spec.shape.front() : spec.shape.back();
+  const int64_t index = row ? *edit.row : edit.column.value_or(0);
+  if (index >= count) return;
+  const auto size = static_cast<int64_t>(values.size()) / count;  // values to change
+  for (int64_t i = 0; i < size; ++i) {
+    float& value = values[row ? index * size + i : i * count + index];
+    value = edited(edit, spec.name, value);
+  }
+}
+
 }  // namespace
 
-SyntheticWeights::SyntheticWeights(uint64_t seed, double bias_offset)
-    : seed_(seed), bias_offset_(bias_offset) {}
+bool names_weight(const WeightEdit& edit, std::string_view name) {
+  for (const char expected : edit.name) {
+    if (expected != '*') {
+      if (name.empty() || name.front() != expected) return false;
+      name.remove_prefix(1);
+      continue;
+    }
+    const size_t digits = std::min(name.find_first_not_of("0123456789"), name.size());
+    if (digits == 0) return false;
+    name.remove_prefix(digits);
+  }
+  return name.empty();
+}
+
+SyntheticWeights::SyntheticWeights(uint64_t seed, double bias_offset, std::vector<WeightEdit> edits)
+    : seed_(seed), bias_offset_(bias_offset), edits_(std::move(edits)) {}
+
+SyntheticWeights::SyntheticWeights(const Case& c)
+    : SyntheticWeights(c.seed, c.bias_offset, c.edits) {}
 
 HostTensor SyntheticWeights::load(const WeightSpec& spec) const {
   if (spec.shape.empty()) {
@@ -140,6 +185,8 @@ HostTensor SyntheticWeights::load(const WeightSpec& spec) const {
   } else {
     fill_in_threads(key, affine, tensor.numel(), values);
   }
+  for (const WeightEdit& edit : edits_)
+    if (names_weight(edit, spec.name)) apply(edit, spec, tensor.data<float>());
   return tensor;
 }
 

@@ -39,12 +39,16 @@ def make_batch(case: dict[str, Any], vocab: int, index: int = 0) -> dict[str, np
     lanes = philox_lanes(case["seed"], f"batch.{index}.input_ids", B * S, "<u4").astype(np.uint64)
     ids = ((lanes * np.uint64(vocab)) >> np.uint64(32)).astype(np.int64).reshape(B, S)
     mask = np.ones((B, S), dtype=np.int64)
-    mask[B - 1, : case["pad"]] = 0
-    return complete_batch({"input_ids": ids, "attention_mask": mask})
+    right = case.get("pad_side") == "right"
+    mask[B - 1, S - case["pad"] if right else 0 : S if right else case["pad"]] = 0
+    offset = case.get("position_offset", 0)
+    return complete_batch({"input_ids": ids, "attention_mask": mask}, offset)
 
 
-def complete_batch(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def complete_batch(batch: dict[str, np.ndarray], offset: int = 0) -> dict[str, np.ndarray]:
     """The batch with position_ids, and with attention_mask and labels where they are absent.
+
+    offset: added to every position.
 
     A label counts where its token is attended, follows another one of its row and lies beyond the
     first quarter.
@@ -59,7 +63,7 @@ def complete_batch(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         "input_ids": ids,
         "attention_mask": mask,
         "position_ids": np.asarray(
-            batch.get("position_ids", np.maximum(counted - 1, 0)), dtype=np.int64
+            batch.get("position_ids", np.maximum(counted - 1, 0) + offset), dtype=np.int64
         ),
         "labels": np.asarray(batch.get("labels", labels), dtype=np.int64),
     }
@@ -89,4 +93,4 @@ def read_batch(path: Path, case: dict[str, Any], vocab: int) -> dict[str, np.nda
         raise DumpError(4, str(path), "input_ids", f"tokens in [0, {vocab})", "a token outside")
     if not np.isin(batch.get("attention_mask", np.ones(1)), (0, 1)).all():
         raise DumpError(4, str(path), "attention_mask", "0 and 1 only", "another value")
-    return complete_batch(batch)
+    return complete_batch(batch, case.get("position_offset", 0))

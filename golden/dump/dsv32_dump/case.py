@@ -16,6 +16,15 @@ from typing import Any
 from .errors import DumpError
 
 CASE_KEYS = ("config", "overrides", "seed", "B", "S", "pad", "bias_offset", "chunks")
+# Optional keys and what holds without them.
+EXTRA_KEYS: dict[str, Any] = {
+    "edits": [],
+    "pad_side": "left",
+    "position_offset": 0,
+    "config_style": 4,
+}
+EDIT_KEYS = ("name", "row", "column", "scale", "add")
+WEIGHT_KEYS = ("config", "overrides", "seed", "bias_offset", "edits")  # the weights depend on them
 CASE_FILE = "dsv32_case.json"
 
 
@@ -64,6 +73,7 @@ def check_case(case: dict[str, Any], where: str) -> dict[str, Any]:
     Throws DumpError on a missing key, a wrong type or an impossible value.
     """
     case = {"overrides": {}, "seed": 1, "pad": 0, "bias_offset": 0, "chunks": [], **case}
+    case = {**EXTRA_KEYS, **case}
     if "mask" in case:
         case["mask_given"] = case.pop("mask") != "none"
     for key in CASE_KEYS:
@@ -83,15 +93,41 @@ def check_case(case: dict[str, Any], where: str) -> dict[str, Any]:
     if chunks and sum(chunks) != case["S"]:
         want, got = f"lengths that sum to S = {case['S']}", f"a sum of {sum(chunks)}"
         raise DumpError(4, where, "case.chunks", want, got)
+    _check_extras(case, where)
     return case
+
+
+def _check_extras(case: dict[str, Any], where: str) -> None:
+    """The optional keys. Whether an edit fits the model is seen when its weight is made."""
+    edits = case["edits"]
+    if not isinstance(edits, (list, tuple)):
+        raise DumpError(4, where, "case.edits", "a list", repr(edits))
+    for edit in edits:
+        known = isinstance(edit, dict) and isinstance(edit.get("name"), str)
+        if not known or set(edit) - set(EDIT_KEYS) or ("row" in edit) == ("column" in edit):
+            want = "name, row or column, scale, add"
+            raise DumpError(4, where, "case.edits", want, repr(edit))
+    if case["pad_side"] not in ("left", "right"):
+        raise DumpError(4, where, "case.pad_side", "left or right", repr(case["pad_side"]))
+    if not isinstance(case["position_offset"], int) or case["position_offset"] < 0:
+        got = repr(case["position_offset"])
+        raise DumpError(4, where, "case.position_offset", "an integer >= 0", got)
+    if case["config_style"] not in (4, 5):
+        raise DumpError(4, where, "case.config_style", "4 or 5", repr(case["config_style"]))
+
+
+def plain_case(case: dict[str, Any]) -> dict[str, Any]:
+    """The keys that a case is told by: the required ones, and the others where they say more."""
+    extras = {key: case[key] for key, usual in EXTRA_KEYS.items() if case.get(key, usual) != usual}
+    return {key: case[key] for key in (*CASE_KEYS, "batch") if key in case} | extras
 
 
 def case_metadata(case: dict[str, Any]) -> str:
     """The name of a listed case, else the whole case as canonical JSON."""
-    plain = {key: case[key] for key in (*CASE_KEYS, "batch") if key in case}
+    plain = plain_case(case)
     name = case.get("name")
     listed = listed_cases().get(name) if isinstance(name, str) else None
-    if listed and "batch" not in case and all(listed[k] == case[k] for k in CASE_KEYS):
+    if listed and plain == plain_case(listed):
         return str(name)
     return canonical_json(plain)
 
@@ -141,7 +177,7 @@ def _asked_for(text: str, own: dict[str, Any] | None) -> dict[str, Any]:
 def _check_made_for(case: dict[str, Any], own: dict[str, Any] | None, file: Path) -> None:
     """Throws DumpError unless the weights of the checkpoint are those of the case."""
     hint = "make the checkpoint of this case"
-    for key in ("config", "overrides", "seed", "bias_offset") if own else ():
+    for key in WEIGHT_KEYS if own else ():
         if own[key] != case[key]:
             want, got = (canonical_json(each[key]) for each in (case, own))
             got = f"a checkpoint made for {got}"
@@ -162,7 +198,7 @@ def json_object(text: str, where: str) -> dict[str, Any]:
 def _named(case: dict[str, Any]) -> dict[str, Any]:
     """Gives a case the name (and mask) of the listed case with the same numbers."""
     for name, listed in listed_cases().items():
-        if all(listed[key] == case[key] for key in CASE_KEYS):
+        if plain_case(listed) == plain_case(case):
             if case.get("mask_given", listed["mask_given"]) == listed["mask_given"]:
                 return {**case, "name": name, "mask_given": listed["mask_given"]}
     return case

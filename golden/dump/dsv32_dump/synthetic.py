@@ -6,9 +6,13 @@ range.
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import numpy as np
 
 from .batch import philox_lanes
+from .errors import DumpError
 
 # First suffix that matches: (kind, g). "abs": bell * 2^g; "one": 1 + bell * 2^g; "fan": bell *
 # 2^(g - k), where k grows with the length of the last axis (fan_shift).
@@ -60,3 +64,31 @@ def synthetic_values(
     if name.endswith("e_score_correction_bias"):
         value += np.float32(bias_offset)
     return value
+
+
+def case_values(case: dict[str, Any], name: str, shape: tuple[int, ...], count: int) -> np.ndarray:
+    """The first `count` values, float32, of a weight of the case, its edits done.
+
+    `shape` is the whole weight's. Throws DumpError where a result is not exact in bfloat16.
+    """
+    values = synthetic_values(case["seed"], name, shape[-1], count, case["bias_offset"])
+    for edit in case.get("edits", ()):
+        pattern = "[0-9]+".join(map(re.escape, edit["name"].split("*")))
+        if re.fullmatch(pattern, name):
+            _apply(edit, name, values, shape)
+    return values
+
+
+def _apply(edit: dict[str, Any], name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
+    """value * scale + add on one index of the first or of the last axis, in place."""
+    axis = "row" if "row" in edit else "column"
+    index, size = edit[axis], shape[0 if axis == "row" else -1]
+    if not 0 <= index < size:
+        raise DumpError(4, name, f"case.edits: {axis}", f"0..{size - 1}", str(index))
+    inner = int(np.prod(shape[1:]))
+    part = slice(index * inner, (index + 1) * inner) if axis == "row" else slice(index, None, size)
+    exact = values[part].astype(np.float64) * edit.get("scale", 1) + edit.get("add", 0)
+    done = exact.astype(np.float32)
+    if not np.array_equal(done, exact) or (done.view(np.uint32) & 0xFFFF).any():
+        raise DumpError(4, name, "case.edits", "values that are exact in bfloat16", repr(edit))
+    values[part] = done

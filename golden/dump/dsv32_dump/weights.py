@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import DumpError
-from .synthetic import synthetic_values
+from .synthetic import case_values
 
 SPOT_CHECK = 64  # leading values of each tensor that tell a synthetic checkpoint from another
 # What a wrapper (DataParallel, torch.compile, peft) puts before a parameter's name.
@@ -156,6 +156,6 @@ def _is_synthetic(name: str, value: Tensor, case: dict[str, Any]) -> bool:
     if value.is_meta or value.dim() == 0:
         return False
     count = min(SPOT_CHECK, value.numel())
-    want = synthetic_values(case["seed"], name, value.shape[-1], count, case["bias_offset"])
+    want = case_values(case, name, tuple(value.shape), count)
     got = value.detach().reshape(-1)[:count].cpu().double()
     return torch.equal(got, torch.from_numpy(want).double())
