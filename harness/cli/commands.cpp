@@ -1,5 +1,6 @@
 #include "harness/cli/commands.h"
 
+#include <algorithm>
 #include <iostream>
 
 #include "golden/reader/golden.h"
@@ -53,8 +54,8 @@ DType dump_type(const Options& options) {
 
 ExitCode dump_command(const Options& options) {
   probe_outputs(options);
-  const Case& c = io::find_case(*options.case_name);
-  const Dialect& dialect = find_dialect(options.dialect.value_or("spec-1"));
+  const Case c = io::case_of_words(*options.case_name);
+  const Dialect dialect = find_dialect(options.dialect.value_or("spec-1"));
   const std::string impl = dump_impl(options);
   const DType dtype = dump_type(options);
   const std::string device = resolve_device(options.device);
@@ -66,19 +67,31 @@ ExitCode dump_command(const Options& options) {
       make_trace(c, impl, dtype, options.mode, dialect, {.device = device, .progress = step});
   watch.stop.disarm();
   watch.stop.check();
-  io::write_trace(*options.out, trace);
+  io::write_trace(*options.out, options.sketch ? sketched(trace, c) : trace);
   watch.progress.finish();
   log_info(*options.out + ": " + std::to_string(trace.names().size()) + " tensors");
   return ExitCode::ok;
 }
 
+/// A case, or the one that is made up for a config.
+Case case_to_make(const Options& options) {
+  Case c = options.case_name ? io::case_of_words(*options.case_name)
+                             : io::case_of_config(*options.config);
+  if (options.seed) c.seed = *options.seed;
+  return c;
+}
+
 ExitCode weights_make_command(const Options& options) {
   probe_outputs(options);
-  const Case& c = io::find_case(*options.case_name);
+  const Case c = case_to_make(options);
   announce(estimate_of_weights(c), "cpu");
+  say_shape(c);
   {
     Watch watch(options);
-    io::make_checkpoint(c, *options.out, {.progress = [&](const std::string& shard) {
+    const DType dtype = options.dtypes.empty() ? DType::bfloat16 : options.dtypes.front();
+    io::make_checkpoint(c, *options.out, {.dtype = dtype,
+                                          .config_style = options.config_style,
+                                          .progress = [&](const std::string& shard) {
                           watch.step("weights of " + c.name + ": " + shard);
                         }});
     watch.stop.disarm();
@@ -100,6 +113,15 @@ ExitCode weights_check_command(const Options& options) {
 }
 
 }  // namespace
+
+void say_shape(const Case& c) {
+  const auto& all = io::cases();
+  const auto listed = [&](const Case& known) { return io::case_json(known) == io::case_json(c); };
+  if (std::any_of(all.begin(), all.end(), listed)) return;
+  log_info("case " + c.name + ": B " + std::to_string(c.B) + ", S " + std::to_string(c.S) +
+           ", pad " + std::to_string(c.pad) + ", seed " + std::to_string(c.seed) +
+           (c.sparse ? "" : "; fewer than half of its rows see more than index_topk keys"));
+}
 
 void announce(const Estimate& estimate, const std::string& device) {
   const std::string text = device == "cpu" ? announcement(estimate) : "";

@@ -19,7 +19,7 @@ inline constexpr char kOther[] = "Other";
 struct Raw {
   Options options;
   std::string config, case_name, dialect, batch, seed, timeout, out, junit, markdown, color;
-  std::string nproc, nnodes, node_rank, master_addr, master_port, rank, scale;
+  std::string nproc, nnodes, node_rank, master_addr, master_port, rank, scale, config_style, noise;
   std::vector<std::string> dtypes;
   bool list = false, show_config = false, version = false;
   std::string layers, html;

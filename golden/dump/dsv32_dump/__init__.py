@@ -28,7 +28,7 @@ From the outside in:
     taps          raw material to taps
     objective     the losses that train the indexer; kl: their formula
     environment   provenance; packages: what is not installed
-    trace         the file; gradients, tensors, errors
+    trace         the file; sketch: what a small one keeps; gradients, tensors, errors
 
 Modules are found by structure and checkpoint name, never by class name. Index scores, softmax
 inputs and routing are read where they pass through torch, while the forward pass runs. Nothing is

@@ -68,6 +68,8 @@ def _add_what(add: Any) -> None:
     add("--steps", type=int, help="mode train; default: as many as the suite's golden has")
     kept = "comma-separated patterns of taps to keep, such as logits,loss.lm,topk"
     add("--taps", default="*", help=kept)
+    small = "chosen rows, norms and projections in place of whole taps"
+    add("--sketch", action="store_true", help=small)
 
 
 def _add_implementation(add: Any) -> None:
@@ -150,6 +152,7 @@ def options_of(arguments: argparse.Namespace, batch: dict[str, Any] | None = Non
         gradient_checkpointing=arguments.gradient_checkpointing,
         taps=tuple(arguments.taps.split(",")),
         training_outputs=not arguments.no_training_outputs,
+        sketch=arguments.sketch,
     )
 
 

@@ -36,6 +36,7 @@ class Options:
     that replace the model's own decisions.
     use_cache: None leaves the model's own setting.
     taps: patterns of the taps to keep, with or without `layers.N.`.
+    sketch: the file keeps chosen rows, norms and projections in place of whole taps.
     training_outputs: ask for index scores and KL targets where the model hands them out.
     """
 
@@ -53,6 +54,7 @@ class Options:
     gradient_checkpointing: bool = False
     taps: tuple[str, ...] = ("*",)
     training_outputs: bool = True
+    sketch: bool = False
 
     @property
     def mode(self) -> str:
