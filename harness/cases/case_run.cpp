@@ -1,6 +1,7 @@
 #include "harness/cases/case_run.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "harness/cases/implementations.h"
 #include "harness/cases/threads.h"
@@ -30,7 +31,13 @@ const Trace* stage_inputs(const JudgedTrace& judged) {
   return judged.fed != nullptr ? judged.fed : judged.trace;
 }
 
+bool is_gradient(const std::string& name) { return name.starts_with("grad."); }
+
 bool has_gradients(const JudgedTrace& judged) {
+  const auto& sketches = judged.trace->sketches;
+  if (std::any_of(sketches.begin(), sketches.end(),
+                  [](const auto& entry) { return is_gradient(entry.first); }))
+    return true;
   if (judged.golden != nullptr && judged.golden->kind == "sketch") {
     return std::any_of(judged.golden->sketches.begin(), judged.golden->sketches.end(),
                        [](const auto& entry) { return entry.first.rfind("grad.", 0) == 0; });
@@ -39,10 +46,32 @@ bool has_gradients(const JudgedTrace& judged) {
                   [](const TapName& tap) { return tap.info.kind == TapKind::gradient; });
 }
 
-RunOptions probe_options(RunOptions options) {
-  options.dtype = DType::float32;
-  options.perturbation = kProbePerturbation;
+/// Far positions make angles so large that a probe of the usual size turns them round and round:
+/// there it is a small one in float64, drawn out afterwards.
+bool takes_fine_probe(const Case& c) { return c.position_offset > 0; }
+constexpr double kFineProbe = 1.0 / (int64_t{1} << 36);
+
+RunOptions probe_options(const Case& c, RunOptions options) {
+  const bool fine = takes_fine_probe(c);
+  options.dtype = fine ? DType::float64 : DType::float32;
+  options.perturbation = fine ? kFineProbe : kProbePerturbation;
   return options;
+}
+
+/// The probe as one of the usual size would be if all were linear.
+Trace drawn_out(const Case& c, Trace probe, const Trace& oracle) {
+  if (!takes_fine_probe(c)) return probe;
+  for (const std::string& name : oracle.names()) {
+    const HostTensor* small = probe.find(name);
+    if (small == nullptr || !is_floating(small->dtype())) continue;
+    std::vector<double> values = oracle.find(name)->to_doubles();
+    for (size_t i = 0; i < values.size(); ++i) {
+      const double moved = small->at(static_cast<int64_t>(i)) - values[i];
+      if (std::isfinite(moved)) values[i] += moved * (kProbePerturbation / kFineProbe);
+    }
+    probe.put(name, HostTensor::from_doubles(DType::float64, small->shape(), values));
+  }
+  return probe;
 }
 
 /// The warm-up is dense whatever the config says.
@@ -105,7 +134,7 @@ CaseRun::CaseRun(Case c, Batch batch, const WeightSource& weights, bool backward
       objective_(objective) {}
 
 CaseRun::CaseRun(const Case& c, bool backward, RunSettings settings, Objective objective)
-    : CaseRun(c, make_batch(c), std::make_unique<SyntheticWeights>(c.seed, c.bias_offset), backward,
+    : CaseRun(c, make_batch(c), std::make_unique<SyntheticWeights>(c), backward,
               std::move(settings), objective) {}
 
 CaseRun::CaseRun(Case c, Batch batch, std::unique_ptr<const WeightSource> own, bool backward,
@@ -145,7 +174,7 @@ ForcedTraces CaseRun::forced_traces(const Dialect& dialect, const Trace* decisio
   const Trace in_force =
       decisions_in_force(decisions != nullptr ? *decisions : Trace(), traces.oracle);
   replay(options, &in_force);
-  traces.probe = run(probe_options(options), "condition probe");
+  traces.probe = drawn_out(case_, run(probe_options(case_, options), "condition probe"), traces.oracle);
   return traces;
 }
 
@@ -169,11 +198,12 @@ HostTensor CaseRun::router_bias(int64_t layer) const {
 Evidence CaseRun::evidence_of(const JudgedTrace& judged) const {
   return {.subject = judged.subject,
           .c = &case_,
-          .batch = &batch_,
+          .batch = judged.batch != nullptr ? judged.batch : &batch_,
           .objective = objective_,
           .dtype = judged.dtype,
           .excluded_experts_at_zero = judged.dialect.router.group_fill_zero,
           .is_file = judged.is_file,
+          .ops_only = judged.ops_only,
           .unheld = judged.impl.empty() ? std::vector<std::string>{} : unheld_taps(judged.impl),
           .judged = judged.trace,
           .golden = judged.golden,
@@ -196,9 +226,10 @@ std::vector<Verdict> CaseRun::judge_staged(const JudgedTrace& judged) const {
     twin = this->twin(options, "staged reference");
     evidence.staged.twin = twin ? &*twin : nullptr;
   }
-  const Trace probe = run(probe_options(options), "staged probe");
+  Trace probe = run(probe_options(case_, options), "staged probe");
   options.dtype = DType::float64;
   const Trace oracle = run(options, "staged oracle");
+  probe = drawn_out(case_, std::move(probe), oracle);
   evidence.staged.oracle = &oracle;
   evidence.staged.probe = &probe;
   return harness::judge_staged(evidence);

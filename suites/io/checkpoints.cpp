@@ -34,7 +34,7 @@ std::string opened_refusal(const Tensors& tensors) {
 }
 
 void expect_synthetic(const WeightSource& source, const Case& c) {
-  const SyntheticWeights weights(c.seed, c.bias_offset);
+  const SyntheticWeights weights(c);
   for (const WeightSpec& spec : weight_specs(c.config)) {
     EXPECT_TRUE(source.load(spec).identical(weights.load(spec))) << spec.name;
   }
