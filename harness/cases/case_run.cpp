@@ -1,9 +1,9 @@
 #include "harness/cases/case_run.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "harness/cases/implementations.h"
+#include "harness/cases/probe.h"
 #include "harness/cases/threads.h"
 #include "src/bridge/runtime.h"
 #include "src/model/errors.h"
@@ -44,34 +44,6 @@ bool has_gradients(const JudgedTrace& judged) {
   }
   return any_name(*judged.trace,
                   [](const TapName& tap) { return tap.info.kind == TapKind::gradient; });
-}
-
-/// Far positions make angles so large that a probe of the usual size turns them round and round:
-/// there it is a small one in float64, drawn out afterwards.
-bool takes_fine_probe(const Case& c) { return c.position_offset > 0; }
-constexpr double kFineProbe = 1.0 / (int64_t{1} << 36);
-
-RunOptions probe_options(const Case& c, RunOptions options) {
-  const bool fine = takes_fine_probe(c);
-  options.dtype = fine ? DType::float64 : DType::float32;
-  options.perturbation = fine ? kFineProbe : kProbePerturbation;
-  return options;
-}
-
-/// The probe as one of the usual size would be if all were linear.
-Trace drawn_out(const Case& c, Trace probe, const Trace& oracle) {
-  if (!takes_fine_probe(c)) return probe;
-  for (const std::string& name : oracle.names()) {
-    const HostTensor* small = probe.find(name);
-    if (small == nullptr || !is_floating(small->dtype())) continue;
-    std::vector<double> values = oracle.find(name)->to_doubles();
-    for (size_t i = 0; i < values.size(); ++i) {
-      const double moved = small->at(static_cast<int64_t>(i)) - values[i];
-      if (std::isfinite(moved)) values[i] += moved * (kProbePerturbation / kFineProbe);
-    }
-    probe.put(name, HostTensor::from_doubles(DType::float64, small->shape(), values));
-  }
-  return probe;
 }
 
 /// The warm-up is dense whatever the config says.
@@ -174,7 +146,8 @@ ForcedTraces CaseRun::forced_traces(const Dialect& dialect, const Trace* decisio
   const Trace in_force =
       decisions_in_force(decisions != nullptr ? *decisions : Trace(), traces.oracle);
   replay(options, &in_force);
-  traces.probe = drawn_out(case_, run(probe_options(case_, options), "condition probe"), traces.oracle);
+  traces.probe =
+      drawn_out(case_, run(probe_options(case_, options), "condition probe"), traces.oracle);
   return traces;
 }
 
