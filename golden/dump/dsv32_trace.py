@@ -42,7 +42,7 @@ EXTRA_KEYS: dict[str, Any] = {
 EDIT_KEYS = ("name", "row", "column", "scale", "add")
 WEIGHT_KEYS = ("config", "overrides", "seed", "bias_offset", "edits")  # the weights depend on them
 CASE_FILE = "dsv32_case.json"
-MODES = ("forward", "backward", "kl-warmup", "kl-sparse", "train")
+MODES = ("forward", "backward", "kl-warmup", "kl-sparse", "train", "ops")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 STORED = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32"}
 
@@ -273,19 +273,17 @@ def case_values(case: dict[str, Any], name: str, shape: tuple[int, ...], count: 
     for edit in case.get("edits", ()):
         pattern = "[0-9]+".join(map(re.escape, edit["name"].split("*")))
         if re.fullmatch(pattern, name):
-            _apply_edit(edit, name, values, shape)
+            _apply(edit, name, values, shape)
     return values
 
 
-def _apply_edit(
-    edit: dict[str, Any], name: str, values: np.ndarray, shape: tuple[int, ...]
-) -> None:
+def _apply(edit: dict[str, Any], name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
     """value * scale + add on one index of the first or of the last axis, in place."""
     axis = "row" if "row" in edit else "column"
     index, size = edit[axis], shape[0 if axis == "row" else -1]
     if not 0 <= index < size:
         raise DumpError(4, name, f"case.edits: {axis}", f"0..{size - 1}", str(index))
-    inner = math.prod(shape[1:])
+    inner = int(np.prod(shape[1:]))
     part = slice(index * inner, (index + 1) * inner) if axis == "row" else slice(index, None, size)
     exact = values[part].astype(np.float64) * edit.get("scale", 1) + edit.get("add", 0)
     done = exact.astype(np.float32)
@@ -471,17 +469,16 @@ def _case_of_folder(folder: Path) -> CaseData:
 
 
 def released_config(config: dict[str, Any]) -> dict[str, Any]:
-    """config.json with the keys of the release, also where transformers 5 wrote it."""
+    """A config.json in the released style, whichever style it has."""
     config = dict(config)
-    rope, kinds = config.pop("rope_parameters", None), config.pop("mlp_layer_types", None)
-    if rope is not None:
-        rope = dict(rope)
-        kind, config["rope_theta"] = rope.pop("rope_type"), rope.pop("rope_theta")
-        config["rope_scaling"] = None if kind == "default" else {"type": kind, **rope}
-    if kinds is not None:
-        config["first_k_dense_replace"] = kinds.count("dense")
-    if "dtype" in config:
-        config["torch_dtype"] = config.pop("dtype")
+    rope, layers = config.pop("rope_parameters", None), config.pop("mlp_layer_types", None)
+    if rope:
+        config["rope_theta"] = rope["rope_theta"]
+        scaling = {key: v for key, v in rope.items() if key not in ("rope_type", "rope_theta")}
+        if rope["rope_type"] != "default":
+            config["rope_scaling"] = {"type": rope["rope_type"], **scaling}
+    if layers:
+        config["first_k_dense_replace"] = layers.count("dense")
     return config
 
 
@@ -650,7 +647,7 @@ def joined_kv_b(k: np.ndarray, v: np.ndarray) -> np.ndarray:
 class Trace:
     """The taps of one run, checked as they come; `write` makes the file that the judge reads.
 
-    mode: forward, backward, kl-warmup, kl-sparse or train. dtype: what the engine computes in
+    mode: forward, backward, kl-warmup, kl-sparse, train or ops. dtype: what the engine computes in
     (values may be stored wider). engine: name and version, for people. forced: decisions of another
     run were replayed. Other metadata by name; a dict or list becomes JSON.
     """

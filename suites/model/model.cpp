@@ -279,6 +279,19 @@ TEST(SelfWeights, EditsChangeARowOrAColumn) {
   EXPECT_EQ(SyntheticWeights(1, 0, {one}).load(norm).at(5), 0);
 }
 
+TEST(SelfWeights, RowsHaveTheirEdits) {
+  const WeightSpec o = {"model.layers.1.self_attn.o_proj.weight", {64, 64}};
+  const WeightSpec norm = {"model.norm.weight", {64}};
+  const WeightEdit row = {.name = o.name, .row = 7, .scale = 64};
+  const WeightEdit column = {.name = o.name, .column = 3, .scale = 0.5, .add = 1};
+  const WeightEdit one = {.name = norm.name, .row = 5, .scale = 0};
+  const WeightEdit other = {.name = norm.name, .column = 60, .scale = 2};
+  const SyntheticWeights weights(1, 0, {row, column, one, other});
+  for (const WeightSpec& spec : {o, norm})
+    expect_rows(weights, spec, {{0, 64}, {0, 7}, {7, 8}, {8, 64}, {5, 6}, {3, 9}, {60, 61}});
+  EXPECT_EQ(weights.load_rows(norm, 5, 6).at(0), 0);
+}
+
 TEST(SelfWeights, AnEditThatBfloat16CannotHoldIsRefused) {
   const WeightSpec o = {"model.layers.1.self_attn.o_proj.weight", {64, 64}};
   for (const double scale : {1.1, 1e300}) {
