@@ -29,7 +29,7 @@ namespace {
 class ResidentWeights : public WeightSource {
  public:
   ResidentWeights(const Case& c, DType dtype) : identity_(SyntheticWeights(c.seed).identity()) {
-    const SyntheticWeights synthetic(c.seed, c.bias_offset);
+    const SyntheticWeights synthetic(c);
     for (const WeightSpec& spec : weight_specs(c.config))
       tensors_[spec.name] = synthetic.load(spec).cast(dtype);
   }

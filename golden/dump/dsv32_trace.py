@@ -32,8 +32,17 @@ from typing import Any
 import numpy as np
 
 CASE_KEYS = ("config", "overrides", "seed", "B", "S", "pad", "bias_offset", "chunks")
+# Optional keys and what holds without them.
+EXTRA_KEYS: dict[str, Any] = {
+    "edits": [],
+    "pad_side": "left",
+    "position_offset": 0,
+    "config_style": 4,
+}
+EDIT_KEYS = ("name", "row", "column", "scale", "add")
+WEIGHT_KEYS = ("config", "overrides", "seed", "bias_offset", "edits")  # the weights depend on them
 CASE_FILE = "dsv32_case.json"
-MODES = ("forward", "backward", "kl-warmup", "kl-sparse", "train")
+MODES = ("forward", "backward", "kl-warmup", "kl-sparse", "train", "ops")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 STORED = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32"}
 
@@ -99,6 +108,7 @@ def check_case(case: dict[str, Any], where: str) -> dict[str, Any]:
     Throws DumpError on a missing key, a wrong type or an impossible value.
     """
     case = {"overrides": {}, "seed": 1, "pad": 0, "bias_offset": 0, "chunks": [], **case}
+    case = {**EXTRA_KEYS, **case}
     if "mask" in case:
         case["mask_given"] = case.pop("mask") != "none"
     for key in CASE_KEYS:
@@ -118,15 +128,41 @@ def check_case(case: dict[str, Any], where: str) -> dict[str, Any]:
     if chunks and sum(chunks) != case["S"]:
         want, got = f"lengths that sum to S = {case['S']}", f"a sum of {sum(chunks)}"
         raise DumpError(4, where, "case.chunks", want, got)
+    _check_extras(case, where)
     return case
+
+
+def _check_extras(case: dict[str, Any], where: str) -> None:
+    """The optional keys. Whether an edit fits the model is seen when its weight is made."""
+    edits = case["edits"]
+    if not isinstance(edits, (list, tuple)):
+        raise DumpError(4, where, "case.edits", "a list", repr(edits))
+    for edit in edits:
+        known = isinstance(edit, dict) and isinstance(edit.get("name"), str)
+        if not known or set(edit) - set(EDIT_KEYS) or ("row" in edit) == ("column" in edit):
+            want = "name, row or column, scale, add"
+            raise DumpError(4, where, "case.edits", want, repr(edit))
+    if case["pad_side"] not in ("left", "right"):
+        raise DumpError(4, where, "case.pad_side", "left or right", repr(case["pad_side"]))
+    if not isinstance(case["position_offset"], int) or case["position_offset"] < 0:
+        got = repr(case["position_offset"])
+        raise DumpError(4, where, "case.position_offset", "an integer >= 0", got)
+    if case["config_style"] not in (4, 5):
+        raise DumpError(4, where, "case.config_style", "4 or 5", repr(case["config_style"]))
+
+
+def plain_case(case: dict[str, Any]) -> dict[str, Any]:
+    """The keys that a case is told by: the required ones, and the others where they say more."""
+    extras = {key: case[key] for key, usual in EXTRA_KEYS.items() if case.get(key, usual) != usual}
+    return {key: case[key] for key in (*CASE_KEYS, "batch") if key in case} | extras
 
 
 def case_metadata(case: dict[str, Any]) -> str:
     """The name of a listed case, else the whole case as canonical JSON."""
-    plain = {key: case[key] for key in (*CASE_KEYS, "batch") if key in case}
+    plain = plain_case(case)
     name = case.get("name")
     listed = listed_cases().get(name) if isinstance(name, str) else None
-    if listed and "batch" not in case and all(listed[k] == case[k] for k in CASE_KEYS):
+    if listed and plain == plain_case(listed):
         return str(name)
     return canonical_json(plain)
 
@@ -228,6 +264,34 @@ def synthetic_values(
     return value
 
 
+def case_values(case: dict[str, Any], name: str, shape: tuple[int, ...], count: int) -> np.ndarray:
+    """The first `count` values, float32, of a weight of the case, its edits done.
+
+    `shape` is the whole weight's. Throws DumpError where a result is not exact in bfloat16.
+    """
+    values = synthetic_values(case["seed"], name, shape[-1], count, case["bias_offset"])
+    for edit in case.get("edits", ()):
+        pattern = "[0-9]+".join(map(re.escape, edit["name"].split("*")))
+        if re.fullmatch(pattern, name):
+            _apply(edit, name, values, shape)
+    return values
+
+
+def _apply(edit: dict[str, Any], name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
+    """value * scale + add on one index of the first or of the last axis, in place."""
+    axis = "row" if "row" in edit else "column"
+    index, size = edit[axis], shape[0 if axis == "row" else -1]
+    if not 0 <= index < size:
+        raise DumpError(4, name, f"case.edits: {axis}", f"0..{size - 1}", str(index))
+    inner = int(np.prod(shape[1:]))
+    part = slice(index * inner, (index + 1) * inner) if axis == "row" else slice(index, None, size)
+    exact = values[part].astype(np.float64) * edit.get("scale", 1) + edit.get("add", 0)
+    done = exact.astype(np.float32)
+    if not np.array_equal(done, exact) or (done.view(np.uint32) & 0xFFFF).any():
+        raise DumpError(4, name, "case.edits", "values that are exact in bfloat16", repr(edit))
+    values[part] = done
+
+
 def weight_specs(config: dict) -> dict[str, tuple[int, ...]]:
     """Name to shape of every tensor of the unfused checkpoint, in paper order."""
     hidden = config["hidden_size"]
@@ -287,12 +351,16 @@ def make_batch(case: dict[str, Any], vocab: int, index: int = 0) -> dict[str, np
     lanes = philox_lanes(case["seed"], f"batch.{index}.input_ids", B * S, "<u4").astype(np.uint64)
     ids = ((lanes * np.uint64(vocab)) >> np.uint64(32)).astype(np.int64).reshape(B, S)
     mask = np.ones((B, S), dtype=np.int64)
-    mask[B - 1, : case["pad"]] = 0
-    return complete_batch({"input_ids": ids, "attention_mask": mask})
+    right = case.get("pad_side") == "right"
+    mask[B - 1, S - case["pad"] if right else 0 : S if right else case["pad"]] = 0
+    offset = case.get("position_offset", 0)
+    return complete_batch({"input_ids": ids, "attention_mask": mask}, offset)
 
 
-def complete_batch(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def complete_batch(batch: dict[str, np.ndarray], offset: int = 0) -> dict[str, np.ndarray]:
     """The batch with position_ids, and with attention_mask and labels where they are absent.
+
+    offset: added to every position.
 
     A label counts where its token is attended, follows another one of its row and lies beyond the
     first quarter.
@@ -307,7 +375,7 @@ def complete_batch(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         "input_ids": ids,
         "attention_mask": mask,
         "position_ids": np.asarray(
-            batch.get("position_ids", np.maximum(counted - 1, 0)), dtype=np.int64
+            batch.get("position_ids", np.maximum(counted - 1, 0) + offset), dtype=np.int64
         ),
         "labels": np.asarray(batch.get("labels", labels), dtype=np.int64),
     }
@@ -355,10 +423,7 @@ class CaseData:
         if name not in self.weight_shapes:
             raise DumpError(4, self.name, "weight", "a checkpoint name of this case", repr(name))
         shape = self.weight_shapes[name]
-        case = self.fields
-        count = math.prod(shape)
-        values = synthetic_values(case["seed"], name, shape[-1], count, case["bias_offset"])
-        return values.reshape(shape)
+        return case_values(self.fields, name, shape, math.prod(shape)).reshape(shape)
 
     def weights(self) -> Iterator[tuple[str, np.ndarray]]:
         """Every tensor of the unfused checkpoint with its name, in paper order."""
@@ -400,7 +465,21 @@ def _case_of_folder(folder: Path) -> CaseData:
             want = f"a folder with {file.name}"
             raise DumpError(4, str(folder), "checkpoint", want, "none", hint)
     config, case = (json.loads((folder / n).read_text()) for n in ("config.json", CASE_FILE))
-    return CaseData(check_case(case, str(folder / CASE_FILE)), config)
+    return CaseData(check_case(case, str(folder / CASE_FILE)), released_config(config))
+
+
+def released_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A config.json in the released style, whichever style it has."""
+    config = dict(config)
+    rope, layers = config.pop("rope_parameters", None), config.pop("mlp_layer_types", None)
+    if rope:
+        config["rope_theta"] = rope["rope_theta"]
+        scaling = {key: v for key, v in rope.items() if key not in ("rope_type", "rope_theta")}
+        if rope["rope_type"] != "default":
+            config["rope_scaling"] = {"type": rope["rope_type"], **scaling}
+    if layers:
+        config["first_k_dense_replace"] = layers.count("dense")
+    return config
 
 
 # Taps: names, axes, shapes.
@@ -568,7 +647,7 @@ def joined_kv_b(k: np.ndarray, v: np.ndarray) -> np.ndarray:
 class Trace:
     """The taps of one run, checked as they come; `write` makes the file that the judge reads.
 
-    mode: forward, backward, kl-warmup, kl-sparse or train. dtype: what the engine computes in
+    mode: forward, backward, kl-warmup, kl-sparse, train or ops. dtype: what the engine computes in
     (values may be stored wider). engine: name and version, for people. forced: decisions of another
     run were replayed. Other metadata by name; a dict or list becomes JSON.
     """

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import h5file
 import numpy as np
-import sketch
 from agreement import limit
+from dsv32_dump import sketch
 
 # What has to be the same in both files. The others say who made them and on what.
 SAME_ATTRIBUTES = (

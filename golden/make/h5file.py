@@ -8,7 +8,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import sketch
+from dsv32_dump import sketch
 from synthetic import Case, make_batch
 
 FORMAT = "dsv32-verify.golden"

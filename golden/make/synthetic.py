@@ -12,7 +12,14 @@ from pathlib import Path
 
 import dsv32_trace
 import numpy as np
-from dsv32_trace import CASE_KEYS, canonical_json, synthetic_values, weight_specs
+from dsv32_trace import (
+    EXTRA_KEYS,
+    canonical_json,
+    case_values,
+    plain_case,
+    synthetic_values,
+    weight_specs,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARD_BYTES = 256 << 20
@@ -34,6 +41,10 @@ class Case:
     chunks: tuple[int, ...]
     mask_given: bool
     golden: str
+    edits: tuple[dict, ...] = ()
+    pad_side: str = "left"
+    position_offset: int = 0
+    config_style: int = 4
 
     @property
     def sparse_attention(self) -> bool:
@@ -43,12 +54,11 @@ class Case:
         """The case as dsv32_dump takes it: an entry of cases.json."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         fields["config"] = fields.pop("config_name")
-        return fields | {"chunks": list(self.chunks)}
+        return fields | {"chunks": list(self.chunks), "edits": list(self.edits)}
 
     @property
     def json(self) -> str:
-        fields = self.fields()
-        return canonical_json({key: fields[key] for key in CASE_KEYS})
+        return canonical_json(plain_case(self.fields()))
 
 
 def load_config(name: str) -> dict:
@@ -72,6 +82,7 @@ def _case(entry: dict) -> Case:
             key: entry[key]
             for key in ("overrides", "seed", "B", "S", "pad", "bias_offset", "mask_given", "golden")
         },
+        **{key: entry[key] for key in EXTRA_KEYS if key in entry},
     )
 
 
@@ -79,6 +90,28 @@ def weight(seed: int, name: str, shape: tuple[int, ...], bias_offset: float = 0)
     """One tensor of the unfused checkpoint, float32 (every value is exact in bfloat16)."""
     count = int(np.prod(shape))
     return synthetic_values(seed, name, shape[-1], count, bias_offset).reshape(shape)
+
+
+def case_weight(case: Case, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """One tensor of the case's checkpoint, its edits done."""
+    return case_values(case.fields(), name, shape, int(np.prod(shape))).reshape(shape)
+
+
+def styled_config(case: Case) -> dict:
+    """config.json as it is written: as released, or (config_style 5) as transformers 5 does it."""
+    if case.config_style == 4:
+        return case.config
+    config = dict(case.config)
+    scaling = config.pop("rope_scaling", None) or {"type": "default"}
+    rope = {"rope_type": scaling["type"], "rope_theta": config.pop("rope_theta")}
+    rope |= {key: value for key, value in scaling.items() if key != "type"}
+    dense = config.pop("first_k_dense_replace")
+    sparse = config["num_hidden_layers"] - dense
+    return config | {
+        "dtype": config.pop("torch_dtype", "float32"),
+        "rope_parameters": rope,
+        "mlp_layer_types": ["dense"] * dense + ["sparse"] * sparse,
+    }
 
 
 def is_trainable(name: str) -> bool:
@@ -103,7 +136,7 @@ def make_batch(case: Case, index: int = 0) -> dict[str, np.ndarray]:
 def write_checkpoint(case: Case, directory: Path) -> None:
     """The synthetic checkpoint in the released layout: config.json, sharded safetensors, index."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(case.config, indent=2) + "\n")
+    (directory / "config.json").write_text(json.dumps(styled_config(case), indent=2) + "\n")
     shards = _shards(weight_specs(case.config))
     index: dict[str, str] = {}
     for number, specs in enumerate(shards, start=1):
@@ -132,5 +165,5 @@ def _shards(specs: dict[str, tuple[int, ...]]) -> list[dict[str, tuple[int, ...]
 def _write_shard(case: Case, specs: dict[str, tuple[int, ...]], file: Path) -> None:
     from safetensors.numpy import save_file
 
-    tensors = {n: weight(case.seed, n, s, case.bias_offset) for n, s in specs.items()}
+    tensors = {n: case_weight(case, n, s) for n, s in specs.items()}
     save_file(tensors, file, metadata={"format": "pt"})

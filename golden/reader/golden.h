@@ -14,15 +14,8 @@
 /// docs/formats.md 8.
 namespace dsv32::golden {
 
-/// What a sketch golden keeps of one tap (of one gradient: the whole tensor is one row).
-struct SketchedTap {
-  Shape shape;  // of the full tap
-  /// Chosen rows: b * S + s; for gradients the first index of the weight.
-  std::vector<int64_t> row_index;
-  std::vector<float> rows;         // [rows, row size] complete values
-  std::vector<float> row_norms;    // [row count] L2 norms (gradients: one)
-  std::vector<float> projections;  // [row count, 8] seeded +-1 projections
-};
+/// What a sketch golden keeps of one tap.
+using SketchedTap = TapSketch;
 
 struct Golden {
   std::string case_name;

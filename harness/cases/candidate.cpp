@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "harness/cases/stored_dtype.h"
 #include "src/model/check_name.h"
 
 namespace dsv32::harness {
@@ -91,6 +92,9 @@ std::vector<Verdict> verdicts_on_loading(const Candidate& candidate,
     const int64_t all = w.identical + static_cast<int64_t>(w.different.size() + w.missing.size());
     check("load.weights", w.all_there(), loading_note(w), all);
   }
+  const std::string wrong = dtype_contradiction(
+      candidate.trace, parse_dtype(candidate.trace.metadata.at("dtype")));
+  if (!wrong.empty()) check("load.dtype", false, wrong, 1);
   return verdicts;
 }
 

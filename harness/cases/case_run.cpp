@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "harness/cases/implementations.h"
+#include "harness/cases/probe.h"
 #include "harness/cases/threads.h"
 #include "src/bridge/runtime.h"
 #include "src/model/errors.h"
@@ -30,19 +31,19 @@ const Trace* stage_inputs(const JudgedTrace& judged) {
   return judged.fed != nullptr ? judged.fed : judged.trace;
 }
 
+bool is_gradient(const std::string& name) { return name.starts_with("grad."); }
+
 bool has_gradients(const JudgedTrace& judged) {
+  const auto& sketches = judged.trace->sketches;
+  if (std::any_of(sketches.begin(), sketches.end(),
+                  [](const auto& entry) { return is_gradient(entry.first); }))
+    return true;
   if (judged.golden != nullptr && judged.golden->kind == "sketch") {
     return std::any_of(judged.golden->sketches.begin(), judged.golden->sketches.end(),
                        [](const auto& entry) { return entry.first.rfind("grad.", 0) == 0; });
   }
   return any_name(*judged.trace,
                   [](const TapName& tap) { return tap.info.kind == TapKind::gradient; });
-}
-
-RunOptions probe_options(RunOptions options) {
-  options.dtype = DType::float32;
-  options.perturbation = kProbePerturbation;
-  return options;
 }
 
 /// The warm-up is dense whatever the config says.
@@ -105,7 +106,7 @@ CaseRun::CaseRun(Case c, Batch batch, const WeightSource& weights, bool backward
       objective_(objective) {}
 
 CaseRun::CaseRun(const Case& c, bool backward, RunSettings settings, Objective objective)
-    : CaseRun(c, make_batch(c), std::make_unique<SyntheticWeights>(c.seed, c.bias_offset), backward,
+    : CaseRun(c, make_batch(c), std::make_unique<SyntheticWeights>(c), backward,
               std::move(settings), objective) {}
 
 CaseRun::CaseRun(Case c, Batch batch, std::unique_ptr<const WeightSource> own, bool backward,
@@ -145,7 +146,8 @@ ForcedTraces CaseRun::forced_traces(const Dialect& dialect, const Trace* decisio
   const Trace in_force =
       decisions_in_force(decisions != nullptr ? *decisions : Trace(), traces.oracle);
   replay(options, &in_force);
-  traces.probe = run(probe_options(options), "condition probe");
+  traces.probe =
+      drawn_out(case_, run(probe_options(case_, options), "condition probe"), traces.oracle);
   return traces;
 }
 
@@ -169,11 +171,12 @@ HostTensor CaseRun::router_bias(int64_t layer) const {
 Evidence CaseRun::evidence_of(const JudgedTrace& judged) const {
   return {.subject = judged.subject,
           .c = &case_,
-          .batch = &batch_,
+          .batch = judged.batch != nullptr ? judged.batch : &batch_,
           .objective = objective_,
           .dtype = judged.dtype,
           .excluded_experts_at_zero = judged.dialect.router.group_fill_zero,
           .is_file = judged.is_file,
+          .ops_only = judged.ops_only,
           .unheld = judged.impl.empty() ? std::vector<std::string>{} : unheld_taps(judged.impl),
           .judged = judged.trace,
           .golden = judged.golden,
@@ -196,9 +199,10 @@ std::vector<Verdict> CaseRun::judge_staged(const JudgedTrace& judged) const {
     twin = this->twin(options, "staged reference");
     evidence.staged.twin = twin ? &*twin : nullptr;
   }
-  const Trace probe = run(probe_options(options), "staged probe");
+  Trace probe = run(probe_options(case_, options), "staged probe");
   options.dtype = DType::float64;
   const Trace oracle = run(options, "staged oracle");
+  probe = drawn_out(case_, std::move(probe), oracle);
   evidence.staged.oracle = &oracle;
   evidence.staged.probe = &probe;
   return harness::judge_staged(evidence);

@@ -31,6 +31,8 @@ struct JudgedTrace {
   const Trace* trace = nullptr;  // for a sketched golden: its decisions and scalars
   const Trace* fed = nullptr;    // what stages read; nullptr: trace
   const golden::Golden* golden = nullptr;
+  const Batch* batch = nullptr;  // where only some rows are there: the others count as padding
+  bool ops_only = false;         // as Evidence
   bool is_file = false;
   /// Of an implementation of ours that a streamed run makes: bugs planted in its layers.
   std::map<int64_t, Dialect> layer_dialects = {};

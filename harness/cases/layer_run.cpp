@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "harness/cases/implementations.h"
+#include "harness/cases/probe.h"
 
 namespace dsv32::harness {
 namespace {
@@ -170,10 +171,9 @@ class Chain {
   }
 
   YardstickSides sides(const std::string& mode, const RunOptions& options, bool reference) {
-    RunOptions oracle = options, probe = options;
+    RunOptions oracle = options;
     oracle.dtype = DType::float64;
-    probe.dtype = DType::float32;
-    probe.perturbation = kProbePerturbation;
+    const RunOptions probe = probe_options(run_.the_case(), options);
     YardstickSides sides{side(mode + " oracle", oracle), side(mode + " probe", probe), {}, {}};
     if (!reference) return sides;
     sides.reference = side(mode + " reference", options);
@@ -212,12 +212,17 @@ class Chain {
     return run_.run(options, what_ + ", " + side.what, side.impl);
   }
 
+  Trace drawn_out(Trace probe, const Trace& oracle) const {
+    return harness::drawn_out(run_.the_case(), std::move(probe), oracle);
+  }
+
   /// The runs of float64 and of the probe serve every dtype. `lead` is the float32 reference.
   YardstickTraces forced_traces(DType dtype, const Trace& lead, const YardstickTraces* first) {
     YardstickSides& sides = forced_.at(dtype);
     YardstickTraces traces;
     traces.oracle = first != nullptr ? first->oracle : advance(sides.oracle);
-    traces.probe = first != nullptr ? first->probe : advance(sides.probe);
+    traces.probe =
+        first != nullptr ? first->probe : drawn_out(advance(sides.probe), traces.oracle);
     traces.reference = dtype == DType::float32 ? lead : advance(*sides.reference);
     if (sides.twin && needs_reference(dtype)) traces.twin = advance(*sides.twin);
     return traces;
@@ -264,7 +269,7 @@ class Chain {
     };
     YardstickSides& sides = judged.staged;
     traces.oracle = make(sides.oracle);
-    traces.probe = make(sides.probe);
+    traces.probe = drawn_out(make(sides.probe), traces.oracle);
     if (sides.reference) traces.reference = make(*sides.reference);
     if (sides.twin) traces.twin = make(*sides.twin);
     Evidence evidence = evidence_of(judged, own);

@@ -39,7 +39,7 @@ bool is_of_config(const Case& c, const std::string& config) {
 
 void check_candidate(const Case& c, const std::string& path, const Options& options) {
   if (options.case_name) {
-    const Case& asked = io::find_case(*options.case_name);
+    const Case asked = io::case_of_words(*options.case_name);
     if (io::case_json(asked) != io::case_json(c)) {
       contradiction(path, "--case", "case " + asked.name, "case " + c.name);
     }
@@ -134,7 +134,7 @@ std::vector<TrainingTask> chosen_training(const Options& options) {
 
 std::vector<Case> chosen_cases(const Options& options) {
   if (!options.candidates.empty()) return cases_of_candidates(options);
-  if (options.case_name) return {io::find_case(*options.case_name)};
+  if (options.case_name) return {io::case_of_words(*options.case_name)};
   return io::cases_of_config(options.config.value_or("tiny"));
 }
 

@@ -190,6 +190,7 @@ Options finish(Parser& parser) {
   options.case_name = given(raw.case_name);
   options.dialect = given(raw.dialect);
   options.batch = given(raw.batch);
+  options.noise = given(raw.noise);
   options.out = given(raw.out);
   options.junit = given(raw.junit);
   options.markdown = given(raw.markdown);
@@ -203,6 +204,9 @@ Options finish(Parser& parser) {
   }
   if (options.command == Command::launch) read_launch(raw, options);
   if (options.command == Command::fork) read_fork(raw, options.fork);
+  if (!raw.config_style.empty())
+    options.config_style =
+        static_cast<int>(parse_count("--config-style", raw.config_style, 4, 5));
   constexpr int64_t kMostAdapterRank = 1 << 16;
   if (!raw.rank.empty()) options.rank = parse_count("--rank", raw.rank, 1, kMostAdapterRank);
   if (!raw.scale.empty()) options.scale = parse_positive("--scale", raw.scale, "number");

@@ -2,6 +2,7 @@
 
 #include <commit.h>
 
+#include <algorithm>
 #include <iostream>
 
 #include "golden/reader/golden.h"
@@ -59,8 +60,8 @@ DType dump_type(const Options& options) {
 
 ExitCode dump_command(const Options& options) {
   probe_outputs(options);
-  const Case& c = io::find_case(*options.case_name);
-  const Dialect& dialect = find_dialect(options.dialect.value_or("spec-1"));
+  const Case c = io::case_of_words(*options.case_name);
+  const Dialect dialect = find_dialect(options.dialect.value_or("spec-1"));
   const std::string impl = dump_impl(options);
   const DType dtype = dump_type(options);
   const std::string device = resolve_device(options.device);
@@ -72,30 +73,29 @@ ExitCode dump_command(const Options& options) {
       make_trace(c, impl, dtype, options.mode, dialect, {.device = device, .progress = step});
   watch.stop.disarm();
   watch.stop.check();
-  io::write_trace(*options.out, trace);
+  io::write_trace(*options.out, options.sketch ? sketched(trace, c) : trace);
   watch.progress.finish();
   log_info(*options.out + ": " + std::to_string(trace.names().size()) + " tensors");
   return ExitCode::ok;
 }
 
-/// The case of --case, or the one that has the name of --config.
-const Case& case_to_make(const Options& options) {
-  if (options.case_name || options.config)
-    return io::find_case(options.case_name ? *options.case_name : *options.config);
-  throw Error(ExitCode::usage, {.where = "weights make",
-                                .what = "which weights",
-                                .expected = "--case NAME or --config NAME",
-                                .got = "neither",
-                                .hint = "dsv32-verify list cases"});
+/// A case, or the one that is made up for a config.
+Case case_to_make(const Options& options) {
+  Case c = options.case_name ? io::case_of_words(*options.case_name)
+                             : io::case_of_config(*options.config);
+  if (options.seed) c.seed = *options.seed;
+  return c;
 }
 
 ExitCode weights_make_command(const Options& options) {
-  const Case& c = case_to_make(options);
-  io::MakeCheckpointOptions how;
+  const Case c = case_to_make(options);
+  io::MakeCheckpointOptions how{.config_style = options.config_style};
+  if (!options.dtypes.empty()) how.dtype = options.dtypes.front();
   if (!options.layers.empty())
     how.only = selected_specs(parse_layers(options.layers, c.config), c.config);
   probe_outputs(options);
   announce(estimate_of_weights(c, how.only), "cpu");
+  say_shape(c);
   {
     Watch watch(options);
     how.progress = [&](const std::string& shard) {
@@ -122,6 +122,15 @@ ExitCode weights_check_command(const Options& options) {
 }
 
 }  // namespace
+
+void say_shape(const Case& c) {
+  const auto& all = io::cases();
+  const auto listed = [&](const Case& known) { return io::case_json(known) == io::case_json(c); };
+  if (std::any_of(all.begin(), all.end(), listed)) return;
+  log_info("case " + c.name + ": B " + std::to_string(c.B) + ", S " + std::to_string(c.S) +
+           ", pad " + std::to_string(c.pad) + ", seed " + std::to_string(c.seed) +
+           (c.sparse ? "" : "; fewer than half of its rows see more than index_topk keys"));
+}
 
 void announce(const Estimate& estimate, const std::string& device) {
   const std::string text = device == "cpu" ? announcement(estimate) : "";

@@ -64,6 +64,8 @@ std::vector<TrainingTask> chosen_training(const Options& options);
 
 /// Says what a long job is expected to take, before it starts. Its rates are those of CPUs.
 void announce(const Estimate& estimate, const std::string& device);
+/// Says B and S of a case that no list has.
+void say_shape(const Case& c);
 
 /// Throws Error (usage) when an output would overwrite an input or another output, (environment)
 /// unless everything that `options` wants written can be written. Before any work.

@@ -29,6 +29,7 @@ Job make_job(const Options& options) {
   job.candidates.assign(options.candidates.begin(), options.candidates.end());
   job.dialect = options.dialect.value_or(job.dialect);
   job.accept_weak = options.accept_weak;
+  if (options.noise) job.noise = *options.noise;
   if (!options.dtypes.empty()) job.dtypes = options.dtypes;
   if (!options.impls.empty()) {
     job.impls = options.impls;
@@ -122,6 +123,7 @@ ExitCode judge_command(const Options& options) {
   if (options.dialect && options.candidates.empty()) {
     log_warning("--dialect says what a candidate declares; without --candidate it changes nothing");
   }
+  for (const Case& c : job.cases) say_shape(c);
   announce(estimate_of(job), job.device);
   return deliver(run_stoppable(std::move(job), options), options);
 }

@@ -79,6 +79,8 @@ std::string list_dialects() {
   for (const Dialect& dialect : dialect_presets()) {
     text += row(dialect.name, dialect_consequence(dialect.name));
   }
+  text += "  toggles, alone or in a sum (spec-1+kl-sum-over-layers, hf+k-norm-eps):\n";
+  for (const KnownBug& bug : known_bugs()) text += row(bug.name, bug.description);
   return text;
 }
 

@@ -22,7 +22,7 @@ bool contains(const std::vector<std::string>& words, const std::string& word) {
 }
 
 bool looks_like_path(const std::string& text) {
-  return text.find('/') != std::string::npos || text.ends_with(".json") ||
+  return text.starts_with('{') || text.find('/') != std::string::npos || text.ends_with(".json") ||
          std::filesystem::exists(text);
 }
 
@@ -44,12 +44,6 @@ void check_config(const std::string& config) {
                                   .hint = "this is a case: --case " + config});
   }
   expect_one_of("--config", "config", config, known);
-}
-
-void check_dialect(const std::string& dialect) {
-  std::vector<std::string> known;
-  for (const Dialect& preset : dialect_presets()) known.push_back(preset.name);
-  expect_one_of("--dialect", "dialect", dialect, known);
 }
 
 void check_suites(const std::vector<std::string>& asked) {
@@ -102,9 +96,18 @@ void check_dump(const Options& options) {
   }
 }
 
+/// A checkpoint is made for a case or for a config.
+void check_weights_make(const Options& options) {
+  if (options.case_name.has_value() != options.config.has_value()) return;
+  throw Error(ExitCode::usage, {.where = "weights make",
+                                .what = "what the weights are for",
+                                .expected = "--case NAME|JSON or --config NAME|PATH|JSON",
+                                .got = options.config ? "both" : "neither"});
+}
+
 void check_case_against_config(const Options& options) {
   if (!options.config || !options.case_name || !options.candidates.empty()) return;
-  const Case& c = io::find_case(*options.case_name);
+  const Case c = io::case_of_words(*options.case_name);
   if (c.config_name == *options.config) return;
   throw Error(ExitCode::usage, {.where = "--case " + c.name,
                                 .what = "not a case of --config " + *options.config,
@@ -186,14 +189,20 @@ DType parse_float_type(const std::string& where, const std::string& text) {
 
 void check_names(const Options& options) {
   if (options.config) check_config(*options.config);
-  if (options.case_name) io::find_case(*options.case_name);
+  if (options.case_name) io::case_of_words(*options.case_name);
   check_case_against_config(options);
   for (const std::string& name : options.fork.cases) io::find_case(name);
-  if (options.dialect) check_dialect(*options.dialect);
+  if (options.noise && options.candidates.empty())
+    throw Error(ExitCode::usage, {.where = "--noise",
+                                  .what = "the noise of a candidate's engine",
+                                  .expected = "--candidate FILE beside it",
+                                  .got = "no candidate"});
+  if (options.dialect) find_dialect(*options.dialect);
   check_suites(options.suites);
   check_impls(options);
   expect_one_of("--device", "device", options.device, kDevices);
   if (options.command == Command::dump) check_dump(options);
+  if (options.command == Command::weights_make) check_weights_make(options);
   if (options.command == Command::list && !options.arguments.empty()) {
     expect_one_of("list", "group", options.arguments.front(), list_groups());
   }

@@ -59,6 +59,7 @@ struct Options {
   std::vector<std::string> candidates;
   std::optional<std::string> dialect;
   bool accept_weak = false;
+  std::optional<std::string> noise;
   std::string weights = "synthetic";
   std::optional<std::string> batch;
   std::optional<uint64_t> seed;
@@ -88,6 +89,8 @@ struct Options {
 
   // subcommands
   std::string mode = "forward";        // dump
+  bool sketch = false;                 // dump
+  std::optional<int> config_style;     // weights make
   std::vector<std::string> arguments;  // compare A B, list GROUP, launch -- COMMAND, ...
   int64_t nproc = 0, nnodes = 1, node_rank = 0, master_port = 0;  // launch
   std::optional<std::string> master_addr;                         // launch

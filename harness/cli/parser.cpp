@@ -69,14 +69,17 @@ void add_judged(CLI::App& app, Raw& raw) {
   Options& o = raw.options;
   add(app, "--config", raw.config, "NAME|PATH",
       "all cases of tiny, small, medium, full or a config.json", kJudged);
-  add(app, "--case", raw.case_name, "NAME", "one case (dsv32-verify list cases)", kJudged);
+  add(app, "--case", raw.case_name, "NAME|JSON", "one case (dsv32-verify list cases), or your own",
+      kJudged);
   add(app, "--candidate", o.candidates, "FILE", "judge this trace file in its case; repeatable",
       kJudged)
       ->allow_extra_args(false);
   app.add_flag("--accept-weak", raw.options.accept_weak,
                "undecided checks pass (decisions not in the file)")
       ->group(kJudged);
-  add(app, "--dialect", raw.dialect, "NAME", "what the candidate declares to be; default spec-1",
+  add(app, "--noise", raw.noise, "FILE", "a clean trace of the candidate's engine: its own noise",
+      kJudged);
+  add(app, "--dialect", raw.dialect, "NAME", "what the candidate declares to be, as hf or hf+k-norm-eps; default spec-1",
       kJudged);
   add(app, "--weights", o.weights, "SOURCE", "synthetic (default), synthetic:SEED or a folder",
       kJudged);
@@ -139,7 +142,7 @@ void add_dump(Parser& parser) {
   Options& o = raw.options;
   CLI::App& dump = *add_verb(parser, parser.app, Command::dump, "dump",
                              "write the trace of one of our implementations");
-  add(dump, "--case", raw.case_name, "NAME", "the case to run (required)")->required();
+  add(dump, "--case", raw.case_name, "NAME|JSON", "the case to run (required)")->required();
   add(dump, "--out", raw.out, "FILE", "the safetensors file to write (required); - is stdout")
       ->required();
   add(dump, "--impl", o.impls, "NAME", "oracle, reference (default), optimized, optimized-simt")
@@ -149,6 +152,7 @@ void add_dump(Parser& parser) {
   add(dump, "--dtype", raw.dtypes, "TYPE", "float64, float32 (default) or bfloat16")->expected(1);
   add(dump, "--dialect", raw.dialect, "NAME", "run as this dialect; default spec-1");
   add(dump, "--device", o.device, "NAME", "auto (default), cpu or cuda");
+  dump.add_flag("--sketch", o.sketch, "chosen rows, norms and projections in place of whole taps");
 }
 
 void add_fork(Parser& parser) {
@@ -206,9 +210,13 @@ void add_weights(Parser& parser) {
   CLI::App& weights = *add_noun(parser, "weights", "make or check a checkpoint folder");
   CLI::App& make = *add_verb(parser, weights, Command::weights_make, "make",
                              "make a synthetic checkpoint that from_pretrained opens");
-  add(make, "--case", raw.case_name, "NAME", "the case");
-  add(make, "--config", raw.config, "NAME", "the case that has the name of this config");
+  add(make, "--case", raw.case_name, "NAME|JSON", "the case");
+  add(make, "--config", raw.config, "NAME|PATH|JSON", "or a config; its case is made up");
+  add(make, "--seed", raw.seed, "N", "another seed");
   add(make, "--layers", raw.options.layers, "N,..", "these layers alone; also embed, head");
+  add(make, "--dtype", raw.dtypes, "TYPE", "bfloat16 (default) or float32")->expected(1);
+  add(make, "--config-style", raw.config_style, "4|5",
+      "config.json as released, or as transformers 5 writes it");
   add(make, "--out", raw.out, "DIR", "the folder (required)")->required();
   CLI::App& check = *add_verb(parser, weights, Command::weights_check, "check",
                               "check names, shapes and values of a checkpoint folder");

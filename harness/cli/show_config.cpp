@@ -64,7 +64,7 @@ std::string object(const Fields& fields) {
 }  // namespace
 
 ModelConfig chosen_config(const Options& options) {
-  if (options.case_name) return io::find_case(*options.case_name).config;
+  if (options.case_name) return io::case_of_words(*options.case_name).config;
   return io::read_config(options.config.value_or("tiny"));
 }
 

@@ -56,7 +56,8 @@ fs::path checkpoint_of(const Case& c, const fs::path& checkpoints) {
   for (const Case& first : io::cases()) {
     const bool same = first.seed == c.seed && first.bias_offset == c.bias_offset &&
                       first.config_name == c.config_name &&
-                      first.overrides_json == c.overrides_json;
+                      first.overrides_json == c.overrides_json && first.edits == c.edits &&
+                      first.config_style == c.config_style;
     if (same) return checkpoints / first.name;
   }
   return checkpoints / c.name;

@@ -1,14 +1,17 @@
 #include "harness/job/model_part.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "harness/cases/diagnosis.h"
 #include "harness/cases/implementations.h"
 #include "harness/cases/layer_run.h"
+#include "harness/cases/sketched.h"
 #include "harness/job/estimate.h"
 #include "harness/job/memory.h"
 #include "harness/job/provenance.h"
 #include "harness/job/streaming.h"
+#include "harness/judge/noise.h"
 #include "src/io/io.h"
 #include "src/model/check_name.h"
 
@@ -25,9 +28,9 @@ std::unique_ptr<const WeightSource> open_weights(const Job& job, const Case& c) 
   const std::string seeded = "synthetic:";
   if (job.weights.rfind(seeded, 0) == 0) {
     return std::make_unique<SyntheticWeights>(std::stoull(job.weights.substr(seeded.size())),
-                                              c.bias_offset);
+                                              c.bias_offset, c.edits);
   }
-  if (job.weights == "synthetic") return std::make_unique<SyntheticWeights>(c.seed, c.bias_offset);
+  if (job.weights == "synthetic") return std::make_unique<SyntheticWeights>(c);
   if (job.layers.empty()) return io::open_checkpoint(job.weights, c.config);
   return io::open_checkpoint(job.weights, c.config,
                              selected_specs(parse_layers(job.layers, c.config), c.config));
@@ -40,7 +43,8 @@ CaseRun make_run(const Job& job, Case c, const WeightSource& weights, const Obje
     c.B = batch.B;
     c.S = batch.S;
     c.chunks.clear();
-    c.sparse = exercises_selection(c);
+    c.sparse = false;
+    c.made_up = true;
   }
   if (is_streamed(job, c)) {  // a segment goes over the whole batch in one pass
     c.chunks.clear();
@@ -88,6 +92,32 @@ void tell_unreached(std::vector<Verdict>& verdicts) {
     if (verdict.trust == Trust::skipped) verdict.note = "never reached: it crashed before";
 }
 
+/// Mode `ops`: no end to end, so no result is asked for.
+std::vector<Verdict> ops_verdicts(const JudgedTrace& file, std::vector<Verdict> verdicts) {
+  const bool none = std::all_of(verdicts.begin(), verdicts.end(),
+                                [](const Verdict& v) { return v.trust == Trust::skipped; });
+  if (none)
+    verdicts.push_back({.subject = file.subject,
+                        .tap = rule_name("taps"),
+                        .trust = Trust::missing,
+                        .note = "no op is there together with its inputs"});
+  return verdicts;
+}
+
+std::vector<Verdict> file_verdicts(const CaseRun& run, const JudgedTrace& file) {
+  std::vector<Verdict> staged = run.judge_staged(file);
+  for (Verdict& verdict : judge_staged_rows(run, file)) staged.push_back(std::move(verdict));
+  if (file.ops_only) return ops_verdicts(file, std::move(staged));
+  return run.judge_forced(file, nullptr, std::move(staged));
+}
+
+/// What a diagnosis can look at: a sketch cannot take the place of a tap.
+std::vector<Verdict> of_whole_taps(const JudgedTrace& file, std::vector<Verdict> verdicts) {
+  std::erase_if(verdicts,
+                [&](const Verdict& v) { return file.trace->sketches.contains(v.tap); });
+  return verdicts;
+}
+
 }  // namespace
 
 CaseJob::CaseJob(const Job& job, Case c, const Objective& objective, Report& report)
@@ -128,6 +158,13 @@ void CaseJob::run_golden_and_own() {
   if (golden) judge_golden(*golden, common ? &shared : nullptr);
   for (size_t i = 0; i < own.size(); ++i)
     judge_own(own[i], std::move(staged[i]), decisions, shared);
+  const auto is_oracle = [](const JudgedTrace& judged) {
+    return judged.subject.party == Party::reference && judged.dtype == DType::float64;
+  };
+  if (!golden && std::all_of(own.begin(), own.end(), is_oracle))
+    findings_.add(own.front().subject, {{.tap = rule_name("evidence"),
+                                         .trust = Trust::vacuous,
+                                         .note = "the oracle against itself: this cannot fail"}});
   if (!golden && c.golden == "none")
     report_.not_tested.push_back(c.name + ": there is no golden of this case");
 }
@@ -191,34 +228,75 @@ void CaseJob::run_candidate(const Candidate& candidate) {
   const io::CandidateNotes notes = io::candidate_notes(candidate.trace, candidate.path.string());
   check_weights_identity(candidate, run_.weights());
   report_.judged.push_back(provenance_of(candidate, notes));
-  // What the dump computed is no evidence about the implementation, and no stage of it read that.
-  Trace held = candidate.trace;
-  for (const std::string& tap : notes.derived_taps) held.erase(tap);
-  const JudgedTrace file{.subject = candidate.subject,
-                         .dtype = parse_dtype(candidate.trace.metadata.at("dtype")),
-                         .dialect = find_dialect(job_.dialect),
-                         .trace = &held,
-                         .is_file = true};
   std::vector<Verdict> verdicts = verdicts_on_loading(candidate, notes);
+  const bool broken_start = !verdicts.empty() && verdicts.front().trust == Trust::fail &&
+                            check_of(verdicts.front().tap).scope == CheckScope::rule;
+  const Trace held = held_by(candidate, notes);
+  const JudgedTrace file = judged_file(candidate, held);
   if (!candidate.trace.empty()) {
-    std::vector<Verdict> judged = run_.judge_subject(file);
+    std::vector<Verdict> judged = file_verdicts(run_, file);
     say_derived(judged, notes.derived_taps);
-    verdicts.insert(verdicts.end(), judged.begin(), judged.end());
+    if (job_.noise) widen(candidate, judged);
+    std::move(judged.begin(), judged.end(), std::back_inserter(verdicts));
   } else if (!notes.failure) {
     verdicts.push_back({.tap = rule_name("taps"),
                         .trust = Trust::missing,
                         .note = "there is no tap in this file"});
   }
   if (notes.failure) tell_unreached(verdicts);
-  const bool broken_start = !verdicts.empty() && verdicts.front().trust == Trust::fail &&
-                            check_of(verdicts.front().tap).scope == CheckScope::rule;
   findings_.add(candidate.subject, verdicts,
-                broken_start ? Diagnosis{} : diagnose(run_, file, verdicts));
+                broken_start ? Diagnosis{} : diagnose(run_, file, of_whole_taps(file, verdicts)));
+  list_untested(candidate, notes);
+}
+
+void CaseJob::list_untested(const Candidate& candidate, const io::CandidateNotes& notes) {
+  const auto add = [&](const std::string& what, const char* why) {
+    report_.not_tested.push_back(candidate.subject.label + ": " + what + why);
+  };
+  for (const std::string& name : notes.unjudged_tensors)
+    add(name, " is not judged in this version");
   if (notes.failure) return;  // its taps that are not there were never reached
-  for (const std::string& tap : notes.missing_taps) {
-    report_.not_tested.push_back(candidate.subject.label + ": " + tap +
-                                 " was not found in that implementation");
+  for (const std::string& tap : notes.missing_taps)
+    add(tap, " was not found in that implementation");
+}
+
+/// The file without what the dump computed: that is no evidence about the implementation, and no
+/// stage of it read that.
+Trace CaseJob::held_by(const Candidate& candidate, const io::CandidateNotes& notes) {
+  Trace held = candidate.trace;
+  for (const std::string& tap : notes.derived_taps) {
+    held.erase(tap);
+    held.sketches.erase(tap);
   }
+  return held;
+}
+
+JudgedTrace CaseJob::judged_file(const Candidate& candidate, const Trace& held) const {
+  return {.subject = candidate.subject,
+          .dtype = parse_dtype(candidate.trace.metadata.at("dtype")),
+          .dialect = find_dialect(job_.dialect),
+          .trace = &held,
+          .ops_only = candidate.mode == "ops",
+          .is_file = true};
+}
+
+/// By the noise of the engine's clean run, of the same case, mode and dtype.
+void CaseJob::widen(const Candidate& candidate, std::vector<Verdict>& verdicts) {
+  const Candidate clean = read_candidates({*job_.noise}).front();
+  const auto same = [&](const char* key) {
+    return clean.trace.metadata.at(key) == candidate.trace.metadata.at(key);
+  };
+  if (io::case_json(clean.the_case) != io::case_json(candidate.the_case) || !same("mode") ||
+      !same("dtype"))
+    throw Error(ExitCode::artefact, {.where = clean.path.string(),
+                                     .what = "noise of " + candidate.subject.label,
+                                     .expected = "a run of its case, mode and dtype",
+                                     .got = clean.the_case.name + ", " + clean.mode + ", " +
+                                            clean.trace.metadata.at("dtype")});
+  check_weights_identity(clean, run_.weights());
+  const Trace held = held_by(clean, io::candidate_notes(clean.trace, clean.path.string()));
+  const CleanRun run{clean.path.filename().string(), file_verdicts(run_, judged_file(clean, held))};
+  report_.warnings.push_back(widen_by_noise(run, verdicts));
 }
 
 std::optional<golden::Golden> CaseJob::load_golden() {

@@ -31,6 +31,10 @@ class CaseJob {
  private:
   LayerRunOptions layer_options();
   void list_what_no_layer_shows(const LayerRunOptions& options);
+  static Trace held_by(const Candidate& candidate, const io::CandidateNotes& notes);
+  JudgedTrace judged_file(const Candidate& candidate, const Trace& held) const;
+  void list_untested(const Candidate& candidate, const io::CandidateNotes& notes);
+  void widen(const Candidate& candidate, std::vector<Verdict>& verdicts);
   std::optional<golden::Golden> load_golden();
   void judge_golden(const golden::Golden& golden, const ForcedTraces* shared);
   JudgedTrace own_trace(const std::string& impl, DType dtype) const;

@@ -26,9 +26,12 @@ double seconds_since(Clock::time_point start) {
 }
 
 bool has_gradients(const Candidate& candidate) {
-  const std::vector<std::string> names = candidate.trace.names();
-  return std::any_of(names.begin(), names.end(),
-                     [](const std::string& name) { return name.starts_with("grad."); });
+  const auto is_gradient = [](const std::string& name) { return name.starts_with("grad."); };
+  const std::vector<std::string>& names = candidate.trace.names();
+  const auto& sketches = candidate.trace.sketches;
+  return std::any_of(names.begin(), names.end(), is_gradient) ||
+         std::any_of(sketches.begin(), sketches.end(),
+                     [&](const auto& entry) { return is_gradient(entry.first); });
 }
 
 /// The job, without the backward passes that none of the candidates has a gradient to show for.

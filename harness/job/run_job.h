@@ -20,4 +20,7 @@ Report run_job(const Job& job);
 Trace make_trace(const Case& c, const std::string& impl, DType dtype, const std::string& mode,
                  const Dialect& dialect, const RunSettings& settings);
 
+/// The same with every tap sketched (docs/formats.md 4); decisions and scalars stay whole.
+Trace sketched(const Trace& trace, const Case& c);
+
 }  // namespace dsv32::harness

@@ -90,9 +90,10 @@ void check_zero(const Comparison& c, const RowLayout& layout, const TapError& er
 struct RowRatios {
   double ratio = 0, cap = 0;
   size_t worst_row = 0;
+  size_t beyond = 0;  // rows beyond their limit
 };
 
-RowRatios row_ratios(const TapError& error) {
+RowRatios row_ratios(const TapError& error, double limit) {
   RowRatios out;
   double worst = -1;
   for (size_t r = 0; r < error.rows.size(); ++r) {
@@ -100,6 +101,7 @@ RowRatios row_ratios(const TapError& error) {
     const double allowance = short_row_factor(row.elements);
     const double ratio = row.judged / (error.denominator(row) * allowance);
     out.ratio = keep_larger(out.ratio, ratio);
+    if (!(ratio <= limit)) ++out.beyond;
     out.cap = keep_larger(out.cap, row.judged / (error.sensitivity(row) * allowance));
     if (ratio <= worst || std::isnan(worst)) continue;
     worst = ratio;
@@ -140,7 +142,7 @@ void add_tail(const Comparison& c, const TapError& error, const Tail& tail, Verd
 
 void add_values(const Comparison& c, const RowLayout& layout, const TapError& error,
                 Verdict& verdict) {
-  const RowRatios rows = row_ratios(error);
+  const RowRatios rows = row_ratios(error, limits_for(c.tap, c.mode, c.dtype).row_ratio);
   const Tail tail = measure_tail(c, layout, error, limits_for(c.tap, c.mode, c.dtype).tail);
   add_ratios(c, error, rows, verdict);
   const bool by_rows = std::any_of(verdict.measures.begin(), verdict.measures.end(),
@@ -149,6 +151,9 @@ void add_values(const Comparison& c, const RowLayout& layout, const TapError& er
   if (!c.golden_config.empty())
     verdict.measures.push_back(
         by_limit("golden.relative", {.config = c.golden_config}, error.relative()));
+  if (by_rows && error.has_reference)
+    verdict.note = std::to_string(rows.beyond) + " of " + std::to_string(error.rows.size()) +
+                   " rows are beyond the row ratio";
   if (verdict.worst) return;  // of an exact rule
   verdict.worst = !by_rows && tail.element >= 0
                       ? worst_at(c, layout, tail.element)
@@ -179,6 +184,7 @@ Verdict compare_layout(const Comparison& c) {
   if (layout.rows().empty()) return unmeasured(c, Trust::vacuous, "no row is judged");
   Verdict verdict = open_verdict(c);
   const TapError error = measure_rows(c, layout, c.judged);
+  if (!std::isfinite(error.norm)) return unmeasured(c, Trust::vacuous, kNotFinite);
   verdict.checked = error.elements;
   check_outside(c, layout, verdict);
   if (error.norm == 0) {

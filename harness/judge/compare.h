@@ -14,6 +14,8 @@ namespace dsv32::harness {
 
 /// A verdict that names its subject, tap and mode; it passes until something is measured.
 Verdict open_verdict(const Comparison& c);
+/// Of an oracle with NaN or infinity in what is judged.
+inline constexpr char kNotFinite[] = "the oracle is not finite: nothing can be judged";
 /// A verdict that measured nothing, and why.
 Verdict unmeasured(const Comparison& c, Trust trust, std::string note);
 
@@ -32,7 +34,7 @@ double relative_error(const Comparison& c);
 Verdict compare_score_gradient(const Comparison& c, const HostTensor& student,
                                const HostTensor& target);
 
-/// The same for a sketched golden: chosen rows in full, row norms and projections of all rows.
+/// The same for a sketched tap: chosen rows in full, row norms and projections of all rows.
 Verdict compare_sketch(const Comparison& c, const golden::SketchedTap& judged);
 
 /// The error that the tail test takes for noise at one element of the judged side (flat index).

@@ -17,7 +17,9 @@ std::string of_rows(int64_t part, int64_t whole) {
 
 // The rows that no turn of a decision can have moved, judged as if all decisions were known.
 Verdict judge_unexposed(const Comparison& c, const Exposure& exposure) {
-  const Batch batch = exposure.without_exposed(c.tap);
+  Batch batch = exposure.without_exposed(c.tap);
+  for (size_t i = 0; i < batch.attention_mask.size(); ++i)  // rows that are not there
+    batch.attention_mask[i] &= c.batch->attention_mask[i];
   const std::vector<uint8_t> keys = visible_keys(*c.batch);
   Comparison rest = c;
   rest.batch = &batch;

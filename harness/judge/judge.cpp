@@ -1,14 +1,17 @@
 #include "harness/judge/judge.h"
 
 #include <algorithm>
+#include <cmath>
 #include <iterator>
 #include <set>
 
+#include "harness/judge/cancelled.h"
 #include "harness/judge/decisions.h"
 #include "harness/judge/free.h"
 #include "harness/judge/keys.h"
 #include "harness/judge/limits.h"
 #include "src/model/check_name.h"
+#include "src/model/sketch.h"
 #include "src/model/weights.h"
 
 namespace dsv32::harness {
@@ -20,6 +23,12 @@ bool all_zero(const HostTensor& tensor) {
   for (int64_t i = 0; i < tensor.numel(); ++i)
     if (tensor.at(i) != 0) return false;
   return true;
+}
+
+bool has_nan(const HostTensor& tensor) {
+  for (int64_t i = 0; i < tensor.numel(); ++i)
+    if (std::isnan(tensor.at(i))) return true;
+  return false;
 }
 
 bool has_gradients(const Trace* trace) {
@@ -86,10 +95,23 @@ class Judge {
 
   const HostTensor* tensor(const std::string& name) const { return e_.judged->find(name); }
 
-  const golden::SketchedTap* sketch(const std::string& name) const {
-    if (e_.golden == nullptr) return nullptr;
-    const auto found = e_.golden->sketches.find(name);
-    return found == e_.golden->sketches.end() ? nullptr : &found->second;
+  const TapSketch* sketch(const std::string& name) const {
+    const auto& sketches = e_.golden != nullptr ? e_.golden->sketches : e_.judged->sketches;
+    const auto found = sketches.find(name);
+    return found == sketches.end() ? nullptr : &found->second;
+  }
+
+  // Rows without norms and projections, or rows that must be judged one by one: the tap with zeros
+  // in the other rows, which count as padding.
+  void use_rows(Comparison& c, const TapSketch& sketch) {
+    rows_tensor_ = tensor_of_rows(sketch);
+    rows_batch_ = *e_.batch;
+    std::vector<int64_t>& mask = rows_batch_.attention_mask;
+    std::vector<int64_t> there(mask.size(), 0);
+    for (const int64_t row : sketch.row_index) there.at(static_cast<size_t>(row)) = mask.at(row);
+    mask = there;
+    c.judged = &rows_tensor_;
+    c.batch = &rows_batch_;
   }
 
   bool present(const std::string& name) const {
@@ -124,6 +146,12 @@ class Judge {
                        [this](const std::string& name) { return derivable(name); });
   }
 
+  bool inputs_there(const TapName& tap) const {
+    const std::vector<std::string> inputs = tap_inputs(tap, config_);
+    return std::all_of(inputs.begin(), inputs.end(),
+                       [this](const std::string& name) { return fed_.has(name); });
+  }
+
   bool decides(const TapName& tap) const {
     return tap.info.kind == TapKind::experts ||
            (tap.info.kind == TapKind::topk && config_.use_sparse_attention);
@@ -156,6 +184,9 @@ class Judge {
     if (tap.info.kind == TapKind::attention || tap.info.kind == TapKind::keys)
       c.support = support(*tap.layer, yardsticks);
     if (e_.golden != nullptr && mode == Mode::forced) c.golden_config = e_.c->config_name;
+    const TapSketch* part = sketch(tap.full);
+    const bool rows = tap.info.kind == TapKind::token || tap.info.kind == TapKind::key;
+    if (part != nullptr && (part->rows_only() || (rows && mode == Mode::free))) use_rows(c, *part);
     return c;
   }
 
@@ -172,13 +203,23 @@ class Judge {
     return &support_;
   }
 
+  // Without a counted label there is neither a loss nor a gradient.
+  bool needs_labels(const TapName& tap) const {
+    const bool gradient = tap.info.kind == TapKind::gradient;
+    return tap.full == "loss.lm" || (gradient && e_.objective.lm);
+  }
+
   Verdict compare(const Comparison& c) {
+    if (needs_labels(c.tap) && !counts_labels(*e_.batch))
+      return unmeasured(c, Trust::vacuous, "no label of the batch counts");
     if (c.tap.info.is_decision()) return compare_decision(c);
     if (c.judged == nullptr) return compare_sketch(c, *sketch(c.tap.full));
     return c.mode == Mode::free ? judge_free(c, exposure()) : compare_values(c);
   }
 
   Verdict compare_decision(const Comparison& c) {
+    if (c.yardstick.oracle != nullptr && has_nan(*c.yardstick.oracle))
+      return unmeasured(c, Trust::vacuous, kNotFinite);
     Verdict verdict = c.tap.info.kind == TapKind::topk ? compare_topk(c) : compare_experts(c);
     return c.mode == Mode::free ? judge_free_decision(c, exposure(), std::move(verdict)) : verdict;
   }
@@ -218,7 +259,9 @@ class Judge {
   void judge_staged(const TapName& tap) {
     if (tensor(tap.full) == nullptr) return;  // listed with the forced verdicts
     const Comparison c = comparison(tap, Mode::staged, e_.staged);
-    if (inputs_derivable(tap)) {
+    if (e_.ops_only && !inputs_there(tap)) {
+      verdicts_.push_back(unmeasured(c, Trust::skipped, "an input: its own inputs are not there"));
+    } else if (inputs_derivable(tap)) {
       verdicts_.push_back(compare(c));
     } else {
       verdicts_.push_back(
@@ -277,12 +320,27 @@ class Judge {
     judge_untrained_gradients(expected);
   }
 
+  std::optional<Verdict> judge_cancelled(const Comparison& c) {
+    const bool asked = c.yardstick.oracle != nullptr && c.judged != nullptr && c.tap.layer;
+    if (!asked || is_of_expert(c.tap)) return std::nullopt;
+    const auto [scale, is_new] = gradient_scales_.emplace(*c.tap.layer, 0);
+    if (is_new)
+      scale->second =
+          gradient_scale(gradient_taps(config_, e_.objective), *e_.forced.oracle, *c.tap.layer);
+    return compare_cancelled(c, scale->second);
+  }
+
+  static bool is_of_expert(const TapName& tap) {
+    return tap.full.find(".experts.") != std::string::npos;
+  }
+
   Verdict judge_gradient(const TapName& tap) {
     const Mode mode = all_replayed_ ? Mode::forced : Mode::free;
+    if (auto cancelled = judge_cancelled(comparison(tap, mode, e_.forced))) return *cancelled;
     Verdict verdict = compare(comparison(tap, mode, e_.forced));
     const HostTensor* oracle = e_.forced.oracle->find(tap.full);
     if (oracle == nullptr || !all_zero(*oracle)) return verdict;
-    const bool expert = tap.full.find(".experts.") != std::string::npos;
+    const bool expert = is_of_expert(tap);
     verdict.note = expert ? "no counted token reached this expert: exactly zero"
                           : "the oracle's gradient is all zero: nothing was tested";
     if (!expert && verdict.trust == Trust::pass) verdict.trust = Trust::vacuous;
@@ -318,7 +376,7 @@ class Judge {
   }
 
   void judge_selection() {
-    if (!e_.c->sparse || !config_.use_sparse_attention) return;
+    if (!(e_.c->sparse || e_.c->made_up) || !config_.use_sparse_attention) return;
     int64_t rows = 0, unselective = 0;
     for (int64_t b = 0; b < e_.batch->B; ++b)
       for (int64_t s = 0, keys = 0; s < e_.batch->S; ++s) {
@@ -326,6 +384,7 @@ class Judge {
         ++rows;
         unselective += ++keys <= config_.index_topk ? 1 : 0;
       }
+    if (!e_.c->sparse && unselective < rows) return;
     Verdict verdict = named(rule_name("selection.exercised"), Trust::pass, "");
     verdict.checked = rows;
     const double share =
@@ -333,7 +392,8 @@ class Judge {
     verdict.measures.push_back(by_limit("selection.exercised", share));
     if (verdict.measures[0].within()) return verdicts_.push_back(std::move(verdict));
     verdict.trust = Trust::vacuous;
-    verdict.note = "too few query rows see more than index_topk keys";
+    verdict.note = unselective == rows ? "no query row sees more than index_topk keys"
+                                       : "too few query rows see more than index_topk keys";
     verdicts_.push_back(std::move(verdict));
   }
 
@@ -378,6 +438,9 @@ class Judge {
   std::set<std::string> unreplayed_;
   bool all_replayed_ = true;
   std::optional<Exposure> exposure_;
+  std::map<int64_t, double> gradient_scales_;
+  HostTensor rows_tensor_;  // of the comparison at hand
+  Batch rows_batch_;
   std::vector<uint8_t> support_;
   int64_t support_layer_ = -1;
   const HostTensor* support_of_ = nullptr;

@@ -73,6 +73,8 @@ constexpr Limit kLimits[] = {
     // place.
     {"decision.own_logits", kAll, kAny, "own logits", 4,
      "the choice that follows from the same stored logits"},
+    {"gradient.cancelled", kAll, kAny, "of the layer's largest", 64,
+     "norm in units of rounding: what sums that cancel leave, of terms as large as the others"},
     {"selection.exercised", kAll, kAny, "rows within index_topk", 0.5,
      "docs/spec.md 3: at least half of the query rows see more keys"},
     {"row.long", kAll, kAny, "elements", 64, "from here on the norm of a row is certain enough"},

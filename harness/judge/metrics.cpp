@@ -144,8 +144,9 @@ TapError measure_rows(const Comparison& c, const RowLayout& layout, const HostTe
 double element_noise(const TapError& error, const RowError& row, double expected, DType dtype) {
   const double root = std::sqrt(static_cast<double>(std::max<int64_t>(row.elements, 1)));
   double size = std::max(row.norm / root, std::fabs(expected));
-  // A short row says little about the size of the terms that its few values are sums of.
-  if (short_row_factor(row.elements) > 1)
+  // A short row, or one of zeros, says little about the size of the terms that its values are sums
+  // of.
+  if (short_row_factor(row.elements) > 1 || row.norm == 0)
     size = std::max(size, error.norm / std::sqrt(static_cast<double>(error.elements)));
   return std::max(
       {ulp_at(expected, dtype), error.noise_relative() * size, error.noise_of(row) / root});

@@ -30,6 +30,7 @@ class SketchComparison {
   Verdict run() {
     if (layout_.rows().empty()) return unmeasured(c_, Trust::vacuous, "no row is judged");
     error_ = measure_rows(c_, layout_, nullptr);
+    if (!std::isfinite(error_.norm)) return unmeasured(c_, Trust::vacuous, kNotFinite);
     verdict_ = open_verdict(c_);
     verdict_.checked = error_.elements;
     read_rows();

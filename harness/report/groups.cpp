@@ -8,6 +8,7 @@
 
 #include "harness/report/text.h"
 #include "src/model/check_name.h"
+#include "src/model/trace.h"
 
 namespace dsv32::harness {
 namespace {
@@ -156,15 +157,58 @@ std::string measure_text(const Measure& measure) {
          number(measure.limit) + ")";
 }
 
-std::string worst_text(const Worst& worst) {
-  std::string text = "[";
+namespace {
+
+/// What the axes of a tap are called, as many as its elements have indices.
+std::vector<std::string> axes_of(const std::string& tap, size_t rank) {
+  const auto name = parse_tap(tap);
+  if (!name) return {};
+  switch (name->info.kind) {
+    case TapKind::attention:
+      return {"batch", "head", "query", "key"};
+    case TapKind::scores:
+    case TapKind::keys:
+      return {"batch", "query", "key"};
+    case TapKind::key:
+      return {"batch", "key", "lane"};
+    case TapKind::topk:
+    case TapKind::experts:
+      return {"batch", "token", "place"};
+    case TapKind::token:
+      if (rank == 4) return {"batch", "token", "head", "lane"};
+      return {"batch", "token", "lane"};
+    case TapKind::gradient:
+      return {"row", "column"};
+    default:
+      return {};
+  }
+}
+
+}  // namespace
+
+std::string worst_text(const Verdict& verdict) {
+  if (!verdict.worst) return "";
+  const Worst& worst = *verdict.worst;
+  const std::vector<std::string> axes = axes_of(verdict.tap, worst.index.size());
+  std::string text = "[", words;
   for (size_t i = 0; i < worst.index.size(); ++i) {
     text += (i == 0 ? "" : ",") + std::to_string(worst.index[i]);
+    if (i < axes.size())
+      words += (i == 0 ? "" : ", ") + axes[i] + " " + std::to_string(worst.index[i]);
   }
   text += "]";
-  if (worst.row >= 0) text += " (row " + std::to_string(worst.row) + ")";
+  if (!words.empty()) text += " (" + words + ")";
   const auto [expected, got] = numbers_apart(worst.expected, worst.got);
   return text + ": expected " + expected + ", got " + got;
+}
+
+std::string inputs_text(const Verdict& verdict) {
+  const auto tap = parse_tap(verdict.tap);
+  if (!tap || verdict.mode != Mode::staged || tap->info.inputs.empty()) return "";
+  std::string text;
+  for (const std::string_view input : tap->info.inputs)
+    text += (text.empty() ? "reads " : ", ") + std::string(input);
+  return text;
 }
 
 std::string plain_text(const Verdict& verdict) {

@@ -39,8 +39,11 @@ std::vector<const Verdict*> failures(const Group& group);
 
 /// "row ratio 612 (limit 3)"
 std::string measure_text(const Measure& measure);
-/// "[1,4,0] (row 36): expected 0.12, got -0.46"
-std::string worst_text(const Worst& worst);
+/// "[1,4,0,3] (batch 1, token 4, head 0, lane 3): expected 0.12, got -0.46"; nothing without a worst
+/// element.
+std::string worst_text(const Verdict& verdict);
+/// What the op of a staged tap reads: "reads embed, attn.out"; empty for other checks.
+std::string inputs_text(const Verdict& verdict);
 /// "0.38 % off, rounding allows 2e-05 %"; "" where nothing of the kind was measured.
 std::string plain_text(const Verdict& verdict);
 /// "0.61 of limit", "beyond an exact limit"

@@ -24,7 +24,7 @@ std::string details_of(const Report& report, const Group& group, const Verdict& 
   const auto add = [&](const std::string& label, const std::string& value) {
     if (!value.empty()) text += xml_text(label + ": " + value, 1000) + "\n";
   };
-  if (v.worst) add("worst element", worst_text(*v.worst));
+  if (v.worst) add("worst element", worst_text(v));
   add("structure", v.structure);
   if (group.first_failure == &v) {
     for (const Finding* f : group.findings) {

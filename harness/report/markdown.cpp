@@ -131,7 +131,9 @@ std::string first_divergence(const Report& report, const Group& g) {
       row("First divergence", markdown_code(v->tap) + " (" + std::string(to_string(v->mode)) + ")");
   text += row("Size", size_of(*v));
   if (v->plain) text += row("Error", markdown_text(plain_text(*v)));
-  if (v->worst) text += row("Worst element", markdown_text(worst_text(*v->worst)));
+  if (v->worst) text += row("Worst element", markdown_text(worst_text(*v)));
+  const std::string inputs = inputs_text(*v);
+  if (!inputs.empty()) text += row("Op", markdown_text(inputs));
   if (!v->structure.empty()) text += row("Structure", markdown_text(v->structure, 300));
   if (!v->note.empty()) text += row("Note", markdown_text(v->note, 300));
   return text + row("Reproduce", markdown_code(repro_command(report, *v), 600));

@@ -179,7 +179,8 @@ class Screen {
       add_detail("first", printable(v->tap, 100) + " (" + std::string(to_string(v->mode)) +
                               "): " + measures_text(*v));
       add_detail("error", plain_text(*v));
-      if (v->worst) add_detail("worst", worst_text(*v->worst));
+      add_detail("op", inputs_text(*v));
+      add_detail("worst", worst_text(*v));
       add_detail("structure", printable(v->structure));
       add_detail("note", printable(v->note));
     }
@@ -229,7 +230,7 @@ class Screen {
   }
 
   void add_taps(const Group& g) {
-    for (const Verdict* v : worst_first(g.verdicts)) {
+    for (const Verdict* v : g.verdicts) {  // in execution order
       std::string text;
       for (const Measure& m : v->measures) text += "  " + measure_text(m);
       if (!v->note.empty()) text += "  " + printable(v->note);

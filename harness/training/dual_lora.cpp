@@ -400,7 +400,7 @@ class Judge {
     side.set_to(oracle.end);
     const LoraLogits logits = lora_logits(side, batch_, last_decisions_, merged_decisions_);
     put(judge_lora_logits(job_.the_case, logits, oracle.logits, subject_));
-    const SyntheticWeights synthetic(job_.the_case.seed, job_.the_case.bias_offset);
+    const SyntheticWeights synthetic(job_.the_case);
     const training::OneUlpWeights start(synthetic, job_.perturbation_seed);
     put(judge_lora_base(side, job_.the_case, start, subject_));
   }

@@ -18,7 +18,7 @@ const std::string kGradient = "grad.";
 class StartWeights : public WeightSource {
  public:
   StartWeights(const Case& c, uint64_t perturbation_seed)
-      : base_(c.seed, c.bias_offset), moved_(base_, perturbation_seed) {}
+      : base_(c), moved_(base_, perturbation_seed) {}
   HostTensor load(const WeightSpec& spec) const override { return moved_.load(spec); }
   std::string identity() const override { return moved_.identity(); }
 

@@ -155,7 +155,7 @@ std::vector<Verdict> judge_lora_start(LoraSide& side, const Batch& batch, const 
 
 Verdict judge_lora_scale(const TrainingJob& job, const LoraPlan& plan, const Subject& subject) {
   const ModelConfig& config = job.the_case.config;
-  const SyntheticWeights source(job.the_case.seed, job.the_case.bias_offset);
+  const SyntheticWeights source(job.the_case);
   const training::LoraAdapters adapters(config, lora_modules(config, plan.targets), source, source,
                                         torch::kFloat64, job.bug);
   std::map<std::string, const LoraModule*> modules;

@@ -39,7 +39,7 @@ LoraSide::LoraSide(const TrainingJob& job, const LoraPlan& plan, const SideOptio
     : options_(options),
       device_(job.settings.device),
       config_(job.the_case.config),
-      synthetic_(std::make_unique<SyntheticWeights>(job.the_case.seed, job.the_case.bias_offset)) {
+      synthetic_(std::make_unique<SyntheticWeights>(job.the_case)) {
   if (options.bug == Bug::lora_kl_leak) options_.dialect.kl.q_latent_detached = false;
   base_ = std::make_unique<ResidentWeights>(
       std::make_unique<training::OneUlpWeights>(*synthetic_, options.ulp_seed));

@@ -29,7 +29,7 @@ TrainingSide::TrainingSide(const TrainingJob& job, const training::Recipe& recip
     : job_(job),
       recipe_(recipe),
       options_(options),
-      synthetic_(job.the_case.seed, job.the_case.bias_offset),
+      synthetic_(job.the_case),
       start_(std::make_unique<training::OneUlpWeights>(synthetic_, options.ulp_seed)) {
   const bool wide = options.dtype == DType::float64;
   trainables_ = std::make_unique<training::FullWeights>(

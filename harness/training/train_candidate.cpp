@@ -42,7 +42,7 @@ class TrainCandidate {
       : candidate_(candidate),
         trace_(candidate.trace),
         golden_(std::move(golden)),
-        start_(candidate.the_case.seed, candidate.the_case.bias_offset) {}
+        start_(candidate.the_case) {}
 
   std::vector<Verdict> run() {
     for (const char* name : {"loss", "kl", "grad_norm"}) judge_series(name);

@@ -93,6 +93,7 @@ Batch batch_of_case(const Case& c, const std::optional<fs::path>& file, const st
             .what = "batch",
             .expected = named + ", which " + where + " was made with",
             .got = "sha256 " + batch.digest});
+  set_positions(batch, c.position_offset);
   return batch;
 }
 

@@ -9,6 +9,7 @@
 #include "src/io/fields.h"
 #include "src/io/io.h"
 #include "src/io/text.h"
+#include "src/model/weights.h"
 
 namespace dsv32::io {
 namespace {
@@ -16,12 +17,17 @@ namespace {
 constexpr uint64_t kCaseLimit = uint64_t{1} << 20;  // bytes of one case or of the list
 constexpr int64_t kMaxTokens =
     int64_t{1} << 20;              // B * S: a case is only a claim, and an oracle is built from it
+constexpr int64_t kLeastTokens = 2;  // of a row: one predicts another
+constexpr double kMaxBias = 1 << 20;  // scores lie within 0 and 1
 constexpr size_t kNameDigits = 8;  // hex digits in the name of an unlisted case
 
 const std::set<std::string> kCaseKeys = {"config", "overrides", "seed",        "B",
                                          "S",      "pad",       "bias_offset", "chunks"};
-const std::set<std::string> kOptionalKeys = {"name", "mask",
-                                             "batch"};  // the first two: dsv32_case.json
+/// Left out where they say what holds anyway.
+const std::set<std::string> kOptionalKeys = {"edits", "pad_side", "position_offset",
+                                             "config_style"};
+/// The first two: dsv32_case.json.
+const std::set<std::string> kTraceKeys = {"name", "mask", "batch"};
 const std::set<std::string> kListKeys = {"name",     "mask_given", "sparse",
                                          "training", "golden",     "purpose"};
 
@@ -33,7 +39,7 @@ void check_keys(const Json& object, const std::set<std::string>& more, const std
       refuse(
           {.where = where, .what = "case." + key, .expected = "a value", .got = "a missing key"});
   for (const auto& [key, value] : object.items())
-    if (!kCaseKeys.contains(key) && !more.contains(key))
+    if (!kCaseKeys.contains(key) && !kOptionalKeys.contains(key) && !more.contains(key))
       refuse(
           {.where = where, .what = "case", .expected = "known keys only", .got = printable(key)});
 }
@@ -85,6 +91,67 @@ void read_chunks(const Fields& fields, const Json& chunks, Case& c) {
     fields.wrong("chunks", "lengths that sum to S, " + std::to_string(c.S), sum);
 }
 
+/// One entry of `edits`. docs/formats.md 3.
+WeightEdit read_edit(const Json& object, const std::string& where) {
+  static const std::set<std::string> kKeys = {"name", "row", "column", "scale", "add"};
+  if (!object.is_object())
+    refuse({.where = where, .what = "case.edits", .expected = "objects", .got = kind_of(object)});
+  const Fields fields(object, where, "case.edits.");
+  for (const auto& [key, value] : object.items())
+    if (!kKeys.contains(key)) fields.wrong(printable(key), "name, row or column, scale, add", key);
+  WeightEdit edit{.name = fields.text("name"),
+                  .scale = fields.number_or("scale", 1),
+                  .add = fields.number_or("add", 0)};
+  if (fields.find("row")) edit.row = fields.integer("row");
+  if (fields.find("column")) edit.column = fields.integer("column");
+  if (edit.row.has_value() == edit.column.has_value())
+    fields.wrong("row", "either a row or a column", edit.row ? "both" : "neither");
+  return edit;
+}
+
+/// Throws Error (artefact) unless the edit changes a weight of this model, inside it.
+void check_edit(const WeightEdit& edit, const ModelConfig& config, const std::string& where) {
+  const int64_t index = edit.row ? *edit.row : *edit.column;
+  bool named = false;
+  for (const WeightSpec& spec : weight_specs(config)) {
+    if (!names_weight(edit, spec.name)) continue;
+    named = true;
+    const int64_t size = edit.row ? spec.shape.front() : spec.shape.back();
+    if (index < 0 || index >= size)
+      refuse({.where = where,
+              .what = std::string("case.edits: ") + (edit.row ? "row" : "column") + " of " +
+                      spec.name,
+              .expected = "0.." + std::to_string(size - 1),
+              .got = std::to_string(index)});
+  }
+  if (!named)
+    refuse({.where = where,
+            .what = "case.edits: name",
+            .expected = "a weight of this model, * for digits",
+            .got = printable(edit.name)});
+}
+
+/// The optional keys.
+void read_extras(const Json& object, Case& c, const std::string& where) {
+  constexpr int64_t kLastOffset = int64_t{1} << 24;  // float32 holds every position below
+  const Fields fields(object, where, "case.");
+  if (const Json* edits = fields.find("edits")) {
+    if (!edits->is_array()) fields.wrong("edits", "a list", *edits);
+    for (const Json& entry : *edits) c.edits.push_back(read_edit(entry, where));
+    for (const WeightEdit& edit : c.edits) check_edit(edit, c.config, where);
+  }
+  if (const Json* side = fields.find("pad_side")) {
+    if (*side != "left" && *side != "right") fields.wrong("pad_side", "left or right", *side);
+    c.pad_side = *side == "right" ? PadSide::right : PadSide::left;
+  }
+  c.position_offset = fields.integer_or("position_offset", 0);
+  if (c.position_offset < 0 || c.position_offset > kLastOffset)
+    fields.wrong("position_offset", "0.." + std::to_string(kLastOffset), c.position_offset);
+  const int64_t style = fields.integer_or("config_style", 4);
+  if (style != 4 && style != 5) fields.wrong("config_style", "4 or 5", style);
+  c.config_style = static_cast<int>(style);
+}
+
 void read_shape(const Json& object, Case& c, const std::string& where) {
   const Fields fields(object, where, "case.");
   if (!object["seed"].is_number_unsigned())
@@ -94,12 +161,16 @@ void read_shape(const Json& object, Case& c, const std::string& where) {
   c.S = fields.integer("S");
   c.pad = fields.integer("pad");
   c.bias_offset = fields.number("bias_offset");
+  if (!(std::fabs(c.bias_offset) <= kMaxBias))
+    fields.wrong("bias_offset", "at most 2^20 in magnitude", object["bias_offset"]);
   if (c.B < 1 || c.B > kMaxTokens) fields.wrong("B", "1.." + std::to_string(kMaxTokens), c.B);
-  if (c.S < 1 || c.S > kMaxTokens / c.B)
-    fields.wrong("S", "B * S from 1 to " + std::to_string(kMaxTokens) + " tokens", c.S);
+  if (c.S < kLeastTokens || c.S > kMaxTokens / c.B)
+    fields.wrong("S", "at least 2, and B * S at most " + std::to_string(kMaxTokens) + " tokens",
+                 c.S);
   if (c.pad < 0 || c.pad >= c.S)
     fields.wrong("pad", "0.." + std::to_string(c.S - 1) + ", less than S", c.pad);
   read_chunks(fields, object["chunks"], c);
+  read_extras(object, c, where);
 }
 
 Case read_listed(const Json& entry, const std::string& list) {
@@ -178,20 +249,32 @@ void read_identity(const Json& object, Case& c, const std::string& where) {
   c.name = "case-" + sha256_hex(canonical.data(), canonical.size()).substr(0, kNameDigits);
 }
 
+/// "my-model" for my-model/config.json and for my-model.json; of a text its digest.
+std::string name_of_config(const std::string& path_or_json) {
+  if (path_or_json.starts_with('{'))
+    return "config-" + sha256_hex(path_or_json.data(), path_or_json.size()).substr(0, kNameDigits);
+  const fs::path file = fs::weakly_canonical(config_path(path_or_json));
+  return (file.stem() == "config" ? file.parent_path().filename() : file.stem()).string();
+}
+
 Case default_case(const std::string& path) {
   constexpr int64_t kRows = 2, kPad = 5, kShortest = 33, kBeyond = 32;
   Case c;
-  c.config = read_config(path);
+  c.config = path.starts_with('{') ? parse_config(path, "--config") : read_config(path);
   c.config_name = path;
-  const fs::path file = fs::weakly_canonical(config_path(path));
-  c.name =
-      (file.stem() == "config" ? file.parent_path().filename() : file.stem()).string() + "-default";
+  c.name = name_of_config(path) + "-default";
   c.overrides_json = "{}";
   c.B = kRows;
   const int64_t wanted = std::max(kShortest, 2 * c.config.index_topk + kBeyond);
   c.S = std::min({wanted, c.config.max_position_embeddings, kMaxTokens / kRows});
   c.pad = std::min(kPad, c.S - 1);
+  if (c.S < kLeastTokens)
+    refuse({.where = path.substr(0, path.find('{')),
+            .what = "max_position_embeddings",
+            .expected = "at least two positions, so that one token predicts another",
+            .got = std::to_string(c.config.max_position_embeddings)});
   c.sparse = exercises_selection(c);
+  c.made_up = true;
   c.golden = "none";
   c.purpose = "default case of a config by path";
   return c;
@@ -211,6 +294,17 @@ const Case& find_case(const std::string& name) {
                                 .expected = "a case of configs/cases.json",
                                 .got = printable(name),
                                 .hint = did_you_mean(nearest(name, case_names()))});
+}
+
+Case case_of_words(const std::string& name_or_json) {
+  return name_or_json.starts_with('{') ? case_from_text(name_or_json, "--case")
+                                       : find_case(name_or_json);
+}
+
+Case case_of_config(const std::string& name_path_or_json, uint64_t seed) {
+  Case c = default_case(name_path_or_json);
+  c.seed = seed;
+  return c;
 }
 
 std::vector<Case> cases_of_config(const std::string& name_or_path) {
@@ -235,12 +329,13 @@ Case case_from_text(const std::string& text, const std::string& where) {
             .hint = did_you_mean(nearest(text.substr(0, 100), case_names()))});
   }
   const Json object = parse_json(text, where);
-  check_keys(object, kOptionalKeys, where);
+  check_keys(object, kTraceKeys, where);
   Case c;
   read_model(object, c, where);
   read_shape(object, c, where);
   read_batch_digest(object, c, where);
   c.sparse = exercises_selection(c);
+  c.made_up = true;
   c.golden = "none";
   c.purpose = "a case of its own";
   read_identity(object, c, where);
@@ -256,6 +351,26 @@ std::optional<Case> case_of_checkpoint(const fs::path& dir) {
 
 Case case_from_metadata(const std::string& text) { return case_from_text(text, "case"); }
 
+namespace {
+
+Json edit_json(const WeightEdit& edit) {
+  Json out = {{"name", edit.name}};
+  if (edit.row) out["row"] = *edit.row;
+  if (edit.column) out["column"] = *edit.column;
+  if (edit.scale != 1) out["scale"] = edit.scale;
+  if (edit.add != 0) out["add"] = edit.add;
+  return out;
+}
+
+void put_extras(const Case& c, Json& out) {
+  for (const WeightEdit& edit : c.edits) out["edits"].push_back(edit_json(edit));
+  if (c.pad_side == PadSide::right) out["pad_side"] = "right";
+  if (c.position_offset != 0) out["position_offset"] = c.position_offset;
+  if (c.config_style != 4) out["config_style"] = c.config_style;
+}
+
+}  // namespace
+
 std::string case_json(const Case& c) {
   const bool shipped = is_config_name(c.config_name);
   Json out = {{"config", shipped ? Json(c.config_name) : config_to_json(c.config, "float32")},
@@ -266,6 +381,7 @@ std::string case_json(const Case& c) {
               {"pad", c.pad},
               {"bias_offset", c.bias_offset},
               {"chunks", c.chunks}};
+  put_extras(c, out);
   if (!c.batch.empty()) out["batch"] = c.batch;
   return canonical_json(out);
 }

@@ -66,7 +66,7 @@ CheckpointReport check_checkpoint(const fs::path& dir) {
   const std::optional<Case> c = case_of_checkpoint(dir);
   const auto source = open_checkpoint(dir, config);
   std::optional<SyntheticWeights> synthetic;
-  if (c) synthetic.emplace(c->seed, c->bias_offset);
+  if (c) synthetic.emplace(*c);
   Tally tally;
   for (const WeightSpec& spec : weight_specs(config))
     check_tensor(spec, *source, synthetic ? &*synthetic : nullptr, tally);

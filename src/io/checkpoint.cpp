@@ -196,7 +196,7 @@ class Checkpoint : public WeightSource {
     sources_ = matcher.match(names);
     require_clean(matcher.findings(), dir, config, whole_layers(sources_, config));
     const auto c = case_of_checkpoint(dir);
-    if (c) seed_ = c->seed, bias_offset_ = c->bias_offset;
+    if (c) synthetic_ = SyntheticWeights(*c);
   }
 
   HostTensor load(const WeightSpec& spec) const override { return read(spec.name, 0, spec.shape); }
@@ -208,7 +208,7 @@ class Checkpoint : public WeightSource {
 
   std::string identity() const override {
     std::call_once(identified_, [this] {
-      identity_ = starts_synthetic() ? "synthetic:" + std::to_string(seed_) : "sha256:" + digest();
+      identity_ = starts_synthetic() ? synthetic_.identity() : "sha256:" + digest();
     });
     return identity_;
   }
@@ -232,12 +232,11 @@ class Checkpoint : public WeightSource {
   /// Looks at the first row of every tensor: a synthetic value depends on its index and the width
   /// of a row only.
   bool starts_synthetic() const {
-    const SyntheticWeights synthetic(seed_, bias_offset_);
     return std::all_of(specs_.begin(), specs_.end(), [&](const WeightSpec& spec) {
       const int64_t rows = spec.shape.size() > 1 ? 1 : spec.shape[0];
       return load_rows(spec, 0, rows)
           .cast(DType::float32)
-          .identical(synthetic.load_rows(spec, 0, rows));
+          .identical(synthetic_.load_rows(spec, 0, rows));
     });
   }
 
@@ -260,8 +259,7 @@ class Checkpoint : public WeightSource {
   fs::path dir_;
   std::vector<WeightSpec> specs_;
   std::unordered_map<std::string, Source> sources_;
-  uint64_t seed_ = 1;
-  double bias_offset_ = 0;
+  SyntheticWeights synthetic_{1};  // of its case
   mutable std::once_flag identified_;
   mutable std::string identity_;
 };

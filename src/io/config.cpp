@@ -265,6 +265,8 @@ bool is_config_field(const std::string& field) {
          std::any_of(fixed_fields().begin(), fixed_fields().end(), named);
 }
 
+bool is_ignored_config_field(const std::string& field) { return kIgnored.contains(field); }
+
 ModelConfig config_from_json(const Json& object, const std::string& where) {
   if (!object.is_object())
     refuse({.where = where, .what = "config", .expected = "an object", .got = kind_of(object)});
@@ -312,6 +314,21 @@ Json config_to_json(const ModelConfig& config, const std::string& torch_dtype) {
   out["rope_scaling"] = config.yarn ? yarn_to_json(*config.yarn) : Json(nullptr);
   // Upstream does not know the field: said only where it says something.
   if (!config.use_sparse_attention) out["use_sparse_attention"] = false;
+  return out;
+}
+
+Json config_to_json_5(const ModelConfig& config, const std::string& dtype) {
+  Json out = config_to_json(config, dtype);
+  Json rope = config.yarn ? yarn_to_json(*config.yarn) : Json{{"type", "default"}};
+  rope["rope_type"] = rope["type"];
+  rope.erase("type");
+  rope["rope_theta"] = config.rope_theta;
+  out["rope_parameters"] = rope;
+  for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer)
+    out["mlp_layer_types"].push_back(config.is_dense_mlp(layer) ? "dense" : "sparse");
+  out["dtype"] = dtype;
+  for (const char* released : {"rope_theta", "rope_scaling", "first_k_dense_replace", "torch_dtype"})
+    out.erase(released);
   return out;
 }
 

@@ -50,6 +50,12 @@ ModelConfig parse_config(const std::string& text, const std::string& where);
 const std::vector<Case>& cases();
 /// Finds a case by its name; throws Error (usage) with the nearest one.
 const Case& find_case(const std::string& name);
+/// The case that the user names, or gives as JSON with the keys of case_json (the optional ones
+/// may be left out). Throws Error: usage for an unknown name, artefact for a case that cannot be.
+Case case_of_words(const std::string& name_or_json);
+/// The case that is made up for a config of the user's: a shipped name, a path, or config.json as
+/// text. B 2, padded, longer than index_topk where the positions allow it.
+Case case_of_config(const std::string& name_path_or_json, uint64_t seed = 1);
 /// Names of the shipped configs.
 std::vector<std::string> config_names();
 /// The cases of `--config X`: the listed ones of that config, or one default case for a path.
@@ -125,9 +131,11 @@ class SafetensorsWriter {
 // --- traces and batches -------------------------------------------------------------------------
 
 /// Reads a trace file (docs/formats.md 4): metadata checked, names known, shapes and dtype classes
-/// right for its case, rope layout converted to interleaved. Throws Error (artefact). Tensors come
+/// right for its case, keys that are not there with their defaults, rope and index layouts
+/// converted to the canonical ones, sketched taps in `sketches`. Throws Error (artefact). Tensors come
 /// in execution order. After a conversion the metadata say `rope_layout` = interleaved and keep the
-/// file's word as `rope_layout_stored`. int64 decisions become int32. Values may be NaN; there may
+/// file's word as `rope_layout_stored` (`index_layout` alike). `dtap.` and `step.` tensors are not
+/// read: metadata `unjudged_tensors` lists them. int64 decisions become int32. Values may be NaN; there may
 /// be no tensor at all.
 Trace read_trace(const fs::path& path);
 /// The case of a trace that was read: its metadata's case, with mask_given as its metadata say.
@@ -153,8 +161,9 @@ struct CandidateNotes {
   std::optional<LoadedWeights> weights;
   std::optional<Failure> failure;
   std::vector<std::string> missing_taps;
-  std::vector<std::string> derived_taps;  // computed by the dump, not by the implementation
-  Facts producer;                         // who made it, with what
+  std::vector<std::string> derived_taps;      // computed by the dump, not by the implementation
+  Facts producer;                             // who made it, with what
+  std::vector<std::string> unjudged_tensors;  // of read_trace: gradients of taps, single steps
 };
 /// Reads the metadata `weights_loaded`, `failure`, `missing_taps`, `derived_taps` and `producer`.
 /// Throws Error (artefact) when one is no such JSON.
@@ -185,6 +194,7 @@ struct MakeCheckpointOptions {
   DType dtype = DType::bfloat16;
   /// The tensors to write, in the model's order; empty: all of them.
   std::vector<WeightSpec> only = {};
+  std::optional<int> config_style = {};  // 4 or 5; the case's own by default
   /// Called before each shard with a short text; may throw to stop.
   std::function<void(const std::string&)> progress = {};
 };

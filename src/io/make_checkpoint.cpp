@@ -109,6 +109,17 @@ std::string case_text(const Case& c) {
   return canonical_json(json) + "\n";
 }
 
+/// In the style of the case, with fields of its overrides that change nothing, as they are.
+std::string config_text(const Case& c, const MakeCheckpointOptions& options) {
+  const std::string dtype(to_string(options.dtype));
+  const bool newer = options.config_style.value_or(c.config_style) == 5;
+  Json config = newer ? config_to_json_5(c.config, dtype) : config_to_json(c.config, dtype);
+  const Json overrides = parse_json(c.overrides_json, "overrides");
+  for (const auto& [field, value] : overrides.items())
+    if (is_ignored_config_field(field) && !config.contains(field)) config[field] = value;
+  return config.dump(2) + "\n";
+}
+
 }  // namespace
 
 void make_checkpoint(const Case& c, const fs::path& dir, const MakeCheckpointOptions& options) {
@@ -120,13 +131,12 @@ void make_checkpoint(const Case& c, const fs::path& dir, const MakeCheckpointOpt
   const std::vector<fs::path> older = older_files(dir);
   remove_dead_temporaries(dir, is_ours);
   require_space(dir, static_cast<uint64_t>(total));
-  const SyntheticWeights weights(c.seed, c.bias_offset);
+  const SyntheticWeights weights(c);
   OutputSet files;
   // First the mark of our own folders, last the index: without it nobody takes half a checkpoint
   // for a whole one.
   files.put(dir / kCaseFile, case_text(c));
-  files.put(dir / kConfigFile,
-            config_to_json(c.config, std::string(to_string(options.dtype))).dump(2) + "\n");
+  files.put(dir / kConfigFile, config_text(c, options));
   for (const Shard& shard : shards) {
     if (options.progress) options.progress(shard.name);
     write_shard(shard, files.add(dir / shard.name), weights, options.dtype);

@@ -1,6 +1,7 @@
 #include <algorithm>
-#include <charconv>
+#include <cmath>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <set>
 
@@ -8,79 +9,12 @@
 #include "src/io/io.h"
 #include "src/io/json.h"
 #include "src/io/text.h"
+#include "src/io/trace_metadata.h"
+#include "src/io/trace_sketch.h"
+#include "src/model/check_name.h"
 
 namespace dsv32::io {
 namespace {
-
-using Metadata = std::map<std::string, std::string>;
-
-/// Required metadata with a closed set of values; an empty set: any text.
-const std::vector<std::pair<std::string, std::set<std::string>>>& required_metadata() {
-  static const std::vector<std::pair<std::string, std::set<std::string>>> keys = {
-      {"format", {"dsv32-verify.trace"}},
-      {"version", {"1"}},
-      {"case", {}},
-      {"mode", {"forward", "backward", "kl-warmup", "kl-sparse", "train"}},
-      {"dtype", {"float64", "float32", "bfloat16", "float16"}},
-      {"rope_layout", {"interleaved", "deinterleaved"}},
-      {"producer", {}},
-      {"weights", {}},
-      {"forced", {"true", "false"}},
-      {"attn_implementation", {}},
-      {"mask", {"given", "none"}}};
-  return keys;
-}
-
-std::string alternatives(const std::set<std::string>& values) {
-  std::string out;
-  for (const std::string& value : values) out += (out.empty() ? "" : " or ") + value;
-  return out;
-}
-
-void check_required(const Metadata& metadata, const std::string& where) {
-  for (const auto& [key, values] : required_metadata()) {
-    const auto it = metadata.find(key);
-    if (it == metadata.end() || it->second.empty())
-      refuse({.where = where,
-              .what = "metadata." + key,
-              .expected = values.empty() ? "a value" : alternatives(values),
-              .got = it == metadata.end() ? "a missing key" : "an empty text",
-              .hint = "a trace is made by golden/dump or dsv32-verify dump"});
-    if (!values.empty() && !values.contains(it->second))
-      refuse({.where = where,
-              .what = "metadata." + key,
-              .expected = alternatives(values),
-              .got = printable(it->second)});
-  }
-}
-
-/// `synthetic:SEED` with a decimal seed, or `algorithm:digest`.
-void check_weights(const std::string& text, const std::string& where) {
-  const size_t colon = text.find(':');
-  uint64_t seed = 0;
-  const char* end = text.data() + text.size();
-  bool good = colon != std::string::npos && colon > 0 && colon + 1 < text.size();
-  if (good && text.starts_with("synthetic:")) {
-    const auto parsed = std::from_chars(text.data() + colon + 1, end, seed);
-    good = parsed.ec == std::errc() && parsed.ptr == end;
-  }
-  if (!good)
-    refuse({.where = where,
-            .what = "metadata.weights",
-            .expected = "synthetic:SEED or sha256:DIGEST",
-            .got = printable(text)});
-}
-
-void check_metadata(const Metadata& metadata, const std::string& where) {
-  check_required(metadata, where);
-  check_weights(metadata.at("weights"), where);
-  const Json producer = parse_json(metadata.at("producer"), where + ": metadata.producer");
-  if (!producer.is_object())
-    refuse({.where = where,
-            .what = "metadata.producer",
-            .expected = "an object",
-            .got = kind_of(producer)});
-}
 
 void check_dtype(const TapName& tap, const TensorEntry& entry, const std::string& where) {
   const bool integer =
@@ -108,6 +42,8 @@ void check_shape(const TapName& tap, const TensorEntry& entry, const Case& c,
             .what = "tensor " + printable(tap.full),
             .expected = "a tap that case " + c.name + " has",
             .got = "a layer or a weight that it does not have"});
+  // A scalar may have one element in any rank.
+  if (tap.info.kind == TapKind::scalar && numel(entry.shape) == 1) return;
   if (*shape != entry.shape)
     refuse({.where = where,
             .what = "tensor " + tap.full + ": shape",
@@ -128,11 +64,12 @@ TapName checked_tap(const std::string& name, const TensorEntry& entry, const Cas
   return *tap;
 }
 
-/// Even lanes then odd lanes -> pairs, in each row of the last dimension.
-HostTensor interleaved(const HostTensor& stored) {
-  const int64_t width = stored.shape().back(), half = width / 2;
+/// Even lanes then odd lanes -> pairs, in the first `lanes` of each row of the last dimension.
+HostTensor interleaved(const HostTensor& stored, int64_t lanes) {
+  const int64_t width = stored.shape().back(), half = lanes / 2;
   const auto item = static_cast<size_t>(item_size(stored.dtype()));
   HostTensor out(stored.dtype(), stored.shape());
+  std::memcpy(out.raw(), stored.raw(), static_cast<size_t>(stored.bytes()));
   for (int64_t row = 0; row < stored.numel() / width; ++row) {
     const std::byte* from = stored.raw() + row * width * static_cast<int64_t>(item);
     std::byte* to = out.raw() + row * width * static_cast<int64_t>(item);
@@ -186,12 +123,69 @@ std::vector<std::string> in_order(const SafetensorsFile& file, const ModelConfig
   return names;
 }
 
-HostTensor read_tap(const SafetensorsFile& file, const TapName& tap, const std::string& where) {
+/// One element, whatever its rank was.
+HostTensor as_scalar(const HostTensor& stored) {
+  HostTensor out(stored.dtype(), {});
+  std::memcpy(out.raw(), stored.raw(), static_cast<size_t>(stored.bytes()));
+  return out;
+}
+
+/// The lanes of a tap that the file keeps de-interleaved; 0: none.
+int64_t deinterleaved_lanes(const TapName& tap, const Metadata& metadata, const ModelConfig& c) {
+  const std::string_view name = tap.info.name;
+  const auto is = [&](const char* key) { return metadata.at(key) == "deinterleaved"; };
+  if (name == "q_rope" || name == "k_rope") return is("rope_layout") ? c.qk_rope_head_dim : 0;
+  if (name == "ix.q" || name == "ix.k") return is("index_layout") ? c.qk_rope_head_dim : 0;
+  return 0;
+}
+
+double lowest(DType dtype) {
+  switch (dtype) {
+    case DType::float64:
+      return std::numeric_limits<double>::lowest();
+    case DType::float16:
+      return float16_to_float(0xFBFF);
+    case DType::bfloat16:
+      return bfloat16_to_float(0xFF7F);
+    default:
+      return std::numeric_limits<float>::lowest();
+  }
+}
+
+/// Scores at or below half of the lowest number of their type stand for -inf.
+HostTensor masked(const HostTensor& stored, DType run) {
+  const double hidden = std::max(lowest(stored.dtype()), lowest(run)) / 2;
+  std::vector<double> values = stored.to_doubles();
+  bool any = false;
+  for (double& value : values) {
+    if (!(value <= hidden) || std::isinf(value)) continue;
+    value = -std::numeric_limits<double>::infinity();
+    any = true;
+  }
+  return any ? HostTensor::from_doubles(stored.dtype(), stored.shape(), values) : stored;
+}
+
+HostTensor read_tap(const SafetensorsFile& file, const TapName& tap, const Metadata& metadata,
+                    const ModelConfig& config) {
   HostTensor value = file.read(tap.full);
-  if (tap.info.is_decision()) return narrowed(value, tap.full, where);
-  const bool rotated = tap.info.name == "q_rope" || tap.info.name == "k_rope";
-  return rotated && file.metadata().at("rope_layout") == "deinterleaved" ? interleaved(value)
-                                                                         : value;
+  if (tap.info.is_decision()) return narrowed(value, tap.full, file.path().string());
+  if (tap.info.kind == TapKind::scalar) return as_scalar(value);
+  if (tap.info.kind == TapKind::scores) return masked(value, parse_dtype(metadata.at("dtype")));
+  const int64_t lanes = deinterleaved_lanes(tap, metadata, config);
+  return lanes > 0 ? interleaved(value, lanes) : value;
+}
+
+/// Gradients of taps and single steps of a training: known names, which this version does not judge.
+bool is_unjudged(const std::string& name) {
+  const std::string gradient = "dtap.";
+  if (name.starts_with(gradient)) return parse_tap(name.substr(gradient.size())).has_value();
+  return parse_check(name) && parse_check(name)->scope == CheckScope::step;
+}
+
+void say_canonical(Metadata& metadata, const std::string& key, const std::string& canonical) {
+  if (metadata.at(key) != "deinterleaved") return;
+  metadata[key] = canonical;
+  metadata[key + "_stored"] = "deinterleaved";
 }
 
 }  // namespace
@@ -206,31 +200,41 @@ Case case_of_trace(const Trace& trace) {
 Trace read_trace(const fs::path& path) {
   const SafetensorsFile file(path);
   const std::string where = path.string();
-  check_metadata(file.metadata(), where);
+  Trace trace;
+  trace.metadata = checked_metadata(file.metadata(), where);
   const Case c = case_from_text(file.metadata().at("case"), where + ": metadata.case");
   std::map<std::string, TapName> taps;
-  for (const auto& [name, entry] : file.tensors())
-    taps.emplace(name, checked_tap(name, entry, c, where));
-  Trace trace;
-  trace.metadata = file.metadata();
+  Json unjudged = Json::array();
+  for (const auto& [name, entry] : file.tensors()) {
+    if (sketch_part(name)) continue;
+    if (is_unjudged(name)) {
+      unjudged.push_back(name);
+    } else {
+      taps.emplace(name, checked_tap(name, entry, c, where));
+    }
+  }
   candidate_notes(trace, where);  // refuses notes that nobody could read later
   for (const std::string& name : in_order(file, c.config))
-    trace.put(name, read_tap(file, taps.at(name), where));
-  if (trace.metadata.at("rope_layout") == "deinterleaved") {
-    trace.metadata["rope_layout"] = "interleaved";
-    trace.metadata["rope_layout_stored"] = "deinterleaved";
-  }
+    if (taps.contains(name))
+      trace.put(name, read_tap(file, taps.at(name), trace.metadata, c.config));
+  trace.sketches = read_sketches(file, c);
+  if (!unjudged.empty()) trace.metadata["unjudged_tensors"] = canonical_json(unjudged);
+  say_canonical(trace.metadata, "rope_layout", "interleaved");
+  say_canonical(trace.metadata, "index_layout", "canonical");
   return trace;
 }
 
 void write_trace(const fs::path& path, const Trace& trace) {
   std::vector<std::pair<std::string, TensorEntry>> specs;
-  for (const std::string& name : trace.names()) {
-    const HostTensor& value = *trace.find(name);
+  const auto add = [&](const std::string& name, const HostTensor& value) {
     specs.push_back({name, {.dtype = value.dtype(), .shape = value.shape()}});
-  }
+  };
+  const auto parts = sketch_tensors(trace.sketches);
+  for (const std::string& name : trace.names()) add(name, *trace.find(name));
+  for (const auto& [name, value] : parts) add(name, value);
   SafetensorsWriter writer(path, trace.metadata, specs);
   for (const std::string& name : trace.names()) writer.append(*trace.find(name));
+  for (const auto& [name, value] : parts) writer.append(value);
   writer.finish();
 }
 

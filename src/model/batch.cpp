@@ -64,20 +64,20 @@ Batch make_batch(const Case& c, int64_t index) {
     batch.input_ids[i] = static_cast<int64_t>((stream.lane32(i) * vocab) >> 32);
   }
   batch.attention_mask.assign(count, 1);
-  const auto last_row = batch.attention_mask.end() - c.S;
-  std::fill(last_row, last_row + c.pad, 0);
-  set_positions(batch);
+  const auto padding = batch.attention_mask.end() - (c.pad_side == PadSide::left ? c.S : c.pad);
+  std::fill(padding, padding + c.pad, 0);
+  set_positions(batch, c.position_offset);
   set_labels(batch);
   return batch;
 }
 
-void set_positions(Batch& batch) {
+void set_positions(Batch& batch, int64_t offset) {
   batch.position_ids.assign(batch.attention_mask.size(), 0);
   for (int64_t b = 0; b < batch.B; ++b) {
     int64_t seen = 0;
     for (int64_t i = b * batch.S; i < (b + 1) * batch.S; ++i) {
       seen += batch.attention_mask[i];
-      batch.position_ids[i] = std::max<int64_t>(seen - 1, 0);
+      batch.position_ids[i] = std::max<int64_t>(seen - 1, 0) + offset;
     }
   }
 }
@@ -92,6 +92,13 @@ void set_labels(Batch& batch) {
       }
     }
   }
+}
+
+bool counts_labels(const Batch& batch) {
+  for (int64_t b = 0; b < batch.B; ++b)
+    for (int64_t s = 1; s < batch.S; ++s)
+      if (batch.labels[b * batch.S + s] != kIgnoredLabel) return true;
+  return false;
 }
 
 void validate(const Batch& batch, const ModelConfig& config, const std::string& where) {

@@ -48,6 +48,7 @@ constexpr Row kRows[] = {
     {CheckScope::end, "logits.adapter"},
     {CheckScope::end, "logits.merged"},
     {CheckScope::rule, "golden.file", Tail::recipe},
+    {CheckScope::rule, "load.dtype"},
     {CheckScope::rule, "load.weights"},
     {CheckScope::rule, "run.finished"},
     {CheckScope::rule, "source.generated"},  // files made from others are what those say

@@ -24,7 +24,7 @@ constexpr int64_t kLargest = int64_t{1} << 30;
 
 std::string number(double value) {
   std::string text = std::to_string(value);
-  if (std::isfinite(value) && std::fabs(value) < 1e-3 && value != 0) {
+  if (std::isfinite(value) && (std::fabs(value) < 1e-3 || std::fabs(value) > 1e6)) {
     char buffer[32];
     std::snprintf(buffer, sizeof buffer, "%g", value);
     text = buffer;
@@ -50,8 +50,12 @@ class Checker {
            std::to_string(value));
   }
   void positive(const char* field, int64_t value) const { between(field, value, 1, kLargest); }
+  /// Beyond these float32 overflows somewhere in the model, or loses the number.
   void positive(const char* field, double value) const {
-    if (!(value > 0 && std::isfinite(value))) refuse(config_, field, "> 0", number(value));
+    constexpr double kSmallest = 1e-30, kGreatest = 1e9;
+    if (!(value > 0)) refuse(config_, field, "> 0", number(value));
+    if (!(value >= kSmallest && value <= kGreatest))
+      refuse(config_, field, "1e-30 to 1e9", number(value));
   }
   void that(bool holds, const char* field, const std::string& expected, int64_t got) const {
     if (!holds) refuse(config_, field, expected, std::to_string(got));
@@ -112,8 +116,9 @@ void check_experts(const ModelConfig& c, const Checker& check) {
 }
 
 void check_rope(const ModelConfig& c, const Checker& check) {
-  if (!(c.rope_theta > 1 && std::isfinite(c.rope_theta))) {
-    refuse(c, "rope_theta", "> 1", number(c.rope_theta));
+  constexpr double kGreatestTheta = 1e15, kGreatestScale = 1e3;
+  if (!(c.rope_theta > 1 && c.rope_theta <= kGreatestTheta)) {
+    refuse(c, "rope_theta", c.rope_theta > 1 ? "at most 1e15" : "> 1", number(c.rope_theta));
   }
   if (!c.yarn) return;
   const YarnConfig& yarn = *c.yarn;
@@ -129,7 +134,8 @@ void check_rope(const ModelConfig& c, const Checker& check) {
   for (const auto& [field, value] :
        {std::pair{"rope_scaling.mscale", yarn.mscale},
         std::pair{"rope_scaling.mscale_all_dim", yarn.mscale_all_dim}}) {
-    if (!(value >= 0 && std::isfinite(value))) refuse(c, field, ">= 0", number(value));
+    if (!(value >= 0)) refuse(c, field, ">= 0", number(value));
+    if (value > kGreatestScale) refuse(c, field, "at most 1000", number(value));
   }
 }
 

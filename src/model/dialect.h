@@ -207,9 +207,10 @@ struct Dialect {
 
 /// The presets (spec-1, hf and the others) in the order in which they are tried.
 const std::vector<Dialect>& dialect_presets();
-/// Finds a preset by its name; throws Error (usage) with the nearest one.
-const Dialect& find_dialect(const std::string& name);
-/// One line for people: what a model of this dialect does differently, and what follows from it.
+/// A dialect by its name: a preset, a toggle of the catalogue (KnownBug), or a sum of them,
+/// "hf+k-norm-eps", planted from left to right. Throws Error (usage) with the nearest name.
+Dialect find_dialect(const std::string& name);
+/// For people: what a model of this dialect does differently, part by part, and what follows.
 std::string dialect_consequence(const std::string& name);
 
 /// A known bug: one toggle, the tap that it corrupts first, and how to say it.

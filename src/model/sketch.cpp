@@ -1,8 +1,10 @@
 #include "src/model/sketch.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
+#include <set>
 
 #include "src/model/errors.h"
 #include "src/model/philox.h"
@@ -114,6 +116,70 @@ SketchRows sketch_rows(const TapName& tap, const Shape& shape) {
     default:  // [B,S,...] and [B,T,D]
       return rows_of(shape.at(0) * shape.at(1));
   }
+}
+
+std::vector<int64_t> chosen_rows(int64_t B, int64_t S, int64_t index_topk) {
+  const int64_t first = std::min(index_topk, S - 1), last = S - 1;
+  const std::set<int64_t> rows = {first, last, B / 2 * S + S / 2, (B - 1) * S + last};
+  return {rows.begin(), rows.end()};
+}
+
+namespace {
+
+// Row `r` of sketch_rows, -inf as 0.
+void gather_row(const TapName& tap, const HostTensor& value, const SketchRows& rows, int64_t r,
+                std::vector<double>& out) {
+  out.resize(static_cast<size_t>(rows.size));
+  const Shape& shape = value.shape();
+  const bool heads_first = tap.info.kind == TapKind::attention;  // [B,H,S,T]
+  const int64_t H = heads_first ? shape[1] : 1, S = heads_first ? shape[2] : 1;
+  const int64_t T = heads_first ? shape[3] : rows.size;
+  for (int64_t h = 0; h < H; ++h) {
+    const int64_t from = heads_first ? ((r / S * H + h) * S + r % S) * T : r * rows.size;
+    for (int64_t t = 0; t < T; ++t) {
+      const double x = value.at(from + t);
+      out[static_cast<size_t>(h * T + t)] = x == -std::numeric_limits<double>::infinity() ? 0 : x;
+    }
+  }
+}
+
+}  // namespace
+
+TapSketch sketch_tap(const TapName& tap, const HostTensor& value,
+                     const std::vector<int64_t>& index) {
+  const SketchRows rows = sketch_rows(tap, value.shape());
+  const std::vector<uint8_t> signs = sketch_signs(tap.full, rows.size);
+  TapSketch sketch{.shape = value.shape(), .row_index = index};
+  std::vector<double> row;
+  std::array<double, kProjections> projected;
+  const bool gradient = tap.info.kind == TapKind::gradient;
+  for (int64_t r = 0; r < rows.count; ++r) {
+    gather_row(tap, value, rows, r, row);
+    double squares = 0;
+    for (const double x : row) squares += x * x;
+    sketch.row_norms.push_back(static_cast<float>(std::sqrt(squares)));
+    project(row, signs, projected);
+    sketch.projections.insert(sketch.projections.end(), projected.begin(), projected.end());
+    if (!gradient && std::find(index.begin(), index.end(), r) != index.end())
+      sketch.rows.insert(sketch.rows.end(), row.begin(), row.end());
+  }
+  if (!gradient) return sketch;
+  const bool vector = value.shape().size() < 2;
+  const int64_t size = vector ? rows.size : rows.size / value.shape()[0];
+  if (vector) sketch.row_index = {0};
+  for (const int64_t i : sketch.row_index)
+    sketch.rows.insert(sketch.rows.end(), row.begin() + i * size, row.begin() + (i + 1) * size);
+  return sketch;
+}
+
+HostTensor tensor_of_rows(const TapSketch& sketch) {
+  HostTensor out(DType::float32, sketch.shape);
+  const auto to = out.data<float>();
+  const auto size = static_cast<int64_t>(sketch.rows.size() / sketch.row_index.size());
+  for (size_t j = 0; j < sketch.row_index.size(); ++j)
+    std::copy_n(sketch.rows.begin() + static_cast<int64_t>(j) * size, size,
+                to.begin() + sketch.row_index[j] * size);
+  return out;
 }
 
 }  // namespace dsv32

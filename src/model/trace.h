@@ -80,18 +80,33 @@ std::vector<std::string> gradient_taps(const ModelConfig& config);
 /// The gradients that an objective gives: LM everything but the indexer, the KL the indexer alone.
 std::vector<std::string> gradient_taps(const ModelConfig& config, const Objective& objective);
 
+/// What is kept of a tap that is too large to hand over whole, or of which only some rows are known
+/// (one tensor of a weight's gradient: its whole is one row). docs/formats.md 4 and 8.
+struct TapSketch {
+  Shape shape;  // of the full tap
+  /// Chosen rows: b * S + s; for gradients the first index of the weight.
+  std::vector<int64_t> row_index;
+  std::vector<float> rows;         // [rows, row size] complete values
+  std::vector<float> row_norms;    // [row count] L2 norms (gradients: one); empty: not known
+  std::vector<float> projections;  // [row count, 8] seeded +-1 projections; empty: not known
+
+  /// Nothing is known of the rows that are not there.
+  bool rows_only() const { return row_norms.empty(); }
+};
+
 /// Named host tensors in execution order plus string metadata: what every implementation hands to
 /// the judge.
 class Trace {
  public:
   std::map<std::string, std::string> metadata;  // docs/formats.md 4
+  std::map<std::string, TapSketch> sketches;    // of taps that are not there whole
 
   /// Replaces a tensor of the same name.
   void put(const std::string& name, HostTensor value);
   const HostTensor* find(const std::string& name) const;
   bool has(const std::string& name) const { return find(name) != nullptr; }
   const std::vector<std::string>& names() const { return names_; }
-  bool empty() const { return names_.empty(); }
+  bool empty() const { return names_.empty() && sketches.empty(); }
   /// Drops a tensor (to free memory after it was judged).
   void erase(const std::string& name);
 

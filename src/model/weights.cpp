@@ -4,7 +4,9 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <span>
 #include <thread>
+#include <utility>
 
 #include "src/model/errors.h"
 #include "src/model/philox.h"
@@ -126,6 +128,36 @@ void fill_in_threads(const Stream& stream, int64_t begin, int64_t end, float* va
     pool.emplace_back(fill, stream, i, std::min(end, i + step), values + (i - begin));
 }
 
+float edited(const WeightEdit& edit, const std::string& name, float value) {
+  const double exact = static_cast<double>(value) * edit.scale + edit.add;
+  const auto out = static_cast<float>(exact);
+  constexpr uint32_t kBelowBfloat16 = 0xFFFF;
+  const bool kept = static_cast<double>(out) == exact &&
+                    (std::bit_cast<uint32_t>(out) & kBelowBfloat16) == 0 && std::isfinite(out);
+  if (kept) return out;
+  throw Error(ExitCode::artefact, {.where = "case.edits",
+                                   .what = name,
+                                   .expected = "values that are exact in bfloat16",
+                                   .got = std::to_string(exact)});
+}
+
+/// On a part of the tensor, whose elements start with element `first`: what lies outside of it is
+/// left alone.
+void apply(const WeightEdit& edit, const WeightSpec& spec, int64_t first, std::span<float> values) {
+  const int64_t row = row_size(spec), width = spec.shape.back();
+  const int64_t column = edit.column.value_or(0);
+  const int64_t begin =
+      edit.row ? *edit.row * row - first : (column - first % width + width) % width;
+  const int64_t step = edit.row ? 1 : width;
+  const auto size = static_cast<int64_t>(values.size());
+  const int64_t end = edit.row ? std::min(begin + row, size) : size;
+  if (!edit.row && column >= width) return;
+  for (int64_t i = std::max<int64_t>(begin, 0); i < end; i += step) {
+    const auto at = static_cast<size_t>(i);
+    values[at] = edited(edit, spec.name, values[at]);
+  }
+}
+
 }  // namespace
 
 int64_t row_size(const WeightSpec& spec) {
@@ -153,8 +185,25 @@ HostTensor WeightSource::load_rows(const WeightSpec& spec, int64_t begin, int64_
   return rows;
 }
 
-SyntheticWeights::SyntheticWeights(uint64_t seed, double bias_offset)
-    : seed_(seed), bias_offset_(bias_offset) {}
+bool names_weight(const WeightEdit& edit, std::string_view name) {
+  for (const char expected : edit.name) {
+    if (expected != '*') {
+      if (name.empty() || name.front() != expected) return false;
+      name.remove_prefix(1);
+      continue;
+    }
+    const size_t digits = std::min(name.find_first_not_of("0123456789"), name.size());
+    if (digits == 0) return false;
+    name.remove_prefix(digits);
+  }
+  return name.empty();
+}
+
+SyntheticWeights::SyntheticWeights(uint64_t seed, double bias_offset, std::vector<WeightEdit> edits)
+    : seed_(seed), bias_offset_(bias_offset), edits_(std::move(edits)) {}
+
+SyntheticWeights::SyntheticWeights(const Case& c)
+    : SyntheticWeights(c.seed, c.bias_offset, c.edits) {}
 
 HostTensor SyntheticWeights::load(const WeightSpec& spec) const {
   if (spec.shape.empty()) {
@@ -176,6 +225,8 @@ HostTensor SyntheticWeights::load_rows(const WeightSpec& spec, int64_t begin, in
   } else {
     fill_in_threads(stream, first, last, values);
   }
+  for (const WeightEdit& edit : edits_)
+    if (names_weight(edit, spec.name)) apply(edit, spec, first, rows.data<float>());
   return rows;
 }
 

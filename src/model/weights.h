@@ -59,7 +59,11 @@ class WeightSource {
 /// Tensors are returned as float32 (every value is exact in bfloat16).
 class SyntheticWeights : public WeightSource {
  public:
-  explicit SyntheticWeights(uint64_t seed, double bias_offset = 0);
+  explicit SyntheticWeights(uint64_t seed, double bias_offset = 0,
+                            std::vector<WeightEdit> edits = {});
+  /// The weights of a case, its edits done. load() throws Error (artefact) where a result is not
+  /// exact in bfloat16.
+  explicit SyntheticWeights(const Case& c);
   HostTensor load(const WeightSpec& spec) const override;
   HostTensor load_rows(const WeightSpec& spec, int64_t begin, int64_t end) const override;
   std::string identity() const override;
@@ -67,6 +71,10 @@ class SyntheticWeights : public WeightSource {
  private:
   uint64_t seed_;
   double bias_offset_;
+  std::vector<WeightEdit> edits_;
 };
+
+/// The edit speaks of this weight.
+bool names_weight(const WeightEdit& edit, std::string_view name);
 
 }  // namespace dsv32

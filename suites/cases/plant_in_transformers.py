@@ -12,10 +12,9 @@ import json
 import sys
 from pathlib import Path
 
-from planted_bugs import KNOWN, UNKNOWN, Bug
-
 from dsv32_dump import Options, dump
 from dsv32_dump.load import Loading, import_transformers, load_model
+from planted_bugs import KNOWN, UNKNOWN, Bug
 
 MODULE = "transformers.models.deepseek_v32.modeling_deepseek_v32"
 

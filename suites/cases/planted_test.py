@@ -1,4 +1,4 @@
-"""The judge on real transformers with one bug in it: every bug caught, named right or not at all."""
+"""The judge on real transformers with one bug in it: each is caught, named right or not at all."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ class Diagnosed:
         return [name for defect in self.defects for name in names_of(defect)]
 
     def told(self) -> str:
-        lines = [f"{d['name'] or 'unexplained'}: {d['words']} {d['taps'][:3]}" for d in self.defects]
+        lines = [
+            f"{d['name'] or 'unexplained'}: {d['words']} {d['taps'][:3]}" for d in self.defects
+        ]
         return "; ".join(lines) or f"no defect; first {self.first}"
 
 

@@ -57,7 +57,7 @@ class LossAlong {
       : case_(c),
         objective_(objective),
         batch_(make_batch(c)),
-        base_(c.seed, c.bias_offset),
+        base_(c),
         moved_(base_, direction, objective) {
     batch_.chunks.clear();
     model_ = reference::make_reference(case_.config, moved_);

@@ -147,7 +147,7 @@ class Candidates(CliTest):
         self.refused(run("--candidate", variant("f", format="pt")), ARTEFACT, "format")
 
     def test_missing_metadata(self) -> None:
-        for key in ("format", "version", "case", "mode", "dtype", "rope_layout", "weights"):
+        for key in ("format", "version", "case", "mode", "dtype"):
             with self.subTest(key):
                 self.refused(run("--candidate", variant("less", **{key: None})), ARTEFACT, key)
 

@@ -305,6 +305,11 @@ class Format(unittest.TestCase):
             '{"B":2,"S":12,"bias_offset":-2,"chunks":[],"config":"tiny","overrides":{},"pad":5,"seed":1}',
         )
 
+    def test_optional_keys_are_told_where_they_say_more(self) -> None:
+        case = fields(load_cases()["tiny"]) | {"pad_side": "right", "position_offset": 7}
+        self.assertIn('"pad_side":"right","position_offset":7', case_metadata(case))
+        self.assertEqual(case_metadata(fields(load_cases()["tiny-hot"])), "tiny-hot")
+
     def test_numbers_print_as_rfc_8785_wants(self) -> None:
         want = {
             0.0: "0", 1.0: "1", -2.0: "-2", 0.5: "0.5", 1e-6: "0.000001", 1e-7: "1e-7",
@@ -775,6 +780,8 @@ class Input(unittest.TestCase):
         self.refused(4, "case.pad: expected less than S = 32", "--case", self.case(pad=32))
         self.refused(4, "a sum of 5", "--case", self.case(chunks=[2, 3]))
         self.refused(4, "case: expected JSON", "--case", "{not json")
+        self.refused(4, "case.edits", "--case", self.case(edits=[{"name": "x"}]))
+        self.refused(4, "left or right", "--case", self.case(pad_side="top"))
 
     def test_modes(self) -> None:
         self.refused(2, "a case of one pass", "--case", "tiny-chunk", "--mode", "backward",
@@ -859,6 +866,23 @@ class Settings(unittest.TestCase):
         )
         self.assertEqual(json.loads(run.metadata["producer"])["use_cache"], False)
         self.assertTrue(torch.equal(run.taps["logits"], real_run("tiny").taps["logits"]))
+
+    def test_a_sketch_has_parts_in_place_of_taps(self) -> None:
+        path, out = Folder.checkpoint("tiny-short9"), Folder.root / "sketch.safetensors"
+        words = ("--checkpoint", path, "--out", out, "--case", "tiny-short9")
+        code, err = command(*words, "--mode", "backward", "--sketch")
+        self.assertEqual(code, 0, err)
+        with safe_open(out, "np") as file:
+            self.assertEqual(file.metadata()["sketch"], "1")
+            names = set(file.keys())
+            rows, index = (file.get_tensor(f"logits#{p}") for p in ("rows", "row_index"))
+            norms = file.get_tensor("logits#row_norms")
+        self.assertNotIn("logits", names)
+        self.assertLessEqual({"layers.0.topk", "loss.lm", "grad.lm_head.weight#projections"}, names)
+        self.assertEqual(index.tolist(), [8, 13, 17])
+        want = np.linalg.norm(rows.astype(np.float64), axis=1)
+        off = np.linalg.norm(norms[index] - want) / np.linalg.norm(want)
+        self.assertLessEqual(off, limit("dump.value"))
 
     def test_the_batch_is_that_of_formats(self) -> None:
         batch = make_batch(fields(load_cases()["tiny"]), 100)

@@ -104,7 +104,7 @@ TEST_F(SelfTrainingGolden, SketchesAreThoseOfTheCppTwin) {
   constexpr double kLearningRate = 1e-3;
   const TrainingGolden golden = load_training(kSuite, kCase, directory_);
   const Case c = io::find_case(kCase);
-  const SyntheticWeights weights(c.seed, c.bias_offset);
+  const SyntheticWeights weights(c);
   for (size_t i = 0; i < golden.parameter_names.size(); ++i) {
     const std::string& name = golden.parameter_names[i];
     const HostTensor value = weights.load({name, *weight_shape(c.config, name)});

@@ -34,7 +34,7 @@ std::string opened_refusal(const Tensors& tensors) {
 }
 
 void expect_synthetic(const WeightSource& source, const Case& c) {
-  const SyntheticWeights weights(c.seed, c.bias_offset);
+  const SyntheticWeights weights(c);
   for (const WeightSpec& spec : weight_specs(c.config)) {
     EXPECT_TRUE(source.load(spec).identical(weights.load(spec))) << spec.name;
   }
@@ -42,7 +42,7 @@ void expect_synthetic(const WeightSource& source, const Case& c) {
 
 /// Rows of every tensor, those of a fused one included.
 void expect_synthetic_rows(const WeightSource& source, const Case& c) {
-  const SyntheticWeights weights(c.seed, c.bias_offset);
+  const SyntheticWeights weights(c);
   for (const WeightSpec& spec : weight_specs(c.config)) {
     const int64_t rows = spec.shape[0], third = rows / 3;
     const std::vector<std::pair<int64_t, int64_t>> ranges = {

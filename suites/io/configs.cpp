@@ -195,6 +195,73 @@ TEST(SelfCases, ListHasTheShapesOfTheFormatsPage) {
   }
 }
 
+std::string case_with(const std::string& extra) {
+  return R"({"config":"tiny","overrides":{},"seed":1,"B":2,"S":32,"pad":5,"bias_offset":0,"chunks":[],)" +
+         extra + "}";
+}
+
+TEST(SelfCases, OptionalKeysAreReadAndWrittenAgain) {
+  const std::string edits =
+      R"("edits":[{"column":3,"name":"lm_head.weight","scale":0.5},)"
+      R"({"add":-2,"name":"model.layers.*.mlp.gate.e_score_correction_bias","row":1}])";
+  const std::string rest = R"("pad_side":"right","position_offset":100,"config_style":5)";
+  const Case c = io::case_from_metadata(case_with(edits + "," + rest));
+  ASSERT_EQ(c.edits.size(), 2U);
+  EXPECT_EQ(c.edits[0].column, 3);
+  EXPECT_EQ(c.edits[1].add, -2);
+  EXPECT_EQ(c.pad_side, PadSide::right);
+  EXPECT_EQ(c.position_offset, 100);
+  EXPECT_EQ(c.config_style, 5);
+  EXPECT_TRUE(has(io::case_json(c), {edits, R"("pad_side":"right")"}));
+  EXPECT_EQ(io::case_json(io::case_from_metadata(io::case_json(c))), io::case_json(c));
+  const std::string usual = R"("edits":[],"pad_side":"left","position_offset":0,"config_style":4)";
+  EXPECT_EQ(io::case_from_metadata(case_with(usual)).name, "tiny");
+}
+
+TEST(SelfCases, RefusesEditsAndKeysThatCannotBe) {
+  const auto refused = [](const std::string& extra) {
+    return refusal([&] { io::case_from_metadata(case_with(extra)); });
+  };
+  const auto edit = [&](const std::string& rest) {
+    return refused(R"("edits":[{"name":"lm_head.weight",)" + rest + "}]");
+  };
+  EXPECT_TRUE(has(edit(R"("row":100)"), {"row of lm_head.weight", "0..99"}));
+  EXPECT_TRUE(has(edit(R"("column":-1)"), {"column of lm_head.weight", "0..63"}));
+  EXPECT_TRUE(has(edit(R"("row":1,"column":1)"), {"either a row or a column"}));
+  EXPECT_TRUE(has(edit(R"("scale":2)"), {"either a row or a column"}));
+  EXPECT_TRUE(has(edit(R"("row":1,"times":2)"), {"times"}));
+  EXPECT_TRUE(has(refused(R"("edits":[{"name":"model.layers.*.nothing","row":0}])"),
+                  {"a weight of this model"}));
+  EXPECT_TRUE(has(refused(R"("pad_side":"top")"), {"left or right"}));
+  EXPECT_TRUE(has(refused(R"("position_offset":-1)"), {"position_offset"}));
+  EXPECT_TRUE(has(refused(R"("config_style":6)"), {"4 or 5"}));
+  EXPECT_TRUE(has(refused(R"("later":1)"), {"known keys only"}));
+  std::string text = case_with(R"("pad_side":"left")");
+  text.replace(text.find(R"("bias_offset":0)"), 15, R"("bias_offset":1e300)");
+  EXPECT_TRUE(has(refusal([&] { io::case_from_metadata(text); }), {"bias_offset", "2^20"}));
+}
+
+TEST(SelfCases, ThemselvesAsTransformers5WritesThem) {
+  const Case c = io::find_case("tiny-theta");
+  const Folder folder;
+  io::make_checkpoint(c, folder / "ckpt", {.dtype = DType::float32});
+  const std::string text = io::read_file(folder / "ckpt" / "config.json");
+  EXPECT_TRUE(has(text, {"rope_parameters", "mlp_layer_types", "\"head_dim\": 48"})) << text;
+  EXPECT_EQ(text.find("rope_scaling"), std::string::npos);
+  const ModelConfig back = io::read_config((folder / "ckpt").string());
+  EXPECT_EQ(back.rope_theta, 1e6);
+  EXPECT_EQ(io::config_json(back), io::config_json(c.config));
+}
+
+TEST(SelfCases, OfAConfigHasTheSeedThatWasAsked) {
+  const Case c = io::case_of_config(tiny_text(), 9);
+  EXPECT_EQ(c.seed, 9U);
+  EXPECT_EQ(c.S, 48);
+  EXPECT_EQ(io::case_from_metadata(io::case_json(c)).seed, 9U);
+  EXPECT_EQ(io::case_of_words("tiny").name, "tiny");
+  EXPECT_EQ(io::case_of_words(case_with(R"("pad_side":"right")")).pad_side, PadSide::right);
+}
+
 TEST(SelfCases, OfAConfigLeaveTrainingOut) {
   const auto small = io::cases_of_config("small");
   ASSERT_EQ(small.size(), 1U);

@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 
+#include "src/model/sketch.h"
 #include "suites/kit/io_files.h"
 
 namespace dsv32::suites {
@@ -20,6 +21,7 @@ Metadata good_metadata() {
           {"mode", "forward"},
           {"dtype", "float32"},
           {"rope_layout", "interleaved"},
+          {"index_layout", "canonical"},
           {"producer", "{}"},
           {"weights", "synthetic:1"},
           {"forced", "false"},
@@ -126,11 +128,111 @@ TEST(SelfTraces, NarrowsWideDecisions) {
   }
 }
 
-TEST(SelfTraces, RefusesMissingMetadata) {
-  for (const auto& [key, value] : good_metadata()) {
+Metadata five_keys(const std::string& c = "tiny") {
+  Metadata five;
+  for (const char* key : {"format", "version", "mode", "dtype"})
+    five[key] = good_metadata().at(key);
+  five["case"] = c;
+  return five;
+}
+
+TEST(SelfTraces, FiveKeysAreRequired) {
+  for (const auto& [key, value] : five_keys()) {
     Metadata metadata = good_metadata();
     metadata.erase(key);
     EXPECT_TRUE(has(trace_refusal(metadata), {"metadata." + key, "a missing key"})) << key;
+  }
+}
+
+TEST(SelfTraces, OtherKeysHaveDefaults) {
+  Metadata expected = good_metadata();
+  expected["attn_implementation"] = "unknown";
+  EXPECT_EQ(read(five_keys(), {}).metadata, expected);
+  EXPECT_EQ(read(five_keys("tiny-nopad"), {}).metadata.at("mask"), "none");
+  Case c = io::find_case("tiny");
+  c.seed = 7;
+  EXPECT_EQ(read(five_keys(io::case_json(c)), {}).metadata.at("weights"), "synthetic:7");
+}
+
+TEST(SelfTraces, ConvertsTheRopeLanesOfTheIndexer) {
+  const HostTensor stored = counted(DType::float32, {2, 32, 32});
+  const Trace trace = read(with("index_layout", "deinterleaved"), {{"layers.0.ix.k", stored}});
+  const HostTensor& k = *trace.find("layers.0.ix.k");
+  for (int64_t i = 0; i < 8; ++i) {
+    EXPECT_EQ(k.at(32 + 2 * i), stored.at(32 + i)) << i;
+    EXPECT_EQ(k.at(32 + 2 * i + 1), stored.at(32 + 8 + i)) << i;
+    EXPECT_EQ(k.at(32 + 16 + i), stored.at(32 + 16 + i)) << "lanes without rotation stay";
+  }
+  EXPECT_EQ(trace.metadata.at("index_layout_stored"), "deinterleaved");
+}
+
+TEST(SelfTraces, AScalarHasOneElementInAnyRank) {
+  const HostTensor loss = HostTensor::from_doubles(DType::float32, {1, 1}, std::vector{2.5});
+  const Trace trace = read(good_metadata(), {{"loss.lm", loss}});
+  EXPECT_EQ(trace.find("loss.lm")->shape(), Shape{});
+  EXPECT_EQ(trace.find("loss.lm")->at(0), 2.5);
+  EXPECT_TRUE(has(trace_refusal(good_metadata(), {{"loss.lm", HostTensor(DType::float32, {2})}}),
+                  {"loss.lm: shape"}));
+}
+
+TEST(SelfTraces, HalfOfTheLowestNumberIsMinusInfinity) {
+  std::vector<double> values(2 * 32 * 32, 1);
+  values[0] = -3.4e38;
+  values[1] = -1.6e38;  // above half of it
+  const Trace trace =
+      read(good_metadata(),
+           {{"layers.0.ix.scores", HostTensor::from_doubles(DType::float32, {2, 32, 32}, values)}});
+  EXPECT_EQ(trace.find("layers.0.ix.scores")->at(0), -INFINITY);
+  EXPECT_NE(trace.find("layers.0.ix.scores")->at(1), -INFINITY);
+}
+
+TEST(SelfTraces, GradientsOfTapsAndSingleStepsAreKnownNames) {
+  const Trace trace =
+      read(good_metadata(), {{"dtap.layers.0.hidden", HostTensor(DType::float32, {2, 32, 64})},
+                             {"step.0.loss", HostTensor(DType::float32, {})}});
+  EXPECT_TRUE(trace.names().empty());
+  EXPECT_EQ(io::candidate_notes(trace, "t").unjudged_tensors.size(), 2U);
+}
+
+// --- sketches -----------------------------------------------------------------------------------
+
+Tensors rows_of_logits(std::vector<int64_t> rows) {
+  const auto n = static_cast<int64_t>(rows.size());
+  return {{"logits#rows", HostTensor(DType::float32, {n, 100})},
+          {"logits#row_index", int64_tensor({n}, rows)}};
+}
+
+TEST(SelfTraces, ReadsSketchedTapsAndRowsAlone) {
+  const TapName tap = *parse_tap("layers.0.hidden");
+  Trace trace;
+  trace.metadata = with("sketch", "1");
+  const HostTensor hidden = counted(DType::float32, {2, 32, 64});
+  trace.sketches[tap.full] = sketch_tap(tap, hidden, {3, 63});
+  const Folder folder;
+  io::write_trace(folder / "t", trace);
+  const TapSketch back = io::read_trace(folder / "t").sketches.at(tap.full);
+  EXPECT_EQ(back.row_index, (std::vector<int64_t>{3, 63}));
+  EXPECT_EQ(back.rows, trace.sketches.at(tap.full).rows);
+  EXPECT_EQ(back.rows.at(64), hidden.at(63 * 64));
+  EXPECT_EQ(back.row_norms.size(), 64U);
+  EXPECT_EQ(back.projections.size(), 64U * 8);
+  EXPECT_TRUE(read(good_metadata(), rows_of_logits({1, 40})).sketches.at("logits").rows_only());
+}
+
+TEST(SelfTraces, RefusesSketchesThatCannotBe) {
+  EXPECT_TRUE(has(trace_refusal(good_metadata(), rows_of_logits({40, 1})), {"ascending rows"}));
+  EXPECT_TRUE(has(trace_refusal(good_metadata(), rows_of_logits({64})), {"below 64"}));
+  Tensors both = rows_of_logits({1});
+  both.push_back({"logits", HostTensor(DType::float32, {2, 32, 100})});
+  EXPECT_TRUE(has(trace_refusal(good_metadata(), both), {"whole or sketched", "both"}));
+  EXPECT_TRUE(has(trace_refusal(good_metadata(), {rows_of_logits({1})[0]}), {"#row_index"}));
+  const Tensors decision = {{"layers.0.topk#rows", HostTensor(DType::float32, {1, 8})},
+                            {"layers.0.topk#row_index", int64_tensor({1}, {1})}};
+  EXPECT_TRUE(has(trace_refusal(good_metadata(), decision), {"decisions and scalars come whole"}));
+}
+
+TEST(SelfTraces, RefusesEmptyMetadata) {
+  for (const auto& [key, value] : good_metadata()) {
     EXPECT_TRUE(has(trace_refusal(with(key, "")), {"metadata." + key, "an empty text"})) << key;
   }
 }
@@ -148,6 +250,9 @@ TEST(SelfTraces, RefusesWrongMetadata) {
                                                         {"weights", "sha256", "DIGEST"},
                                                         {"forced", "maybe", "true"},
                                                         {"mask", "yes", "given or none"},
+                                                        {"index_layout", "half", "canonical"},
+                                                        {"layers", "0,2", "layers from 0 to 1"},
+                                                        {"derived_taps", "{}", "derived_taps"},
                                                         {"failure", "[]", "failure"},
                                                         {"weights_loaded", "{}", "weights_loaded"}};
   for (const auto& [key, value, says] : list) {

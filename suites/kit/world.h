@@ -66,7 +66,7 @@ struct World {
   void put_sides(const std::string& tap);
 };
 
-/// The golden's sketch of a whole tensor: what golden/make/sketch.py keeps.
+/// The golden's sketch of a whole tensor: what golden/dump/dsv32_dump/sketch.py keeps.
 golden::SketchedTap make_sketch(const World& world, const std::string& tap,
                                 const HostTensor& values);
 

@@ -41,6 +41,36 @@ TEST(SelfDialect, HfIsSpec1WithAnAmplitude) {
   EXPECT_EQ(hf, Dialect{});
 }
 
+TEST(SelfDialect, NamesAddUpFromLeftToRight) {
+  const Dialect sum = find_dialect("spec-1+kl-sum-over-layers");
+  EXPECT_EQ(sum.name, "spec-1+kl-sum-over-layers");
+  EXPECT_TRUE(sum.kl.sum_over_layers);
+  const Dialect more = find_dialect("hf+k-norm-eps+off-v32");
+  EXPECT_TRUE(more.rope.yarn_amplitude);
+  EXPECT_EQ(more.indexer.eps_k_norm, 1e-5);
+  EXPECT_TRUE(more.attention.mscale_from_mscale);
+  for (const KnownBug& bug : known_bugs()) {
+    Dialect planted;
+    bug.plant(planted);
+    Dialect found = find_dialect(bug.name);
+    found.name = planted.name;
+    EXPECT_EQ(found, planted) << bug.name;
+  }
+  const std::string text = dialect_consequence("spec-1+hf+k-norm-eps");
+  EXPECT_EQ(text.find("follows the specification"), std::string::npos) << text;
+  EXPECT_NE(text.find("eps 1e-5"), std::string::npos) << text;
+}
+
+TEST(SelfDialect, AnUnknownPartIsRefused) {
+  for (const char* name : {"hf+k-norm-esp", "hf+", "+hf", "", "hf k-norm-eps"})
+    EXPECT_THROW(find_dialect(name), Error) << name;
+  try {
+    find_dialect("hf+k-norm-esp");
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("did you mean 'k-norm-eps'?"), std::string::npos);
+  }
+}
+
 TEST(SelfDialect, UnknownNameSuggestsTheNearest) {
   try {
     find_dialect("fork-mian");

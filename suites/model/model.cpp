@@ -260,6 +260,60 @@ TEST(SelfWeights, BiasOffsetMovesTheCorrectionBiasOnly) {
   EXPECT_TRUE(moved.load(gate).identical(plain.load(gate)));
 }
 
+TEST(SelfWeights, EditsChangeARowOrAColumn) {
+  const WeightSpec o = {"model.layers.1.self_attn.o_proj.weight", {64, 64}};
+  const WeightEdit row = {.name = "model.layers.*.self_attn.o_proj.weight", .row = 7, .scale = 64};
+  const WeightEdit column = {.name = o.name, .column = 3, .scale = 0.5, .add = 1};
+  const HostTensor plain = SyntheticWeights(1).load(o);
+  const HostTensor edited = SyntheticWeights(1, 0, {row, column}).load(o);
+  for (int64_t i = 0; i < plain.numel(); ++i) {
+    double wanted = plain.at(i);
+    if (i / 64 == 7) wanted *= 64;
+    if (i % 64 == 3) wanted = wanted * 0.5 + 1;
+    ASSERT_EQ(edited.at(i), wanted) << i;
+  }
+  const WeightSpec part = {o.name, {8, 64}};  // the first rows alone
+  EXPECT_EQ(SyntheticWeights(1, 0, {row}).load(part).at(7 * 64), plain.at(7 * 64) * 64);
+  const WeightSpec norm = {"model.norm.weight", {64}};
+  const WeightEdit one = {.name = norm.name, .row = 5, .scale = 0};
+  EXPECT_EQ(SyntheticWeights(1, 0, {one}).load(norm).at(5), 0);
+}
+
+TEST(SelfWeights, RowsHaveTheirEdits) {
+  const WeightSpec o = {"model.layers.1.self_attn.o_proj.weight", {64, 64}};
+  const WeightSpec norm = {"model.norm.weight", {64}};
+  const WeightEdit row = {.name = o.name, .row = 7, .scale = 64};
+  const WeightEdit column = {.name = o.name, .column = 3, .scale = 0.5, .add = 1};
+  const WeightEdit one = {.name = norm.name, .row = 5, .scale = 0};
+  const WeightEdit other = {.name = norm.name, .column = 60, .scale = 2};
+  const SyntheticWeights weights(1, 0, {row, column, one, other});
+  for (const WeightSpec& spec : {o, norm})
+    expect_rows(weights, spec, {{0, 64}, {0, 7}, {7, 8}, {8, 64}, {5, 6}, {3, 9}, {60, 61}});
+  EXPECT_EQ(weights.load_rows(norm, 5, 6).at(0), 0);
+}
+
+TEST(SelfWeights, AnEditThatBfloat16CannotHoldIsRefused) {
+  const WeightSpec o = {"model.layers.1.self_attn.o_proj.weight", {64, 64}};
+  for (const double scale : {1.1, 1e300}) {
+    const SyntheticWeights weights(1, 0, {{.name = o.name, .row = 0, .scale = scale}});
+    EXPECT_THROW(weights.load(o), Error) << scale;
+  }
+}
+
+TEST(SelfWeights, AStarStandsForDigits) {
+  const auto names = [](const std::string& pattern, const std::string& name) {
+    return names_weight({.name = pattern}, name);
+  };
+  const std::string expert = "model.layers.12.mlp.experts.3.down_proj.weight";
+  EXPECT_TRUE(names(expert, expert));
+  EXPECT_TRUE(names("model.layers.*.mlp.experts.*.down_proj.weight", expert));
+  EXPECT_FALSE(names("model.layers.*.mlp.down_proj.weight", expert));
+  EXPECT_FALSE(names("model.layers.*.mlp.*.down_proj.weight", expert)) << "letters are no digits";
+  EXPECT_FALSE(names("model.layers.*", expert));
+  EXPECT_TRUE(names("*", "12"));
+  EXPECT_FALSE(names("*", ""));
+}
+
 // Sum of the nibbles of a lane, less 30, one element at a time.
 int bell(const std::string& name, int64_t i) {
   const int lane = PhiloxStream(1, name).lane16(static_cast<uint64_t>(i));
@@ -395,6 +449,22 @@ TEST(SelfBatch, PositionsStandStillOverAHole) {
   batch.attention_mask = {0, 1, 0, 1, 1};
   set_positions(batch);
   EXPECT_EQ(batch.position_ids, (std::vector<int64_t>{0, 0, 0, 1, 2}));
+}
+
+TEST(SelfBatch, PaddingAtTheRightAndFarPositions) {
+  const Batch right = make_batch(io::find_case("tiny-rightpad"));
+  EXPECT_TRUE(right.valid(1, 0));
+  EXPECT_TRUE(right.valid(1, 27));
+  for (int64_t s = 28; s < 33; ++s) {
+    EXPECT_FALSE(right.valid(1, s)) << s;
+    EXPECT_EQ(right.labels[33 + s], kIgnoredLabel) << s;
+    EXPECT_EQ(right.position_ids[33 + s], 27) << s;
+  }
+  const Batch far = make_batch(io::find_case("tiny-far"));
+  const Batch near = make_batch(io::find_case("tiny-wide"));
+  for (size_t i = 0; i < far.position_ids.size(); ++i)
+    EXPECT_EQ(far.position_ids[i], near.position_ids[i] + 100000) << i;
+  EXPECT_EQ(far.input_ids, near.input_ids);
 }
 
 std::string refusal(const Batch& batch, const ModelConfig& config) {

@@ -52,7 +52,7 @@ class FileWeights : public WeightSource {
 
 /// Several adapters, each on the weights of the one before.
 void logits(const Case& c, const std::string& out, const Words& dirs) {
-  const SyntheticWeights base(c.seed, c.bias_offset);
+  const SyntheticWeights base(c);
   std::vector<std::unique_ptr<training::LoraAdapters>> stack;
   const WeightSource* weights = &base;
   for (const std::string& dir : dirs) {

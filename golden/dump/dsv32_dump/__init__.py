@@ -23,7 +23,7 @@ From the outside in:
     jobs, bounds  many dumps in one process, each in a child within limits; modular: the tree's own
                   check of generated files
     deliver       a live model to a trace file; parity: and to the judge
-    weights       what was loaded, bit for bit; synthetic: what the values should be
+    weights       what was loaded, bit for bit
     run           one capture; training, lora: one training run
     settings      Options; switches set on the model and put back
     recorder      what passes through modules and through torch; watch: installs it
@@ -31,7 +31,7 @@ From the outside in:
     taps          raw material to taps; slopes, slope_taps: their gradients
     objective     the losses that train the indexer; kl: their formula
     environment   provenance; packages: what is not installed
-    trace         the file; gradients, tensors, errors
+    trace         the file; sketch: what a small one keeps; gradients, tensors, errors
 
 Modules are found by structure and checkpoint name, never by class name. Index scores, softmax
 inputs and routing are read where they pass through torch, while the forward pass runs. Nothing is

@@ -37,4 +37,4 @@ def read_batch(path: Path, case: dict[str, Any], vocab: int) -> dict[str, np.nda
         raise DumpError(4, str(path), "input_ids", f"tokens in [0, {vocab})", got, hint)
     if not np.isin(batch.get("attention_mask", np.ones(1)), (0, 1)).all():
         raise DumpError(4, str(path), "attention_mask", "0 and 1 only", "another value")
-    return complete_batch(batch)
+    return complete_batch(batch, case.get("position_offset", 0))

@@ -11,11 +11,12 @@ from typing import Any
 
 from dsv32_trace import (
     CASE_FILE,
-    CASE_KEYS,
+    WEIGHT_KEYS,
     DumpError,
     canonical_json,
     check_case,
     listed_cases,
+    plain_case,
 )
 
 
@@ -54,7 +55,7 @@ def _asked_for(text: str, own: dict[str, Any] | None) -> dict[str, Any]:
 def _check_made_for(case: dict[str, Any], own: dict[str, Any] | None, file: Path) -> None:
     """Throws DumpError unless the weights of the checkpoint are those of the case."""
     hint = "make the checkpoint of this case"
-    for key in ("config", "overrides", "seed", "bias_offset") if own else ():
+    for key in WEIGHT_KEYS if own else ():
         if own[key] != case[key]:
             want, got = (canonical_json(each[key]) for each in (case, own))
             got = f"a checkpoint made for {got}"
@@ -75,7 +76,7 @@ def json_object(text: str, where: str) -> dict[str, Any]:
 def _named(case: dict[str, Any]) -> dict[str, Any]:
     """Gives a case the name (and mask) of the listed case with the same numbers."""
     for name, listed in listed_cases().items():
-        if all(listed[key] == case[key] for key in CASE_KEYS):
+        if plain_case(listed) == plain_case(case):
             if case.get("mask_given", listed["mask_given"]) == listed["mask_given"]:
                 return {**case, "name": name, "mask_given": listed["mask_given"]}
     return case

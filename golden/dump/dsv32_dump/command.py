@@ -100,6 +100,8 @@ def _add_what(add: Any) -> None:
     add("--tap-gradients", action="store_true", help="dtap.NAME too: the gradient of every tap")
     kept = "comma-separated patterns of taps to keep, such as logits,loss.lm,topk"
     add("--taps", default="*", help=kept)
+    small = "chosen rows, norms and projections in place of whole taps"
+    add("--sketch", action="store_true", help=small)
 
 
 def _add_implementation(add: Any) -> None:
@@ -210,6 +212,7 @@ def options_of(arguments: argparse.Namespace, batch: dict[str, Any] | None = Non
         taps=tuple(arguments.taps.split(",")),
         slopes=arguments.tap_gradients,
         training_outputs=not arguments.no_training_outputs,
+        sketch=arguments.sketch,
     )
 
 

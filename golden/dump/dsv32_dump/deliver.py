@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dsv32_trace import canonical_json, check_case
+import numpy as np
+import torch
+from dsv32_trace import canonical_json, check_case, make_batch
 from torch import Tensor, nn
 
 from .errors import Capture, ModelCrash, say
@@ -14,6 +16,7 @@ from .packages import refuse_missing_package, with_stand_in
 from .parts import Sizes
 from .run import capture
 from .settings import Options
+from .sketch import sketched_taps
 from .trace import write_trace
 from .training import train
 from .weights import Checkpoint, compare_weights, loaded_tensors, weights_identity
@@ -46,8 +49,23 @@ def dump(
     run.metadata |= identity
     if run.failure:
         run.metadata["failure"] = canonical_json(run.failure)
-    write_trace(Path(out), run.taps, run.metadata)
+    taps = run.taps
+    if options.sketch:
+        taps = _sketched(model, case, options, taps)
+        run.metadata["sketch"] = "1"
+    write_trace(Path(out), taps, run.metadata)
     return run
+
+
+def _sketched(
+    model: nn.Module, case: dict[str, Any], options: Options, taps: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    config = getattr(model.config, "text_config", None) or model.config
+    batch = options.batch or make_batch(case, config.vocab_size)
+    values = {name: value.detach().cpu() for name, value in taps.items()}
+    wide = {n: (v.float() if v.is_floating_point() else v).numpy() for n, v in values.items()}
+    parts = sketched_taps(wide, batch, config.index_topk)
+    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in parts.items()}
 
 
 def identity_of(

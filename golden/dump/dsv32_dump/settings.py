@@ -37,6 +37,7 @@ class Options:
     use_cache: None leaves the model's own setting.
     taps: patterns of the taps to keep, with or without `layers.N.`.
     slopes: the gradient with respect to every tap too, as `dtap.NAME` (modes backward and KL).
+    sketch: the file keeps chosen rows, norms and projections in place of whole taps.
     training_outputs: ask for index scores and KL targets where the model hands them out.
     """
 
@@ -55,6 +56,7 @@ class Options:
     taps: tuple[str, ...] = ("*",)
     slopes: bool = False
     training_outputs: bool = True
+    sketch: bool = False
 
     @property
     def mode(self) -> str:

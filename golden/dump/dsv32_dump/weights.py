@@ -15,7 +15,7 @@ from typing import Any
 
 import safetensors
 import torch
-from dsv32_trace import synthetic_values, unfused
+from dsv32_trace import case_values, unfused
 from torch import Tensor, nn
 
 from .errors import DumpError
@@ -126,6 +126,6 @@ def _is_synthetic(name: str, value: Tensor, case: dict[str, Any]) -> bool:
     if value.is_meta or value.dim() == 0:
         return False
     count = min(SPOT_CHECK, value.numel())
-    want = synthetic_values(case["seed"], name, value.shape[-1], count, case["bias_offset"])
+    want = case_values(case, name, tuple(value.shape), count)
     got = value.detach().reshape(-1)[:count].cpu().double()
     return torch.equal(got, torch.from_numpy(want).double())

@@ -9,7 +9,7 @@ from pathlib import Path
 import h5file
 import h5py
 import numpy as np
-import sketch
+from dsv32_dump import sketch
 
 FORMAT = "dsv32-verify.training-golden"
 VERSION = 1

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import provenance
-import sketch
 import synthetic
 import torch
+from dsv32_dump import sketch
 from dsv32_dump.environment import environment as environment_of
 from dsv32_dump.parts import Part, find_parts
 from dsv32_dump.settings import widen_selection

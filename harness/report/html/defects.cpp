@@ -44,7 +44,9 @@ std::string check_of(const Problem& problem) {
   std::string more;
   const std::string measures = measures_of(*v);
   if (!measures.empty()) more += line("measured", text(measures, 600));
-  if (v->worst) more += line("worst element", text(worst_text(*v->worst)));
+  const std::string inputs = inputs_text(*v);
+  if (!inputs.empty()) more += line("op", text(inputs));
+  if (v->worst) more += line("worst element", text(worst_text(*v)));
   if (!v->structure.empty()) more += line("structure", text(v->structure, 600));
   if (!v->note.empty()) more += line("note", text(v->note, 1000));
   return line("first check", words) + folded("Its numbers", more);

@@ -156,7 +156,7 @@ Tensor integers(const std::string& name, int64_t size) {
 }  // namespace
 
 ShardedPupil::ShardedPupil(const ShardedPlan& plan, const std::string& impl, DType dtype)
-    : synthetic(io::find_case(plan.case_name).seed, io::find_case(plan.case_name).bias_offset) {
+    : synthetic(io::find_case(plan.case_name)) {
   const ModelConfig& config = io::find_case(plan.case_name).config;
   const torch::ScalarType master = dtype == DType::float64 ? torch::kFloat64 : torch::kFloat32;
   start = std::make_unique<training::OneUlpWeights>(synthetic, plan.perturbation_seed);

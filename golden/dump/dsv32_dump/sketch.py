@@ -1,4 +1,4 @@
-"""What a sketch golden keeps of a tap: chosen rows, row norms, 8 seeded projections.
+"""What a sketch keeps of a tap that is too large to hand over: rows, row norms, projections.
 
 Twin of src/model/sketch.h; the definition is in docs/formats.md.
 """
@@ -11,6 +11,8 @@ import numpy as np
 from dsv32_trace import philox_lanes
 
 PROJECTIONS = 8
+DECISIONS = (".topk", ".router.experts")
+WHOLE = ("train.", "param.", "step.", "dtap.")  # no sketch is defined of these
 BLOCK_ROWS = 256  # rows whose float64 copy is held at once
 
 
@@ -94,3 +96,41 @@ def sort_topk(topk: np.ndarray) -> np.ndarray:
     largest = np.iinfo(np.int32).max
     ordered = np.sort(np.where(topk < 0, largest, topk), axis=-1)
     return np.where(ordered == largest, -1, ordered).astype(np.int32)
+
+
+def sketched_taps(
+    taps: dict[str, np.ndarray], batch: dict[str, np.ndarray], index_topk: int
+) -> dict[str, np.ndarray]:
+    """The tensors of a sketched trace file: decisions, scalars and `WHOLE` whole, of others parts.
+
+    attn.logits count as 0 where no key is attended.
+    """
+    B, S = batch["input_ids"].shape
+    rows = chosen_rows(B, S, index_topk)
+    out: dict[str, np.ndarray] = {}
+    for name, value in taps.items():
+        if value.ndim == 0 or name.startswith(WHOLE) or name.endswith(DECISIONS):
+            out[name] = value
+            continue
+        if name.startswith("grad."):
+            kept = sketch_gradient(name, value, _gradient_row(name, value, batch))
+        else:
+            kept = sketch_tap(name, _attended(name, value, taps), rows)
+        out[f"{name}#rows"] = kept.rows.astype(np.float32)
+        out[f"{name}#row_index"] = kept.row_index.astype(np.int64)
+        out[f"{name}#row_norms"] = kept.row_norms.astype(np.float32)
+        out[f"{name}#projections"] = kept.projections.astype(np.float32)
+    return out
+
+
+def _gradient_row(name: str, value: np.ndarray, batch: dict[str, np.ndarray]) -> int:
+    if name == "grad.model.embed_tokens.weight":  # this token predicts a counted label
+        return int(batch["input_ids"][0, -2])
+    return value.shape[0] // 2
+
+
+def _attended(name: str, value: np.ndarray, taps: dict[str, np.ndarray]) -> np.ndarray:
+    probs = taps.get(name.replace("attn.logits", "attn.probs"))
+    if not name.endswith("attn.logits") or probs is None:
+        return value
+    return np.where(probs == 0, np.float32(0), value)
