@@ -95,8 +95,8 @@ void add_how(CLI::App& app, Raw& raw) {
   add(app, "--layers", o.layers, "N,..",
       "these layers alone, from made-up streams; also embed, head", kHow);
   add(app, "--timeout", raw.timeout, "SECONDS", "give up after this time (exit 6)", kHow);
-  add_flag(app, "--resume", o.resume,
-           "go on from the journal that a streamed run left in --out", kOther);
+  add_flag(app, "--resume", o.resume, "go on from the journal that a streamed run left in --out",
+           kOther);
   add_flag(app, "--dry-run", o.dry_run, "say what it would take in memory and time, and end",
            kOther);
 }

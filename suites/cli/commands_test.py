@@ -165,8 +165,8 @@ class Usage(CliTest):
     def test_help_is_complete_and_narrow(self) -> None:
         done = run("--help")
         self.ended(done, OK)
-        options = "config case candidate dialect weights batch seed suite device dtype impl layers timeout"
-        more = "dry-run resume out json junit md color list show-config version verbose quiet help"
+        options = "config case candidate dialect weights batch seed suite device dtype impl timeout"
+        more = "layers dry-run resume out json junit md color list show-config version verbose quiet help"
         for name in (options + " " + more).split():
             self.assertIn("--" + name, done.stdout)
         for word in ("-t", "-k", "-v", "-q", "dump", "compare", "weights", "golden", "Examples:"):
