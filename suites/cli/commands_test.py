@@ -166,8 +166,9 @@ class Usage(CliTest):
         done = run("--help")
         self.ended(done, OK)
         options = "config case candidate dialect weights batch seed suite device dtype impl timeout"
-        more = "layers dry-run resume out json junit md color list show-config version verbose quiet help"
-        for name in (options + " " + more).split():
+        more = "out json junit md color list show-config version verbose quiet help"
+        streamed = "layers dry-run resume"
+        for name in (options + " " + more + " " + streamed).split():
             self.assertIn("--" + name, done.stdout)
         for word in ("-t", "-k", "-v", "-q", "dump", "compare", "weights", "golden", "Examples:"):
             self.assertIn(word, done.stdout)
