@@ -106,10 +106,10 @@ void add_how(CLI::App& app, Raw& raw) {
       ->delimiter(',')
       ->allow_extra_args(false);
   add(app, "--layers", o.layers, "N,..",
-      "these layers alone, each run of them from a stream of its own; also embed, head", kHow);
+      "these layers alone, from made-up streams; also embed, head", kHow);
   add(app, "--timeout", raw.timeout, "SECONDS", "give up after this time (exit 6)", kHow);
-  add_flag(app, "--resume", o.resume,
-           "go on from what a streamed run (--layers, a large case) left in --out", kOther);
+  add_flag(app, "--resume", o.resume, "go on from the journal that a streamed run left in --out",
+           kOther);
   add_flag(app, "--dry-run", o.dry_run, "say what it would take in memory and time, and end",
            kOther);
 }

@@ -164,7 +164,8 @@ class Usage(CliTest):
         self.ended(done, OK)
         options = "config case candidate dialect weights batch seed suite device dtype impl timeout"
         more = "out json junit md html annotations color list show-config version verbose quiet"
-        for name in (options + " " + more + " help").split():
+        streamed = "layers dry-run resume help"
+        for name in (options + " " + more + " " + streamed).split():
             self.assertIn("--" + name, done.stdout)
         for word in ("-t", "-k", "-v", "-q", "dump", "compare", "weights", "golden", "Examples:"):
             self.assertIn(word, done.stdout)
