@@ -91,8 +91,7 @@ TEST(SelfReportProblems, TheGravestComesFirst) {
   EXPECT_EQ(problems[0].verdict->tap, "layers.0.ix.k");
   EXPECT_EQ(problems[0].severity, "logits 50 % off");
   EXPECT_EQ(verdict_sentence(report, groups, problems),
-            "candidate fork.safetensors is wrong in 3 ways, the gravest: words of two (logits 50 % "
-            "off).");
+            "candidate fork.safetensors is wrong in 3 ways, the gravest: words of two.");
 }
 
 TEST(SelfReportProblems, OneDefectInTwoCasesIsOne) {
