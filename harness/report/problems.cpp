@@ -106,7 +106,6 @@ std::string fail_sentence(const std::vector<Problem>& problems) {
   } else {
     text += ": " + words;
   }
-  if (!first.severity.empty()) text += " (" + printable(first.severity, 200) + ")";
   return text + ".";
 }
 

@@ -107,21 +107,26 @@ std::string looks_part(const Page& page) {
 
 std::string decisions_part(const Page& page) {
   Tally tally;
+  const bool candidates = std::any_of(page.groups.begin(), page.groups.end(), [](const Group& g) {
+    return g.subject.party == Party::candidate;
+  });
   Bounded loud(kDecisionBytes), quiet(kDecisionBytes);
   for (const Group& g : page.groups)
     for (const Verdict* v : g.verdicts) {
       if (!v->choices || (v->trust != Trust::pass && v->trust != Trust::fail)) continue;
-      add_up(*v, tally);
+      if (!candidates || g.subject.party == Party::candidate) add_up(*v, tally);
       (v->choices->differing > 0 || v->trust == Trust::fail ? loud : quiet)
           .add(decision_row(g, *v));
     }
   if (tally.rows == 0) return "";
   const std::vector<std::string> head = {
       "Subject", "Decision", "Mode", "Rows with a choice", "Other choice", "Why", "Measured"};
-  std::string sum = "In " + std::to_string(tally.differing) + " of " + std::to_string(tally.free) +
-                    " rows with a choice another set was chosen than the oracle's; " +
-                    std::to_string(tally.differing - tally.wrong) +
-                    " of these are legitimate: the scores are closer than rounding.";
+  const std::string whose = candidates ? "Candidates: in " : "In ";
+  const std::string sum = whose + std::to_string(tally.differing) + " of " +
+                          std::to_string(tally.free) +
+                          " rows with a choice another set was chosen than the oracle's; " +
+                          std::to_string(tally.differing - tally.wrong) +
+                          " of these are legitimate: the scores are closer than rounding.";
   const std::string about = remark(
       "A decision is the set of keys that a query attends to (<code>topk</code>) or of experts "
       "that a token goes to. <b>band</b>: how far the worst of the other picks lies from the cut, "

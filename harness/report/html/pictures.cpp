@@ -276,7 +276,7 @@ std::string error_picture(const Picture& picture, bool decision) {
     out += "<path class=\"cut\" d=\"M" + num(kLeft) + " " + num(y) + "h" + num(width) + "\"/>";
   }
   out += label(kLeft, kTop - 6, axis_text(picture.columns, picture.column_count), "start");
-  out += "<text transform=\"translate(12 " + num(kTop) + ") rotate(90)\">" +
+  out += "<text transform=\"translate(4 " + num(kTop) + ") rotate(90)\">" +
          text(axis_text(picture.rows, picture.row_count)) + "</text>";
   const double room = kLeft + std::max(width, 190.0) + 2;
   return drawing(room, kTop + std::max(height, 130.0) + 2,

@@ -55,8 +55,10 @@ fill:var(--soft)}
 .tables{overflow-x:auto}
 table{border-collapse:collapse;font-size:.875rem;width:100%}
 th,td{text-align:left;vertical-align:top;padding:.3rem .6rem .3rem 0;
-border-bottom:1px solid var(--line)}
+border-bottom:1px solid var(--line);overflow-wrap:break-word}
 th[scope=row]{font-weight:400}
+th[scope=col]{white-space:nowrap}table.facts td{overflow-wrap:anywhere}
+section>h3{margin-top:1.1rem}.legend{margin-bottom:.9rem}
 table.numbers{min-width:34rem}
 table.facts th{color:var(--soft);white-space:nowrap;width:1%;overflow-wrap:normal}
 details{margin:.6rem 0}
