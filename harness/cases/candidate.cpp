@@ -22,8 +22,13 @@ std::string loading_note(const io::CandidateNotes::LoadedWeights& w) {
 }
 
 std::string failure_note(const io::CandidateNotes::Failure& failure) {
-  return failure.where + ": " + failure.message +
-         (failure.shapes.empty() ? "" : " (shapes " + failure.shapes + ")");
+  std::string text = "crashed in " + failure.where + ": " + failure.message;
+  const size_t folder = failure.raised_at.find_last_of('/');
+  if (!failure.raised_at.empty())
+    text += ", at " + failure.raised_at.substr(folder == std::string::npos ? 0 : folder + 1);
+  return failure.shapes.empty() || failure.shapes == "[]"
+             ? text
+             : text + " (inputs of shapes " + failure.shapes + ")";
 }
 
 /// The file's name; its whole path where another candidate has the same name.

@@ -91,7 +91,6 @@ void refuse_later(const Parser& parser) {
   for (const CLI::App* later : parser.later) {
     if (later->parsed()) not_in_this_version(later->get_name());
   }
-  if (!raw.html.empty()) not_in_this_version("--html");
   if (!raw.layers.empty()) not_in_this_version("--layers");
   if (raw.resume) not_in_this_version("--resume");
 }
@@ -197,6 +196,8 @@ Options finish(Parser& parser) {
   options.out = given(raw.out);
   options.junit = given(raw.junit);
   options.markdown = given(raw.markdown);
+  options.html = given(raw.html);
+  options.annotations = given(raw.annotations);
   options.color = parse_color(raw.color);
   if (!raw.seed.empty()) options.seed = parse_seed("--seed", raw.seed);
   if (!raw.timeout.empty()) options.timeout = parse_seconds("--timeout", raw.timeout);
@@ -208,6 +209,9 @@ Options finish(Parser& parser) {
   constexpr int64_t kMostAdapterRank = 1 << 16;
   if (!raw.rank.empty()) options.rank = parse_count("--rank", raw.rank, 1, kMostAdapterRank);
   if (!raw.scale.empty()) options.scale = parse_positive("--scale", raw.scale, "number");
+  constexpr int64_t kNarrowest = 20, kWidest = 10000;
+  if (!raw.width.empty()) options.width = parse_count("--width", raw.width, kNarrowest, kWidest);
+  expect_one_of("--fail-on", "choice", options.fail_on, {"new", "any"});
   options.repro = repro_command(parser);
   return options;
 }

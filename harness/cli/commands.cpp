@@ -1,5 +1,7 @@
 #include "harness/cli/commands.h"
 
+#include <commit.h>
+
 #include <iostream>
 
 #include "golden/reader/golden.h"
@@ -35,6 +37,7 @@ struct Watch {
 
 ExitCode version_command() {
   std::cout << "dsv32-verify " << DSV32_VERSION << "\n"
+            << "commit " << DSV32_COMMIT << "\n"
             << "torch " << torch_version() << "\n"
             << "CUDA " << DSV32_CUDA_VERSION << "\n"
             << "HDF5 " << DSV32_HDF5_VERSION << "\n"
@@ -136,6 +139,12 @@ ExitCode run_command(const Options& options) {
       return sharded_rank_command(options.arguments);
     case Command::list:
       return list_command(options);
+    case Command::report_render:
+      return report_render_command(options);
+    case Command::report_validate:
+      return report_validate_command(options);
+    case Command::report_diff:
+      return report_diff_command(options);
     case Command::show_config:
       return show_config_command(options);
     case Command::version:

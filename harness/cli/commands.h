@@ -65,5 +65,15 @@ void probe_outputs(const Options& options);
 /// Writes and prints a finished report. The exit code is the report's, or worse when it could not
 /// be written.
 ExitCode deliver(Report report, const Options& options);
+/// All that the options want written of a report, and the report on stdout unless data is there.
+/// `ok`, or why something could not be written.
+ExitCode write_renderings(const Report& report, const Options& options);
+
+/// `report render`: `ok` when it could be written, whatever the report says.
+ExitCode report_render_command(const Options& options);
+/// `report validate`: 4 when one of the files is no report.
+ExitCode report_validate_command(const Options& options);
+/// `report diff`: 1 by --fail-on, 5 when the reports have no check in common.
+ExitCode report_diff_command(const Options& options);
 
 }  // namespace dsv32::harness

@@ -26,6 +26,9 @@ enum class Command {
   launch,
   sharded_rank,  // one rank of a world that the suite itself starts
   list,
+  report_render,
+  report_validate,
+  report_diff,
   show_config,
   version,
   help,
@@ -35,6 +38,7 @@ enum class Command {
 struct ForkOptions {
   std::optional<std::string> path, base;  // source trees
   std::optional<std::string> python;
+  std::string fail_on = "any";  // with a base: "new" forgives what the base has as well
   std::vector<std::string> cases;
   bool full_set = false;
   std::optional<std::string> cls, device_map, attn, experts;  // as golden/dump takes them
@@ -71,6 +75,8 @@ struct Options {
   std::optional<std::string> out;
   std::optional<std::string> junit;
   std::optional<std::string> markdown;
+  std::optional<std::string> html;
+  std::optional<std::string> annotations;
   bool json = false;
   ColorChoice color = ColorChoice::automatic;
   bool verbose = false;
@@ -81,8 +87,11 @@ struct Options {
   std::vector<std::string> arguments;  // compare A B, list GROUP, launch -- COMMAND, ...
   int64_t nproc = 0, nnodes = 1, node_rank = 0, master_port = 0;  // launch
   std::optional<std::string> master_addr;                         // launch
-  std::optional<int64_t> rank;                                    // adapter check
-  std::optional<double> scale;                                    // adapter check
+  std::string link;              // report render: where the page is
+  std::string fail_on = "new";   // report diff
+  std::optional<int64_t> width;  // report render: columns of the terminal report
+  std::optional<int64_t> rank;   // adapter check
+  std::optional<double> scale;   // adapter check
 
   ForkOptions fork;
 

@@ -1,3 +1,5 @@
+#include <commit.h>
+
 #include <filesystem>
 #include <iostream>
 
@@ -44,13 +46,15 @@ std::vector<Named> output_files(const Options& options) {
   if (options.out && options.command == Command::weights_make) {
     files.push_back({"--out", *options.out / fs::path("config.json")});
   } else if (options.out && is_folder_output(options)) {
-    for (const char* name : {kReportMarkdown, kReportJunit, kReportJson})
+    for (const char* name : {kReportMarkdown, kReportHtml, kReportJunit, kReportJson})
       files.push_back({"--out", *options.out / fs::path(name)});
   } else if (options.out) {
     files.push_back({"--out", *options.out});
   }
   if (options.junit) files.push_back({"--junit", *options.junit});
   if (options.markdown) files.push_back({"--md", *options.markdown});
+  if (options.html) files.push_back({"--html", *options.html});
+  if (options.annotations) files.push_back({"--annotations", *options.annotations});
   return files;
 }
 
@@ -67,6 +71,8 @@ std::vector<Named> input_files(const Options& options) {
   if (options.batch) files.push_back({"--batch", *options.batch});
   if (options.command == Command::compare)
     for (const std::string& path : options.arguments) files.push_back({"compare", path});
+  if (options.command == Command::report_render || options.command == Command::report_diff)
+    for (const std::string& path : options.arguments) files.push_back({"report", path});
   std::vector<Named> folders = {{"--weights", options.weights},
                                 {"the program's own", io::home() / "golden" / "data"},
                                 {"the program's own", io::home() / "configs"}};
@@ -123,7 +129,7 @@ void refuse_stream_as_folder(const Options& options) {
                                 .what = "not a folder",
                                 .expected = "the name of a folder",
                                 .got = "standard output",
-                                .hint = "--json, --md - and --junit - write to standard output"});
+                                .hint = "--json, --md - and the like write to standard output"});
 }
 
 /// One file or folder more; a failure is said and remembered, the rest is still written.
@@ -139,7 +145,9 @@ void attempt(ExitCode& code, const Write& write) {
 
 void print(const Report& report, const Options& options) {
   const bool color = use_color(options.color);
-  std::cout << (options.json ? to_json(report) : to_terminal(report, color, options.verbose));
+  const size_t width = options.width ? static_cast<size_t>(*options.width) : output_width();
+  std::cout << (options.json ? to_json(report)
+                             : to_terminal(report, color, options.verbose, width));
   if (std::cout.flush()) return;
   throw Error(ExitCode::environment, {.where = "standard output",
                                       .what = "cannot be written",
@@ -166,12 +174,20 @@ void probe_outputs(const Options& options) {
 
 ExitCode deliver(Report report, const Options& options) {
   report.tool_version = DSV32_VERSION;
+  report.environment["commit"] = DSV32_COMMIT;
   report.command = options.repro;
-  ExitCode code = report.exit_code();
+  return worst(report.exit_code(), write_renderings(report, options));
+}
+
+ExitCode write_renderings(const Report& report, const Options& options) {
+  ExitCode code = ExitCode::ok;
   if (options.out) attempt(code, [&] { write_report(report, *options.out); });
   if (options.junit) attempt(code, [&] { io::write_file(*options.junit, to_junit(report)); });
   if (options.markdown)
-    attempt(code, [&] { io::write_file(*options.markdown, to_markdown(report)); });
+    attempt(code, [&] { io::write_file(*options.markdown, to_markdown(report, options.link)); });
+  if (options.html) attempt(code, [&] { io::write_file(*options.html, to_html(report)); });
+  if (options.annotations)
+    attempt(code, [&] { io::write_file(*options.annotations, to_annotations(report)); });
   const auto owner = owner_of_stdout(options, output_files(options));
   if (!owner || options.json) attempt(code, [&] { print(report, options); });
   return code;

@@ -20,6 +20,7 @@ constexpr char kFooter[] =
     "  python golden/dump --checkpoint ckpt/ --case small --out fork.safetensors\n"
     "  dsv32-verify --candidate fork.safetensors --out report/\n"
     "  dsv32-verify compare fork.safetensors oracle.safetensors\n"
+    "  dsv32-verify report diff base/report.json head/report.json\n"
     "\n"
     "Exit codes: 0 passed, 1 a check failed, 2 usage, 3 internal error, 4 file refused,\n"
     "5 nothing was checked, 6 device, memory, disk or time, 130 and 143 interrupted.\n"
@@ -45,15 +46,23 @@ void add_talk(CLI::App& app, Raw& raw) {
   app.set_help_flag("-h,--help", "this text")->group(kOther);
 }
 
-void add_reports(CLI::App& app, Raw& raw) {
-  add(app, "--out", raw.out, "DIR", "write report.json, report.md, junit.xml into this folder",
-      kOutput);
-  add_flag(app, "--json", raw.options.json, "print report.json on stdout and nothing else",
-           kOutput);
+void add_renderings(CLI::App& app, Raw& raw) {
   add(app, "--junit", raw.junit, "FILE", "write the JUnit report to this file; - is stdout",
       kOutput);
   add(app, "--md", raw.markdown, "FILE", "write the Markdown report to this file; - is stdout",
       kOutput);
+  add(app, "--html", raw.html, "FILE", "write the page with pictures to this file; - is stdout",
+      kOutput);
+  add(app, "--annotations", raw.annotations, "FILE",
+      "write a forge's workflow commands to this file; - is stdout", kOutput);
+}
+
+void add_reports(CLI::App& app, Raw& raw) {
+  add(app, "--out", raw.out, "DIR", "write report.json, .html, .md and junit.xml into this folder",
+      kOutput);
+  add_flag(app, "--json", raw.options.json, "print report.json on stdout and nothing else",
+           kOutput);
+  add_renderings(app, raw);
 }
 
 void add_judged(CLI::App& app, Raw& raw) {
@@ -99,10 +108,9 @@ void add_how(CLI::App& app, Raw& raw) {
 /// Flags that docs/architecture.md 4 keeps for later: known, so that they are not called unknown.
 void add_later(Parser& parser) {
   CLI::App& app = parser.app;
-  app.add_option("--html", parser.raw.html)->group("");
   app.add_option("--layers", parser.raw.layers)->group("");
   app.add_flag("--resume", parser.raw.resume)->group("");
-  for (const char* name : {"bench", "doctor", "diagnose", "report"}) {
+  for (const char* name : {"bench", "doctor", "diagnose"}) {
     CLI::App* later = app.add_subcommand(name)->group("")->prefix_command();
     later->set_help_flag();
     parser.later.push_back(later);
@@ -149,6 +157,8 @@ void add_fork(Parser& parser) {
       "the fork's own interpreter; default: the one on PATH that has what it needs", kJudged);
   add(fork, "--base", raw.base, "PATH", "the tree before the change: what was fixed and broken",
       kJudged);
+  add(fork, "--fail-on", o.fail_on, "WHAT",
+      "with --base: any (default), or new: only what it broke", kJudged);
   add(fork, "--case", raw.cases, "NAME,..", "these cases in place of the default set", kJudged)
       ->delimiter(',')
       ->allow_extra_args(false);
@@ -225,6 +235,29 @@ void add_golden(Parser& parser) {
   add_words(show, parser.raw, "case", "CASE")->expected(1);
 }
 
+void add_report(Parser& parser) {
+  Raw& raw = parser.raw;
+  Options& o = raw.options;
+  CLI::App& report = *add_noun(parser, "report", "render, check or compare report.json");
+  CLI::App& render = *add_verb(parser, report, Command::report_render, "render",
+                               "render a report again, on stdout or into files");
+  add_words(render, raw, "report", "REPORT.json")->expected(1);
+  add_reports(render, raw);
+  add(render, "--link", o.link, "URL", "where the page is, for the Markdown report", kOutput);
+  add(render, "--width", raw.width, "N", "columns of the report on stdout; default the terminal's",
+      kOutput);
+  CLI::App& validate = *add_verb(parser, report, Command::report_validate, "validate",
+                                 "check reports against the format");
+  add_words(validate, raw, "reports", "REPORT.json ...");
+  CLI::App& diff = *add_verb(parser, report, Command::report_diff, "diff",
+                             "tell what is fixed, broken, still broken, no longer tested");
+  add_words(diff, raw, "reports", "BEFORE.json AFTER.json")->expected(2);
+  add(diff, "--md", raw.markdown, "FILE", "write it as Markdown to this file; - is stdout",
+      kOutput);
+  add(diff, "--fail-on", o.fail_on, "WHEN", "new (default): something got worse; any: AFTER fails",
+      kOutput);
+}
+
 void add_launch(Parser& parser) {
   Raw& raw = parser.raw;
   CLI::App& launch = *add_verb(parser, parser.app, Command::launch, "launch",
@@ -275,6 +308,7 @@ std::unique_ptr<Parser> make_parser() {
   add_adapter(*parser);
   add_golden(*parser);
   add_launch(*parser);
+  add_report(*parser);
   add_list(*parser);
   add_later(*parser);
   for (const Verb& verb : parser->verbs) add_talk(*verb.app, parser->raw);

@@ -18,13 +18,14 @@ inline constexpr char kOther[] = "Other";
 /// What CLI11 fills; turned into Options once all of it is there.
 struct Raw {
   Options options;
-  std::string config, case_name, dialect, batch, seed, timeout, out, junit, markdown, color;
+  std::string config, case_name, dialect, batch, seed, timeout, out, junit, markdown, html,
+      annotations, color, width;
   std::string nproc, nnodes, node_rank, master_addr, master_port, rank, scale;
   std::vector<std::string> dtypes;
   std::string path, base, python, cls, device_map, attn, experts, job_seconds, job_gib;  // fork
   std::vector<std::string> cases;
   bool list = false, show_config = false, version = false;
-  std::string layers, html;
+  std::string layers;
   bool resume = false;
 };
 

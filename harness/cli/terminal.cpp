@@ -33,6 +33,12 @@ bool use_color(ColorChoice choice) {
 
 bool can_redraw() { return isatty(STDERR_FILENO) && !is_dumb() && !is_on("CI"); }
 
+size_t output_width() {
+  winsize size{};
+  if (isatty(STDOUT_FILENO) == 0 || ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) != 0) return 0;
+  return size.ws_col;
+}
+
 int terminal_width() {
   constexpr int kUsual = 80;
   winsize size{};

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstddef>
+
 namespace dsv32::harness {
 
 /// `--color`.
@@ -11,6 +13,9 @@ bool use_color(ColorChoice choice);
 
 /// A progress line that redraws itself makes sense: standard error is a terminal, not dumb, not CI.
 bool can_redraw();
+
+/// Columns of the terminal on standard output; 0 when it is none: there lines are not broken.
+size_t output_width();
 
 /// Columns of the terminal on standard error; 80 when it does not say.
 int terminal_width();

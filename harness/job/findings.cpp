@@ -1,6 +1,7 @@
 #include "harness/job/findings.h"
 
 #include <algorithm>
+#include <set>
 
 #include "harness/judge/judge.h"
 #include "harness/report/groups.h"
@@ -22,6 +23,22 @@ std::string headline(const Verdict& failure) {
             io::number(worst->limit);
   }
   return text;
+}
+
+/// What a crash left: how far the run was right.
+std::string crash_headline(const Verdict& crash, const std::vector<Verdict>& verdicts) {
+  std::set<std::string> reached, wrong;
+  for (const Verdict& v : verdicts) {
+    const bool tap = check_of(v.tap).scope == CheckScope::model && v.mode != Mode::exact;
+    if (tap && (v.trust == Trust::pass || v.trust == Trust::fail)) reached.insert(v.tap);
+    if (tap && v.trust == Trust::fail) wrong.insert(v.tap);
+  }
+  const std::string taps =
+      std::to_string(reached.size()) + (reached.size() == 1 ? " tap" : " taps");
+  if (reached.empty()) return crash.note + "; no tap before it is in the file";
+  if (!wrong.empty())
+    return crash.note + "; of " + taps + " before it " + std::to_string(wrong.size()) + " wrong";
+  return crash.note + "; " + taps + " before it " + (reached.size() == 1 ? "is" : "are") + " right";
 }
 
 /// The taps of the chosen suites: gradients belong to `backward`, everything else to `forward`. A
@@ -109,14 +126,38 @@ void Findings::mark_unchecked() {
   }
 }
 
+/// The pictures that a report shows: of the first three defects, else of the first failure.
+static void keep_pictures(const Finding& finding, std::vector<Verdict>& verdicts) {
+  constexpr size_t kPictures = 3;
+  std::vector<std::string> wanted;
+  for (const Defect& defect : finding.defects) {
+    const auto drawn = std::find_if(verdicts.begin(), verdicts.end(), [&](const Verdict& v) {
+      return v.picture && contains(defect.taps, v.tap);
+    });
+    if (drawn != verdicts.end() && wanted.size() < kPictures) wanted.push_back(drawn->tap);
+  }
+  if (finding.defects.empty()) wanted.push_back(finding.first_tap);
+  for (Verdict& verdict : verdicts) {
+    const auto at = std::find(wanted.begin(), wanted.end(), verdict.tap);
+    if (at == wanted.end() || !verdict.picture) {
+      verdict.picture.reset();
+    } else {
+      wanted.erase(at);  // in its first mode alone
+    }
+  }
+}
+
 void Findings::settle() {
   mark_unchecked();
   for (auto& [finding, verdicts] : entries_) {
     const Verdict* failure = first_failure(verdicts);
     if (failure == nullptr) continue;
     finding.first_tap = failure->tap;
+    keep_pictures(finding, verdicts);
     finding.headline =
         finding.defects.empty() ? headline(*failure) : headline_of(finding.defects.front());
+    if (failure->tap == rule_name("run.finished"))
+      finding.headline = crash_headline(*failure, verdicts);
   }
   const bool golden_ok = !failed(Party::golden), reference_ok = !failed(Party::reference);
   for (Entry& entry : entries_) {

@@ -5,6 +5,7 @@
 #include "harness/cases/diagnosis.h"
 #include "harness/cases/implementations.h"
 #include "harness/job/estimate.h"
+#include "harness/job/provenance.h"
 #include "src/io/io.h"
 #include "src/model/check_name.h"
 
@@ -50,6 +51,14 @@ void put_decisions(const Trace& decisions, Trace& trace) {
   for (const std::string& name : decisions.names()) {
     if (is_decision(name) && trace.has(name)) trace.put(name, *decisions.find(name));
   }
+}
+
+/// After a crash a tap that is not there was never reached, and nobody expects a result.
+void tell_unreached(std::vector<Verdict>& verdicts) {
+  const std::string result = rule_name("result");
+  std::erase_if(verdicts, [&](const Verdict& v) { return v.tap == result; });
+  for (Verdict& verdict : verdicts)
+    if (verdict.trust == Trust::skipped) verdict.note = "never reached: it crashed before";
 }
 
 }  // namespace
@@ -98,6 +107,7 @@ void CaseJob::run_golden_and_own() {
 void CaseJob::run_candidate(const Candidate& candidate) {
   const io::CandidateNotes notes = io::candidate_notes(candidate.trace, candidate.path.string());
   check_weights_identity(candidate, run_.weights());
+  report_.judged.push_back(provenance_of(candidate, notes));
   // A fused kernel never held these values: its next stage did not read their rounding.
   Trace held = candidate.trace;
   for (const std::string& tap : notes.derived_taps) held.erase(tap);
@@ -116,10 +126,12 @@ void CaseJob::run_candidate(const Candidate& candidate) {
                         .trust = Trust::missing,
                         .note = "there is no tap in this file"});
   }
+  if (notes.failure) tell_unreached(verdicts);
   const bool broken_start = !verdicts.empty() && verdicts.front().trust == Trust::fail &&
                             check_of(verdicts.front().tap).scope == CheckScope::rule;
   findings_.add(candidate.subject, verdicts,
                 broken_start ? Diagnosis{} : diagnose(run_, file, verdicts));
+  if (notes.failure) return;  // its taps that are not there were never reached
   for (const std::string& tap : notes.missing_taps) {
     report_.not_tested.push_back(candidate.subject.label + ": " + tap +
                                  " was not found in that implementation");
@@ -146,10 +158,8 @@ std::optional<golden::Golden> CaseJob::load_golden() {
     return std::nullopt;
   }
   golden::Golden golden = golden::load(c.name);
-  for (const auto& entry : golden::read_manifest(golden::default_directory())) {
-    if (entry.case_name == c.name)
-      report_.environment["golden " + c.name] = "sha256 " + entry.sha256;
-  }
+  report_.environment["golden " + c.name] = "sha256 " + golden_digest(c.name);
+  report_.judged.push_back(provenance_of(golden, kGolden));
   return golden;
 }
 

@@ -8,6 +8,7 @@
 #include "harness/job/estimate.h"
 #include "harness/job/model_part.h"
 #include "harness/job/plan.h"
+#include "harness/job/provenance.h"
 #include "harness/job/training_part.h"
 #include "harness/training/train_candidate.h"
 #include "src/bridge/runtime.h"
@@ -46,8 +47,7 @@ void run_case(const Job& job, const PlannedCase& planned, Report& report) {
 Report run_job(const Job& job) {
   const auto start = Clock::now();
   Report report{.suites = job.suites};
-  report.environment["torch"] = torch_version();
-  report.environment["device"] = job.device;
+  tell_environment(job.device, report);
   for (const auto& [op, when] : unpromised_bits(job.impls))
     report.environment["other bits on another run: " + op] = when;
   const std::vector<Candidate> candidates = read_candidates(job.candidates);

@@ -6,6 +6,7 @@
 #include "golden/reader/training_golden.h"
 #include "harness/job/findings.h"
 #include "harness/job/memory.h"
+#include "harness/job/provenance.h"
 #include "harness/training/suite.h"
 #include "harness/training/train_candidate.h"
 #include "src/model/check_name.h"
@@ -65,6 +66,11 @@ void run_training_suite(const Job& job, const Case& c, const std::string& name, 
   const TrainingSuite& suite = suite_of(name);
   Findings findings(job, report, c.name, name);
   std::vector<Verdict> missing = missing_goldens(suite, c);
+  for (const TrainingGoldenName& golden : suite.goldens) {
+    if (golden.case_name != c.name) continue;
+    const std::string full = golden.suite + "." + c.name, digest = golden_digest(full);
+    if (!digest.empty()) report.environment["golden " + full] = "sha256 " + digest;
+  }
   if (missing.empty()) {
     run_suite(job, c, suite, report, findings);
   } else {
@@ -76,6 +82,7 @@ void run_training_suite(const Job& job, const Case& c, const std::string& name, 
 void run_train_candidate(const Job& job, const Candidate& candidate, Report& report) {
   const Case& c = candidate.the_case;
   const io::CandidateNotes notes = io::candidate_notes(candidate.trace, candidate.path.string());
+  report.judged.push_back(provenance_of(candidate, notes));
   check_weights_identity(candidate, SyntheticWeights(c.seed, c.bias_offset));
   const std::string suite = golden_suite_of(candidate);
   std::vector<Verdict> verdicts = verdicts_on_loading(candidate, notes);

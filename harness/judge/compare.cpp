@@ -6,6 +6,7 @@
 
 #include "harness/judge/limits.h"
 #include "harness/judge/metrics.h"
+#include "harness/judge/picture.h"
 #include "harness/judge/structure.h"
 
 namespace dsv32::harness {
@@ -181,7 +182,9 @@ Verdict compare_layout(const Comparison& c) {
     verdict.plain = plain_error(c, error);
   }
   settle(verdict);
-  if (verdict.trust == Trust::fail) verdict.structure = describe_structure(c, layout, error);
+  if (verdict.trust != Trust::fail) return verdict;
+  verdict.structure = describe_structure(c, layout, error);
+  verdict.picture = picture_of_error(c, layout, error);
   return verdict;
 }
 

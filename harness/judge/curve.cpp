@@ -83,4 +83,14 @@ BandDistance distance_from_band(const Band& band, std::span<const double> curve)
   return distance;
 }
 
+void add_band_to(Curve& curve, const Band& band) {
+  const double z = limit_of("band.z");
+  const size_t steps = std::min(curve.values.size(), band.mean.size());
+  for (size_t t = 0; t < steps; ++t) {
+    const double reach = z * band_sigma(band, static_cast<int64_t>(t));
+    curve.low.push_back(band.mean[t] - reach);
+    curve.high.push_back(band.mean[t] + reach);
+  }
+}
+
 }  // namespace dsv32::harness

@@ -4,6 +4,7 @@
 #include <span>
 
 #include "golden/reader/training_golden.h"
+#include "harness/judge/verdict.h"
 
 /// A free-running loss curve against the band of clean runs that a golden keeps. No torch.
 namespace dsv32::harness {
@@ -25,6 +26,9 @@ struct BandDistance {
   /// on one side is only news where clean curves do not.
   double persistence = 0;
 };
+/// Where a curve of so many steps must stay: the mean, and the largest z that is allowed, to either
+/// side.
+void add_band_to(Curve& curve, const golden::Band& band);
 /// `curve` may be shorter than the band.
 BandDistance distance_from_band(const golden::Band& band, std::span<const double> curve);
 

@@ -9,6 +9,7 @@
 #include "harness/judge/keys.h"
 #include "harness/judge/limits.h"
 #include "harness/judge/metrics.h"
+#include "harness/judge/picture.h"
 #include "harness/judge/structure_selection.h"
 
 namespace dsv32::harness {
@@ -202,8 +203,22 @@ Verdict settle_topk(const Comparison& c, const Findings& found, bool has_own, bo
   if (has_oracle) verdict.measures.push_back(by_limit("decision.band", found.band));
   verdict.worst = found.worst_invalid ? found.worst_invalid : found.worst_band;
   verdict.note = summary(found, has_oracle);
+  if (has_oracle && found.invalid == 0)
+    verdict.choices = {found.rows, found.determined, found.differing_rows};
   settle(verdict);
   return verdict;
+}
+
+// Whose pick each key is.
+Picture picture_of(const Comparison& c, const HostTensor& scores) {
+  ChoicePainter painter(*c.batch, scores.shape().back(), "keys");
+  for (int64_t b = 0; b < c.batch->B; ++b)
+    for (int64_t s = 0; s < c.batch->S; ++s) {
+      if (!c.batch->valid(b, s)) continue;
+      const Query query = read_query(c, b, s);
+      painter.add(b * c.batch->S + s, query.picks, best_keys(query, scores_of(scores, query)));
+    }
+  return painter.picture();
 }
 
 std::set<int64_t> set_of_row(const HostTensor& tensor, int64_t row) {
@@ -227,7 +242,9 @@ Verdict judge_topk(const Comparison& c, const HostTensor* own_scores) {
       if (c.batch->valid(b, s)) judge_query(read_query(c, b, s), own_scores, oracle, found);
   if (found.rows == 0) return unmeasured(c, Trust::vacuous, "no row is judged");
   Verdict verdict = settle_topk(c, found, own_scores != nullptr, oracle.scores() != nullptr);
-  if (verdict.trust == Trust::fail) verdict.structure = describe_selection(c, own_scores);
+  if (verdict.trust != Trust::fail) return verdict;
+  verdict.structure = describe_selection(c, own_scores);
+  if (oracle.scores() != nullptr) verdict.picture = picture_of(c, *oracle.scores());
   return verdict;
 }
 

@@ -294,6 +294,7 @@ class ExpertJudge {
     if (oracle_.known()) verdict.measures.push_back(by_limit("decision.band", found_.band));
     verdict.worst = found_.worst;
     verdict.note = summary();
+    if (oracle_.known() && found_.invalid == 0) verdict.choices = {found_.rows, 0, found_.flipped};
     settle(verdict);
     return verdict;
   }

@@ -105,6 +105,13 @@ void append(std::vector<Verdict>& to, std::vector<Verdict> from) {
   std::move(from.begin(), from.end(), std::back_inserter(to));
 }
 
+int shade_of(double share) {
+  constexpr double kSteps = 9;
+  if (std::isnan(share)) return static_cast<int>(kSteps);
+  if (share <= 0) return 0;
+  return static_cast<int>(std::clamp(std::ceil(2 * std::log10(share)) + 1, 0.0, kSteps));
+}
+
 std::string check_path(const Verdict& verdict) {
   const std::string suite = verdict.suite.empty() ? "" : verdict.suite + "/";
   return verdict.case_name + "/" + suite + verdict.subject.label + "/" + verdict.tap;

@@ -65,6 +65,33 @@ struct PlainError {
   double relative = 0, allowed = 0;
 };
 
+/// Where the error of a failing tap lies, small enough for a report. One digit a cell, as
+/// shade_of gives it; '.' is not judged. Of a decision 9 is a pick that the oracle does not
+/// make, 4 one that only the oracle makes, 0 one of both.
+struct Picture {
+  std::string rows, columns;                // what they are: "tokens", "heads"
+  int64_t row_count = 0, column_count = 0;  // of the tap; neighbours share a cell
+  int64_t batch = 0;                        // rows of one sequence; 0: rows are no tokens
+  std::vector<std::string> cells;           // one text a row
+};
+
+/// A training curve and what it is held against.
+struct Curve {
+  std::vector<double> values, expected;
+  std::vector<double> low, high;  // the band that clean runs stay in; empty: there is none
+};
+
+/// How often a decision is another one than the oracle's.
+struct Choices {
+  int64_t rows = 0;        // that were judged
+  int64_t determined = 0;  // without a choice: every visible key is taken
+  int64_t differing = 0;
+};
+
+/// A number over its limit as one digit: each step is a factor of sqrt(10), 1 is up to the limit, 2
+/// and more beyond it, 9 at least 1000 times the limit or not a number.
+int shade_of(double share);
+
 /// One check: data, not a print.
 struct [[nodiscard]] Verdict {
   std::string case_name;  // like the suite it is set by Findings (harness/job/findings.h)
@@ -78,6 +105,9 @@ struct [[nodiscard]] Verdict {
   std::vector<Measure> measures;
   std::optional<Worst> worst;
   std::optional<PlainError> plain = {};  // of a continuous tap
+  std::optional<Picture> picture = {};   // of a failing tap
+  std::optional<Curve> curve = {};       // of a training
+  std::optional<Choices> choices = {};   // of a decision
   int64_t checked = 0;                   // rows or elements that were compared
   /// "gain 2.500", "one head (3) holds 98 % of the error"; empty when nothing stands out.
   std::string structure;

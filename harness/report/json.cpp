@@ -43,6 +43,25 @@ Json subject_json(const Subject& s) {
           {"against", std::string(to_string(s.against))}};
 }
 
+Json picture_json(const Picture& p) {
+  return {{"rows", p.rows},           {"columns", p.columns},
+          {"row_count", p.row_count}, {"column_count", p.column_count},
+          {"batch", p.batch},         {"cells", p.cells}};
+}
+
+Json numbers_json(const std::vector<double>& values) {
+  Json list = Json::array();
+  for (const double value : values) list.push_back(number_json(value));
+  return list;
+}
+
+Json curve_json(const Curve& c) {
+  return {{"values", numbers_json(c.values)},
+          {"expected", numbers_json(c.expected)},
+          {"low", numbers_json(c.low)},
+          {"high", numbers_json(c.high)}};
+}
+
 Json verdict_json(const Verdict& v) {
   Json measures = Json::array();
   for (const Measure& m : v.measures) measures.push_back(measure_json(m));
@@ -60,6 +79,12 @@ Json verdict_json(const Verdict& v) {
   j["plain"] = v.plain ? Json{{"relative", number_json(v.plain->relative)},
                               {"allowed", number_json(v.plain->allowed)}}
                        : Json(nullptr);
+  j["picture"] = v.picture ? picture_json(*v.picture) : Json(nullptr);
+  j["curve"] = v.curve ? curve_json(*v.curve) : Json(nullptr);
+  j["choices"] = v.choices ? Json{{"rows", v.choices->rows},
+                                  {"determined", v.choices->determined},
+                                  {"differing", v.choices->differing}}
+                           : Json(nullptr);
   j["structure"] = v.structure;
   j["note"] = v.note;
   return j;
@@ -97,6 +122,12 @@ Json finding_json(const Finding& f) {
           {"defects", defects}};
 }
 
+Json provenance_json(const Provenance& p) {
+  Json facts = Json::object();
+  for (const auto& [name, value] : p.facts) facts[name] = value;
+  return {{"case", p.case_name}, {"subject", subject_json(p.subject)}, {"facts", facts}};
+}
+
 Json figure_json(const Figure& f) {
   return {
       {"case", f.case_name}, {"suite", f.suite}, {"name", f.name}, {"value", number_json(f.value)}};
@@ -126,6 +157,8 @@ Json report_json(const Report& r) {
   j["suites"] = r.suites;
   j["cases"] = r.cases;
   j["environment"] = r.environment;
+  j["judged"] = Json::array();
+  for (const Provenance& p : r.judged) j["judged"].push_back(provenance_json(p));
   j["warnings"] = r.warnings;
   j["not_tested"] = r.not_tested;
   j["findings"] = Json::array();
@@ -182,6 +215,18 @@ class Reader {
   }
 
   int64_t integer(const std::string& key) const { return integer(at(key), path_ + "." + key); }
+
+  std::vector<double> reals(const std::string& key) const {
+    std::vector<double> values;
+    for (const Json& item : array(key)) values.push_back(real(item, path_ + "." + key));
+    return values;
+  }
+
+  std::vector<std::pair<std::string, std::string>> text_pairs() const {
+    std::vector<std::pair<std::string, std::string>> values;
+    for (const auto& [key, value] : json_.items()) values.emplace_back(key, text(key));
+    return values;
+  }
 
   double real(const std::string& key) const { return real(at(key), path_ + "." + key); }
 
@@ -286,6 +331,28 @@ PlainError read_plain(const Reader& r) {
   return {.relative = r.real("relative"), .allowed = r.real("allowed")};
 }
 
+Picture read_picture(const Reader& r) {
+  return {.rows = r.text("rows"),
+          .columns = r.text("columns"),
+          .row_count = r.integer("row_count"),
+          .column_count = r.integer("column_count"),
+          .batch = r.integer("batch"),
+          .cells = r.texts("cells")};
+}
+
+Curve read_curve(const Reader& r) {
+  return {.values = r.reals("values"),
+          .expected = r.reals("expected"),
+          .low = r.reals("low"),
+          .high = r.reals("high")};
+}
+
+Choices read_choices(const Reader& r) {
+  return {.rows = r.integer("rows"),
+          .determined = r.integer("determined"),
+          .differing = r.integer("differing")};
+}
+
 Verdict read_verdict(const Reader& r) {
   Verdict v;
   v.case_name = r.text("case");
@@ -300,6 +367,9 @@ Verdict read_verdict(const Reader& r) {
   v.measures = r.items("measures", read_measure);
   if (!r.at("worst").is_null()) v.worst = read_worst(r.object("worst"));
   if (!r.at("plain").is_null()) v.plain = read_plain(r.object("plain"));
+  if (!r.at("picture").is_null()) v.picture = read_picture(r.object("picture"));
+  if (!r.at("curve").is_null()) v.curve = read_curve(r.object("curve"));
+  if (!r.at("choices").is_null()) v.choices = read_choices(r.object("choices"));
   v.structure = r.text("structure");
   v.note = r.text("note");
   return v;
@@ -342,6 +412,12 @@ Finding read_finding(const Reader& r) {
   return f;
 }
 
+Provenance read_provenance(const Reader& r) {
+  return {.case_name = r.text("case"),
+          .subject = read_subject(r.object("subject")),
+          .facts = r.object("facts").text_pairs()};
+}
+
 Figure read_figure(const Reader& r) {
   return {.case_name = r.text("case"),
           .suite = r.text("suite"),
@@ -379,7 +455,8 @@ std::string to_json(const Report& report) {
   const Json json = report_json(report);
   std::string text = "{";
   for (const auto& [key, value] : json.items()) {
-    const bool lines = key == "findings" || key == "verdicts" || key == "figures";
+    const bool lines =
+        key == "findings" || key == "verdicts" || key == "figures" || key == "judged";
     text += (text.size() == 1 ? "\n " : ",\n ") + dumped(key) + ": ";
     text += lines ? dumped_lines(value) : dumped(value);
   }
@@ -396,6 +473,7 @@ Report parse_report(const std::string& json, const std::string& where) {
   report.suites = r.texts("suites");
   report.cases = r.texts("cases");
   report.environment = r.object("environment").text_map();
+  report.judged = r.items("judged", read_provenance);
   report.warnings = r.texts("warnings");
   report.not_tested = r.texts("not_tested");
   report.findings = r.items("findings", read_finding);
@@ -409,6 +487,19 @@ Report parse_report(const std::string& json, const std::string& where) {
            std::to_string(r.integer("exit_code")));
   }
   return report;
+}
+
+Report validated_report(const std::string& json, const std::string& where) {
+  Report report = parse_report(json, where);
+  // Everything that was read is written again; what differs was not read.
+  const nlohmann::json given = nlohmann::json::parse(json), read = report_json(report);
+  const nlohmann::json patch = nlohmann::json::diff(given, read);
+  if (patch.empty()) return report;
+  const nlohmann::json& first = patch.front();
+  const std::string path = first.at("path").get<std::string>();
+  const std::string got = first.at("op") == "remove" ? "a field that the format does not have"
+                                                     : "another value than follows from the rest";
+  refuse(where, "report" + path, "docs/report.schema.json", got);
 }
 
 }  // namespace dsv32::harness

@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "harness/report/groups.h"
+#include "harness/report/problems.h"
 #include "harness/report/report.h"
 #include "harness/report/text.h"
 
@@ -12,11 +12,14 @@ namespace {
 constexpr size_t kMaxBytes = 65536;  // what the hosts of pull requests accept for one comment
 
 constexpr size_t kHeadBytes = 4096;
-constexpr size_t kFailureBytes = 20480;
+constexpr size_t kFailureBytes = 18432;
 constexpr size_t kTableBytes = 16384;
-constexpr size_t kNoteBytes = 4096;  // each of: figures, not green, not tested, warnings
+constexpr size_t kNoteBytes = 4096;  // each of: judged, figures, not green, not tested, warnings
 constexpr size_t kFooterBytes = 4096;
-static_assert(kHeadBytes + kFailureBytes + kTableBytes + 4 * kNoteBytes + kFooterBytes < kMaxBytes);
+constexpr size_t kFoldBytes = 1024;  // around the folded parts
+static_assert(kHeadBytes + kFailureBytes + kTableBytes + 5 * kNoteBytes + kFooterBytes +
+                  kFoldBytes <
+              kMaxBytes);
 
 constexpr size_t kFurther = 5;  // more failing taps of one subject
 constexpr size_t kCauses = 10;
@@ -62,19 +65,55 @@ std::vector<const Group*> failing_first(const std::vector<Group>& groups) {
   return order;
 }
 
-std::string head(const Report& report, const std::vector<Group>& groups) {
+std::string problem_line(const Problem& problem, size_t number) {
+  std::string text = std::to_string(number) + ". **" + markdown_text(problem.words, 300) + "**";
+  if (!problem.severity.empty()) text += ": " + markdown_text(problem.severity, 200);
+  std::string where = places_text(problem.groups, 5);
+  if (problem.defect != nullptr && !problem.defect->layers.empty())
+    where += ", " + layers_text(*problem.defect);
+  return text + " (" + markdown_text(where, 200) + ")\n";
+}
+
+/// Twelve lines: marker, verdict, what is wrong, where to read on.
+std::string head(const Report& report, const std::vector<Group>& groups,
+                 const std::vector<Problem>& problems, const std::string& link) {
+  constexpr size_t kShown = 4;
   Section section(kHeadBytes);
-  std::string title = "## dsv32-verify: " + verdict_word(report);
-  const auto failed =
-      std::find_if(groups.begin(), groups.end(), [](const Group& g) { return g.failed(); });
-  if (failed != groups.end()) title += ", " + place(*failed);
-  if (failed != groups.end() && failed->first_failure != nullptr) {
-    title += ", first divergence " + markdown_code(failed->first_failure->tap);
+  section.add(std::string(kCommentMarker) + "\n## dsv32-verify: " + verdict_word(report) + "\n\n");
+  section.add(markdown_text(verdict_sentence(report, groups, problems), 600) + "\n\n");
+  for (size_t i = 0; i < std::min(problems.size(), kShown); ++i)
+    section.add(problem_line(problems[i], i + 1));
+  std::string last = problems.empty() ? "" : "\n";
+  last += counts_text(count(report.verdicts)) + ", " + counted(groups.size(), "subject") + ".";
+  if (problems.size() > kShown)
+    last += " " + std::to_string(problems.size() - kShown) + " more problems below.";
+  if (link.empty()) {
+    last += " Pictures and all numbers: `report.html`.";
+  } else {
+    last += " [Pictures and all numbers](<" + link + ">)";
   }
-  section.add(title + "\n\n" + counts_text(count(report.verdicts)) + ", " +
-              counted(groups.size(), "subject") + ".\n\n");
-  if (!report.command.empty()) section.add("Run: " + markdown_code(report.command, 800) + "\n\n");
+  section.add(last + "\n");
+  return section.text() + "\n";
+}
+
+/// What was judged, in one line for each candidate.
+std::string judged_section(const Report& report) {
+  constexpr size_t kFacts = 14;
+  Section section(kNoteBytes - 64);
+  for (const Provenance& p : report.judged) {
+    std::string line = "- " + markdown_code(p.subject.label) + " in " + markdown_code(p.case_name);
+    for (size_t i = 0; i < std::min(p.facts.size(), kFacts); ++i)
+      line += std::string(i == 0 ? ": " : ", ") + markdown_text(p.facts[i].first, 60) + " " +
+              markdown_code(p.facts[i].second, 120);
+    section.add(line + "\n");
+  }
   return section.text();
+}
+
+/// A folded part; "" for nothing.
+std::string folded(const std::string& title, const std::string& content) {
+  if (content.empty()) return "";
+  return "<details><summary>" + title + "</summary>\n\n" + content + "\n</details>\n\n";
 }
 
 std::string size_of(const Verdict& v) {
@@ -197,6 +236,7 @@ std::string warning_section(const Report& report) {
 
 std::string footer(const Report& report) {
   Section section(kFooterBytes);
+  if (!report.command.empty()) section.add("Run: " + markdown_code(report.command, 800) + "\n\n");
   section.add("dsv32-verify " + markdown_text(report.tool_version) + ", report schema " +
               std::to_string(kReportSchemaVersion) + ", exit " +
               std::to_string(static_cast<int>(report.exit_code())) + "\n");
@@ -208,11 +248,16 @@ std::string footer(const Report& report) {
 
 }  // namespace
 
-std::string to_markdown(const Report& report) {
+std::string to_markdown(const Report& report, const std::string& link) {
   const std::vector<Group> groups = group_verdicts(report);
-  return head(report, groups) + failure_section(report, groups) + table_section(groups) +
-         figure_section(report, groups) + not_green_section(groups) +
-         not_tested_section(report, groups) + warning_section(report) + footer(report);
+  const std::vector<Problem> problems = problems_of(groups);
+  const std::string open =
+      not_green_section(groups) + not_tested_section(report, groups) + warning_section(report);
+  return head(report, groups, problems, link) +
+         folded("Failures in detail", failure_section(report, groups)) +
+         folded("All subjects", table_section(groups) + figure_section(report, groups)) +
+         folded("What was not tested, and why", open) +
+         folded("What was judged, and by what", judged_section(report) + "\n" + footer(report));
 }
 
 }  // namespace dsv32::harness

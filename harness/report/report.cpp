@@ -59,6 +59,7 @@ void write_report(const Report& report, const std::filesystem::path& directory) 
   }
   // The truth last: whoever finds report.json finds its renderings too.
   io::write_files({{directory / kReportMarkdown, to_markdown(report)},
+                   {directory / kReportHtml, to_html(report)},
                    {directory / kReportJunit, to_junit(report)},
                    {directory / kReportJson, to_json(report)}});
 }

@@ -4,13 +4,14 @@
 #include <iosfwd>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "harness/judge/verdict.h"
 
 namespace dsv32::harness {
 
-inline constexpr int kReportSchemaVersion = 3;
+inline constexpr int kReportSchemaVersion = 4;
 
 /// What a part of the job took.
 struct Cost {
@@ -21,15 +22,23 @@ struct Cost {
   double peak_gib = 0;           // of memory; 0 where it was not measured
 };
 
+/// What was judged: one subject of one case, in facts that its file holds.
+struct Provenance {
+  std::string case_name;
+  Subject subject;
+  std::vector<std::pair<std::string, std::string>> facts;  // "sha256", "transformers", ...
+};
+
 /// A report: the only source of truth; every rendering is a function of it.
 struct Report {
   std::string tool_version;
   std::string command;  // the repro command; set when the report is delivered
   std::vector<std::string> suites;
   std::vector<std::string> cases;
-  /// torch, device, golden hashes; "other bits on another run: OP", where an op does not promise
-  /// them.
+  /// Who judged: commit, data folder, torch and its arithmetic, device, golden hashes; "other bits
+  /// on another run: OP", where an op does not promise them.
   std::map<std::string, std::string> environment;
+  std::vector<Provenance> judged;  // candidates and goldens
   std::vector<std::string> warnings;
   std::vector<Verdict> verdicts;
   std::vector<Finding> findings;
@@ -55,12 +64,27 @@ Counts count(const std::vector<Verdict>& verdicts);
 std::string to_json(const Report& report);
 Report parse_report(const std::string& json, const std::string& where);
 /// Grouped by stage, worst tap first, one line of verdict, the repro command. `color`: ANSI.
-std::string to_terminal(const Report& report, bool color, bool verbose);
-std::string to_markdown(const Report& report);  // < 64 KiB
+/// As parse_report, and refuses whatever else the file holds: unknown fields, counts that its
+/// verdicts do not give.
+Report validated_report(const std::string& json, const std::string& where);
+/// `width`: columns to fit into, at least 20 are used; 0: lines are never broken.
+std::string to_terminal(const Report& report, bool color, bool verbose, size_t width = 0);
+/// The comment under a pull request, < 64 KiB: twelve lines for the reviewer, the rest folded.
+/// `link`: where the page is, if anywhere.
+/// Begins with kCommentMarker, by which a later comment replaces it.
+std::string to_markdown(const Report& report, const std::string& link = "");
+/// One page of at most 1 MB: no script, nothing from elsewhere, light and dark.
+std::string to_html(const Report& report);
 std::string to_junit(const Report& report);
+/// Workflow commands (`::error ...`) that a forge shows beside the change: one for each defect or
+/// first failure, one for each group that is not green.
+std::string to_annotations(const Report& report);
+
+inline constexpr const char* kCommentMarker = "<!-- dsv32-verify report -->";
 
 /// The files of a report's folder.
 inline constexpr const char* kReportMarkdown = "report.md";
+inline constexpr const char* kReportHtml = "report.html";
 inline constexpr const char* kReportJunit = "junit.xml";
 inline constexpr const char* kReportJson = "report.json";
 /// All of them into a folder, together or not at all. Throws Error (environment) when it cannot.

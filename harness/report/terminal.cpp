@@ -2,7 +2,8 @@
 #include <map>
 #include <sstream>
 
-#include "harness/report/groups.h"
+#include "harness/report/fit.h"
+#include "harness/report/problems.h"
 #include "harness/report/report.h"
 #include "harness/report/text.h"
 
@@ -16,11 +17,20 @@ constexpr size_t kAlso = 4;       // further failing taps of a group
 constexpr size_t kNotes = 5;      // lines of warnings, of untested things, of notes per state
 constexpr size_t kCauses = 10;    // of one subject
 constexpr size_t kSubjectWidth = 48;
+constexpr size_t kStateColumns = 9;  // of a verdict and the gap after it
+/// What a line about a candidate tells of it.
+constexpr std::string_view kTold[] = {
+    "sha256",         "dtype",           "attn_implementation", "transformers",           "engine",
+    "implementation", "modeling_sha256", "transformers_commit", "experts_implementation", "device"};
 
 class Screen {
  public:
-  Screen(const Report& report, bool color, bool verbose)
-      : report_(report), color_(color), verbose_(verbose), groups_(group_verdicts(report)) {}
+  Screen(const Report& report, bool color, bool verbose, size_t width)
+      : report_(report),
+        color_(color),
+        verbose_(verbose),
+        width_(width == 0 ? 0 : std::max(width, kNarrowest)),
+        groups_(group_verdicts(report)) {}
 
   std::string render() {
     measure_columns();
@@ -29,11 +39,13 @@ class Screen {
     add_list("warning", report_.warnings);
     add_list("not tested", report_.not_tested);
     if (verbose_) add_environment();
+    add_judge();
     add_last_line();
-    return out_.str();
+    return width_ == 0 ? out_.str() : fitted(out_.str(), width_);
   }
 
  private:
+  static constexpr size_t kNarrowest = 20;
   void measure_columns() {
     for (const Group& g : groups_) {
       case_width_ = std::max(case_width_, columns(printable(g.case_name, 40)));
@@ -88,6 +100,7 @@ class Screen {
     add_line(g.case_name, subject_text(g), g.state(),
              coverage_text(g) + worst_part(g.worst, false));
     if (g.failed()) add_failure(g);
+    add_judged(g);
     add_notes(g, Trust::missing);
     add_notes(g, Trust::vacuous);
     add_notes(g, Trust::undecided);
@@ -101,11 +114,58 @@ class Screen {
     return "  worst " + subject + printable(worst->tap, 80) + " " + severity_text(*worst);
   }
 
+  /// In one line, or with the verdict in front and the rest below it.
   void add_line(const std::string& case_name, const std::string& subject, const std::string& state,
                 const std::string& rest) {
+    const size_t whole = case_width_ + subject_width_ + kStateColumns + columns(rest);
+    if (width_ > 0 && whole > width_) {
+      out_ << padded_state(state) << printable(case_name, 40) << "  " << subject << "\n"
+           << std::string(kStateColumns, ' ') << rest << "\n";
+      return;
+    }
     out_ << padded(printable(case_name, 40), case_width_) << "  " << padded(subject, subject_width_)
-         << "  " << painted(state) << std::string(7 - std::min<size_t>(7, state.size()), ' ')
-         << "  " << rest << "\n";
+         << "  " << padded_state(state) << rest << "\n";
+  }
+
+  std::string padded_state(const std::string& state) const {
+    const size_t n = std::max(state.size() + 1, kStateColumns);
+    return painted(state) + std::string(n - state.size(), ' ');
+  }
+
+  /// What was judged, in a line.
+  void add_judged(const Group& g) {
+    if (g.subject.party != Party::candidate) return;
+    constexpr size_t kShort = 12;
+    for (const Provenance& p : report_.judged) {
+      if (p.case_name != g.case_name || p.subject != g.subject) continue;
+      std::string text;
+      for (const auto& [name, value] : p.facts) {
+        if (std::find(std::begin(kTold), std::end(kTold), name) == std::end(kTold)) continue;
+        const bool digest = name.ends_with("sha256") || name.ends_with("commit");
+        text += (text.empty() ? "" : ", ") + printable(name, 40) + " " +
+                printable(digest ? value.substr(0, kShort) : value, 60);
+      }
+      add_detail("judged", text);
+    }
+  }
+
+  void add_judge() {
+    if (!report_.environment.contains("commit")) return;
+    constexpr size_t kShort = 12;
+    std::string text = "judged by dsv32-verify " + printable(report_.tool_version, 40);
+    text += " " + printable(report_.environment.at("commit").substr(0, 2 * kShort), 40);
+    for (const char* name : {"torch", "device"}) {
+      const auto found = report_.environment.find(name);
+      if (found != report_.environment.end())
+        text += std::string(", ") + name + " " + printable(found->second, 40);
+    }
+    size_t goldens = 0;
+    for (const Provenance& p : report_.judged) {
+      if (p.subject.party != Party::golden || goldens++ > 0) continue;
+      for (const auto& [name, value] : p.facts)
+        if (name == "transformers") text += ", goldens of transformers " + printable(value, 40);
+    }
+    out_ << text << "\n";
   }
 
   void add_detail(const char* label, const std::string& text) {
@@ -196,10 +256,16 @@ class Screen {
       out_ << printable(name) << ": " << printable(value) << "\n";
   }
 
+  /// The command stands above it where it would have to be broken.
   void add_last_line() {
-    out_ << painted(verdict_word(report_)) << " | " << counts_text(count(report_.verdicts));
+    const std::string counts = counts_text(count(report_.verdicts));
+    constexpr size_t kRest = 30;  // verdict, seconds, bars
+    const bool own_line =
+        width_ > 0 && columns(counts) + columns(printable(report_.command)) + kRest > width_;
+    if (own_line) out_ << "run " << printable(report_.command) << "\n";
+    out_ << painted(verdict_word(report_)) << " | " << counts;
     if (report_.seconds > 0) out_ << " | " << number(report_.seconds) << " s";
-    if (!report_.command.empty()) out_ << " | " << printable(report_.command);
+    if (!report_.command.empty() && !own_line) out_ << " | " << printable(report_.command);
     out_ << "\n";
   }
 
@@ -212,6 +278,7 @@ class Screen {
 
   const Report& report_;
   const bool color_, verbose_;
+  const size_t width_;  // 0: lines are not broken
   const std::vector<Group> groups_;
   size_t case_width_ = 0, subject_width_ = 0;
   std::map<std::string, size_t> skipped_;  // checks of the cases on one line, by reason
@@ -220,8 +287,8 @@ class Screen {
 
 }  // namespace
 
-std::string to_terminal(const Report& report, bool color, bool verbose) {
-  return Screen(report, color, verbose).render();
+std::string to_terminal(const Report& report, bool color, bool verbose, size_t width) {
+  return Screen(report, color, verbose, width).render();
 }
 
 }  // namespace dsv32::harness

@@ -194,6 +194,7 @@ class Judge {
                             : "a decision differs in step " + std::to_string(flip) +
                                   "; replayed from there on";
     verdict.measures.push_back(loss_measure(loss, oracle_loss_));
+    verdict.curve = {.values = loss, .expected = oracle_loss_};
     if (has_band()) add_band(loss, verdict);
     settle(verdict);
     put(std::move(verdict));
@@ -245,6 +246,7 @@ class Judge {
     const golden::Band& band = *golden_.band;
     const BandDistance distance = distance_from_band(band, loss);
     verdict.measures.push_back(by_limit("band.z", distance.largest_z));
+    add_band_to(*verdict.curve, band);
     if (loss.size() == band.mean.size()) {
       verdict.measures.push_back(
           by_limit("band.distance", {.components = std::ssize(band.variances), .runs = band.runs},

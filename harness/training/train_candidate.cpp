@@ -90,6 +90,8 @@ class TrainCandidate {
     Verdict& verdict = open(curve_name("loss.band"), Mode::free);
     verdict.checked = loss->numel();
     verdict.measures.push_back(by_limit("band.z", distance.largest_z));
+    verdict.curve = {.values = loss->to_doubles(), .expected = golden_.series.at("loss")};
+    add_band_to(*verdict.curve, *golden_.band);
     if (verdict.measures.front().within()) return;
     verdict.trust = Trust::skipped;
     verdict.note = "outside it at step " + std::to_string(distance.step) +

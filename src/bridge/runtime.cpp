@@ -1,5 +1,6 @@
 #include "src/bridge/runtime.h"
 
+#include <ATen/Version.h>
 #include <torch/torch.h>
 
 #include "src/model/errors.h"
@@ -7,6 +8,14 @@
 namespace dsv32 {
 
 std::string torch_version() { return TORCH_VERSION; }
+
+static std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
+
+std::string arithmetic_library() {
+  std::string text = at::hasMKL() ? first_line(at::get_mkl_version()) : "no MKL";
+  if (at::hasMKLDNN()) text += "; " + first_line(at::get_mkldnn_version());
+  return text + "; " + at::get_cpu_capability();
+}
 
 std::string resolve_device(const std::string& asked) {
   const bool present = torch::cuda::is_available();

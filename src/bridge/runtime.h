@@ -7,6 +7,9 @@ namespace dsv32 {
 
 /// The version that this program was built with.
 std::string torch_version();
+/// What multiplies matrices on the CPU: the BLAS and DNN libraries of this torch and the widest
+/// vectors that it uses.
+std::string arithmetic_library();
 /// "cuda" when a device is there and asked for by `auto`, else "cpu". Throws Error (environment)
 /// for cuda without a device.
 std::string resolve_device(const std::string& asked);

@@ -45,6 +45,16 @@ std::string text(const Json& value) {
 
 }  // namespace
 
+Facts facts_of(const std::string& json, const std::string& where) {
+  const Json object = parse_json(json, where);
+  if (!object.is_object()) {
+    refuse({.where = where, .what = "", .expected = "a JSON object", .got = kind_of(object)});
+  }
+  Facts facts;
+  for (const auto& [name, value] : object.items()) facts.emplace_back(name, text(value));
+  return facts;
+}
+
 CandidateNotes candidate_notes(const Trace& trace, const std::string& where) {
   CandidateNotes notes;
   if (const auto loaded = parsed(trace, "weights_loaded", Json::value_t::object, where)) {
@@ -58,7 +68,8 @@ CandidateNotes candidate_notes(const Trace& trace, const std::string& where) {
   if (const auto failure = parsed(trace, "failure", Json::value_t::object, where)) {
     notes.failure = {.where = text(member(*failure, "where")),
                      .message = text(member(*failure, "message")),
-                     .shapes = text(member(*failure, "shapes"))};
+                     .shapes = text(member(*failure, "shapes")),
+                     .raised_at = text(member(*failure, "raised_at"))};
   }
   if (const auto missing = parsed(trace, "missing_taps", Json::value_t::array, where)) {
     notes.missing_taps = names(*missing, where, "missing_taps");
@@ -66,6 +77,9 @@ CandidateNotes candidate_notes(const Trace& trace, const std::string& where) {
   if (const auto derived = parsed(trace, "derived_taps", Json::value_t::array, where)) {
     notes.derived_taps = names(*derived, where, "derived_taps");
   }
+  const auto producer = trace.metadata.find("producer");
+  if (producer != trace.metadata.end())
+    notes.producer = facts_of(producer->second, where + ": metadata.producer");
   return notes;
 }
 

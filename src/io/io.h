@@ -134,6 +134,11 @@ Trace read_trace(const fs::path& path);
 Case case_of_trace(const Trace& trace);
 void write_trace(const fs::path& path, const Trace& trace);
 
+/// The members of a JSON object as texts, in their order.
+using Facts = std::vector<std::pair<std::string, std::string>>;
+/// Throws Error (artefact) when it is no JSON object; `where` names the place.
+Facts facts_of(const std::string& json, const std::string& where);
+
 /// What a candidate says of itself besides its taps.
 struct CandidateNotes {
   struct LoadedWeights {  // its parameters after loading, compared with the checkpoint bit for bit
@@ -143,14 +148,16 @@ struct CandidateNotes {
   };
   struct Failure {  // it crashed
     std::string where, message, shapes;
+    std::string raised_at;  // FILE:LINE; "" where the file does not say
   };
   std::optional<LoadedWeights> weights;
   std::optional<Failure> failure;
   std::vector<std::string> missing_taps;
   std::vector<std::string> derived_taps;  // computed by the dump, not by the implementation
+  Facts producer;                         // who made it, with what
 };
-/// Reads the metadata `weights_loaded`, `failure`, `missing_taps` and `derived_taps`. Throws Error
-/// (artefact) when one is no such JSON.
+/// Reads the metadata `weights_loaded`, `failure`, `missing_taps`, `derived_taps` and `producer`.
+/// Throws Error (artefact) when one is no such JSON.
 CandidateNotes candidate_notes(const Trace& trace, const std::string& where);
 /// Reads the file of `--batch`: input_ids and, if wanted, attention_mask and labels. The digest is
 /// the sha256 of the file.

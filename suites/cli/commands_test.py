@@ -100,8 +100,6 @@ class Usage(CliTest):
             ("bench",): "bench",
             ("doctor",): "doctor",
             ("diagnose", "x"): "diagnose",
-            ("report", "render"): "report",
-            ("--html", "f"): "--html",
             ("--resume",): "--resume",
             ("--layers", "0,1"): "--layers",
             ("--suite", "ops"): "--suite ops",
@@ -168,7 +166,7 @@ class Usage(CliTest):
         done = run("--help")
         self.ended(done, OK)
         options = "config case candidate dialect weights batch seed suite device dtype impl timeout"
-        more = "out json junit md color list show-config version verbose quiet help"
+        more = "out json junit md html annotations color list show-config version verbose quiet help"
         for name in (options + " " + more).split():
             self.assertIn("--" + name, done.stdout)
         for word in ("-t", "-k", "-v", "-q", "dump", "compare", "weights", "golden", "Examples:"):
@@ -264,7 +262,7 @@ class Outputs(CliTest):
             folder = scratch / name / "deep"
             self.ended(run("--candidate", good, "--out", folder), OK)
             self.assertEqual(sorted(p.name for p in folder.iterdir()),
-                             ["junit.xml", "report.json", "report.md"])
+                             ["junit.xml", "report.html", "report.json", "report.md"])
             report = json.loads((folder / "report.json").read_text())
             report.pop("timing")
             texts.append(json.dumps(report))

@@ -34,7 +34,7 @@ from program import (
 setUpModule = make_good
 tearDownModule = clean_up
 
-REPORTS = ["junit.xml", "report.json", "report.md"]
+REPORTS = ["junit.xml", "report.html", "report.json", "report.md"]
 TOO_SMALL = 4096  # bytes: no report fits
 
 
@@ -173,7 +173,7 @@ class InputsAreKept(CliTest):
         (folder / "hard").hardlink_to(trace)
         (folder / "again").symlink_to(".")
         for name in ("fork.safetensors", "link", "hard", "again/fork.safetensors"):
-            for option in ("--md", "--junit"):
+            for option in ("--md", "--junit", "--html"):
                 with self.subTest(name):
                     self.kept(trace, "--candidate", trace, option, folder / name)
         (folder / "report.json").symlink_to("fork.safetensors")

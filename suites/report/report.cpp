@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <limits>
 #include <map>
+#include <regex>
 #include <string>
 
 #include "src/io/io.h"
@@ -418,6 +419,7 @@ TEST(SelfReportJson, RoundTripKeepsEveryByte) {
     EXPECT_EQ(to_json(again), text);
     EXPECT_EQ(to_markdown(again), to_markdown(report));
     EXPECT_EQ(to_junit(again), to_junit(report));
+    EXPECT_EQ(to_html(again), to_html(report));
     EXPECT_EQ(to_terminal(again, false, true), to_terminal(report, false, true));
   }
 }
@@ -431,6 +433,10 @@ TEST(SelfReportJson, KeepsNumbersExactly) {
   EXPECT_EQ(again.verdicts[3].note, odd_report().verdicts[3].note);
 }
 
+std::string without_times(const std::string& junit) {
+  return std::regex_replace(junit, std::regex(" time=\"[0-9.]*\""), "");
+}
+
 TEST(SelfReportJson, OnlyTimingDiffersBetweenEqualRuns) {
   Report slow = failing_report();
   slow.seconds = 200;
@@ -438,7 +444,8 @@ TEST(SelfReportJson, OnlyTimingDiffersBetweenEqualRuns) {
   const std::string a = to_json(failing_report()), b = to_json(slow);
   EXPECT_EQ(a.substr(0, a.find("\"timing\"")), b.substr(0, b.find("\"timing\"")));
   EXPECT_EQ(to_markdown(failing_report()), to_markdown(slow));
-  EXPECT_EQ(to_junit(failing_report()), to_junit(slow));
+  EXPECT_EQ(to_html(failing_report()), to_html(slow));
+  EXPECT_EQ(without_times(to_junit(failing_report())), without_times(to_junit(slow)));
 }
 
 void expect_refused(const std::string& json, const std::string& part) {
@@ -464,7 +471,7 @@ TEST(SelfReportJson, RefusesWhatIsNotAReport) {
   expect_refused("[]", "an object");
   expect_refused("{}", "format");
   expect_refused(std::string(100000, '['), "JSON");
-  expect_refused(changed("\"schema_version\": 3", "\"schema_version\": 2"), "schema_version");
+  expect_refused(changed("\"schema_version\": 4", "\"schema_version\": 3"), "schema_version");
   expect_refused(changed("\"trust\":\"pass\"", "\"trust\":\"green\""), "one of pass, fail");
   expect_refused(changed("\"limit\":3.0", "\"limit\":\"3\""), "a number");
   expect_refused(changed("\"party\":\"golden\"", "\"party\":\"silver\""), "one of golden");
@@ -481,14 +488,18 @@ TEST(SelfReportJson, RefusesAnExitCodeThatItsVerdictsDoNotGive) {
 TEST(SelfReportMarkdown, HasVerdictTableAndCause) {
   const std::string text = to_markdown(failing_report());
   for (const char* part :
-       {"## dsv32-verify: FAIL, `tiny` / `candidate fork.safetensors`, first divergence "
-        "`layers.0.ix.q`",
+       {"<!-- dsv32-verify report -->\n## dsv32-verify: FAIL\n\ncandidate fork.safetensors is "
+        "wrong: "
+        "FAIL: first divergence",
+        "1. **FAIL: first divergence layers.0.ix.q \\(staged\\), 612x the reference error** "
+        "(tiny)\n",
         "2 of 6 checks failed, 2 subjects.", "| First divergence | `layers.0.ix.q` (staged) |",
         "| Size | row ratio 612 \\(limit 3\\) |", "| At fault | candidate |",
         "| Likely cause | indexer RoPE rotates interleaved pairs instead of halves |",
         "| `tiny` | `golden` | PASS | 2 taps, 1 gradient | `layers.0.ix.q` (staged) | 0.61 of "
         "limit |",
-        "**Not tested**\n\n- medium: no golden", "exit 1"}) {
+        "**Not tested**\n\n- medium: no golden", "exit 1",
+        "<details><summary>Failures in detail</summary>\n\n### `tiny`"}) {
     EXPECT_TRUE(holds(text, part)) << part << "\nin\n" << text;
   }
 }
@@ -543,9 +554,10 @@ TEST(SelfReportJunit, CountsAndMessages) {
   report.verdicts.push_back(with_trust(Trust::vacuous, "cannot fail"));
   const std::string text = to_junit(report);
   for (const char* part :
-       {"<testsuite name=\"tiny golden\" tests=\"6\" failures=\"0\" errors=\"1\" skipped=\"1\">",
+       {"<testsuite name=\"tiny golden\" tests=\"6\" failures=\"0\" errors=\"1\" skipped=\"1\" "
+        "time=\"0.000\">",
         "<testsuite name=\"tiny candidate fork.safetensors\" tests=\"2\" failures=\"2\" "
-        "errors=\"0\" skipped=\"0\">",
+        "errors=\"0\" skipped=\"0\" time=\"0.000\">",
         "name=\"layers.0.ix.q (staged)\"><failure type=\"staged\" message=\"row ratio 612 (limit "
         "3)\">",
         "reproduce: dsv32-verify --config tiny -k &apos;tiny/candidate",
@@ -587,6 +599,7 @@ TEST_F(SelfReportFiles, WritesEveryFile) {
     write_report(report, directory);
     EXPECT_EQ(io::read_file(directory / "report.json"), to_json(report));
     EXPECT_EQ(io::read_file(directory / "report.md"), to_markdown(report));
+    EXPECT_EQ(io::read_file(directory / "report.html"), to_html(report));
     EXPECT_EQ(io::read_file(directory / "junit.xml"), to_junit(report));
   }
 }

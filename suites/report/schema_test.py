@@ -30,7 +30,7 @@ def tool() -> Path:
 def damaged(report: dict) -> list[dict]:
     """Reports that the schema must refuse."""
     changes = [{k: v for k, v in report.items() if k != key} for key in report]
-    changes += [report | {"surprise": 1}, report | {"schema_version": 2}, report | {"exit_code": 3}]
+    changes += [report | {"surprise": 1}, report | {"schema_version": 3}, report | {"exit_code": 3}]
     for key in report["verdicts"][0] if report["verdicts"] else []:
         broken = copy.deepcopy(report)
         broken["verdicts"][0][key] = {"not": "this"}

@@ -1,0 +1,217 @@
+#include "harness/report/diff.h"
+
+#include <algorithm>
+#include <map>
+#include <set>
+#include <tuple>
+
+#include "harness/report/problems.h"
+#include "harness/report/text.h"
+
+namespace dsv32::harness {
+namespace {
+
+enum class State { good, bad, open };
+
+State state_of(const Verdict* v) {
+  if (v == nullptr) return State::open;
+  return v->trust == Trust::pass ? State::good : v->trust == Trust::fail ? State::bad : State::open;
+}
+
+std::string words_of(const Verdict* v) {
+  if (v == nullptr) return "not there";
+  std::string words(to_string(v->trust));
+  if (v->trust == Trust::fail) words += ", " + severity_text(*v);
+  return words;
+}
+
+/// A check by what it is, whatever the file is called.
+using Key = std::tuple<std::string, std::string, std::string, std::string, Mode, size_t>;
+
+class Index {
+ public:
+  explicit Index(const Report& report) {
+    std::map<std::tuple<std::string, std::string, Party>, std::set<std::string>> labels;
+    for (const Verdict& v : report.verdicts)
+      labels[{v.case_name, v.suite, v.subject.party}].insert(v.subject.label);
+    for (const Verdict& v : report.verdicts) {
+      const bool alone = labels.at({v.case_name, v.suite, v.subject.party}).size() == 1;
+      std::string who(to_string(v.subject.party));
+      if (!alone) who = v.subject.label;
+      Key key{v.case_name, v.suite, who, v.tap, v.mode, 0};
+      while (!at_.try_emplace(key, &v).second) ++std::get<5>(key);
+      order_.push_back(key);
+    }
+  }
+  const std::vector<Key>& keys() const { return order_; }
+  const Verdict* find(const Key& key) const {
+    const auto found = at_.find(key);
+    return found == at_.end() ? nullptr : found->second;
+  }
+
+ private:
+  std::map<Key, const Verdict*> at_;
+  std::vector<Key> order_;
+};
+
+ChangedCheck entry(const Key& key, const Verdict* before, const Verdict* after) {
+  const auto& [case_name, suite, who, tap, mode, repeat] = key;
+  std::string group = printable(case_name, 60);
+  if (!suite.empty()) group += " " + printable(suite, 60);
+  return {.group = group + ", " + printable(who, 80),
+          .check = printable(tap, 160) + " (" + std::string(to_string(mode)) + ")",
+          .before = words_of(before),
+          .after = words_of(after)};
+}
+
+void sort_in(const Key& key, const Verdict* before, const Verdict* after, ReportDiff& diff) {
+  const State a = state_of(before), b = state_of(after);
+  if (a != State::open && b != State::open) ++diff.common;
+  if (a == b && a != State::bad) return;
+  const ChangedCheck check = entry(key, before, after);
+  if (b == State::open) return diff.untested.push_back(check);
+  if (b == State::good) return (a == State::bad ? diff.fixed : diff.tested).push_back(check);
+  if (a != State::bad) return diff.broken.push_back(check);
+  (check.before == check.after ? diff.still : diff.changed).push_back(check);
+}
+
+const Problem* same_problem(const Problem& problem, const std::vector<Problem>& others) {
+  for (const Problem& other : others) {
+    const bool same_party = other.finding->subject.party == problem.finding->subject.party;
+    const bool named = !problem.name.empty() && other.name == problem.name;
+    if (same_party && (named || (problem.name.empty() && other.words == problem.words)))
+      return &other;
+  }
+  return nullptr;
+}
+
+std::string weight_text(const Problem& problem) {
+  return problem.severity.empty() ? "not weighed" : printable(problem.severity, 300);
+}
+
+void sort_defects(const std::vector<Problem>& before, const std::vector<Problem>& after,
+                  ReportDiff& diff) {
+  for (const Problem& problem : after) {
+    const Problem* was = same_problem(problem, before);
+    const ChangedDefect defect{.words = printable(problem.words, 400),
+                               .before = was == nullptr ? "" : weight_text(*was),
+                               .after = weight_text(problem)};
+    (was == nullptr ? diff.new_defects : diff.left_defects).push_back(defect);
+  }
+  for (const Problem& problem : before)
+    if (same_problem(problem, after) == nullptr)
+      diff.fixed_defects.push_back(
+          {.words = printable(problem.words, 400), .before = weight_text(problem), .after = ""});
+}
+
+// --- words
+// ----------------------------------------------------------------------------------------
+
+/// What happened, with the checks that it happened to.
+struct Chapter {
+  const char* title;
+  const std::vector<ChangedCheck>* checks;
+};
+
+std::vector<Chapter> chapters_of(const ReportDiff& diff) {
+  return {{"broken", &diff.broken},      {"newly untested", &diff.untested},
+          {"fixed", &diff.fixed},        {"changed in size", &diff.changed},
+          {"still broken", &diff.still}, {"newly tested", &diff.tested}};
+}
+
+std::string summary(const ReportDiff& diff) {
+  std::string text;
+  const auto add = [&](size_t n, const char* word) {
+    if (n > 0) text += (text.empty() ? "" : ", ") + std::to_string(n) + " " + word;
+  };
+  for (const Chapter& chapter : chapters_of(diff)) add(chapter.checks->size(), chapter.title);
+  if (text.empty()) text = "no check changed";
+  return text + " (" + counted(diff.common, "check") + " in both)";
+}
+
+std::string change_text(const ChangedDefect& defect) {
+  if (defect.before.empty()) return defect.words + ": " + defect.after;
+  if (defect.after.empty() || defect.before == defect.after)
+    return defect.words + ": " + defect.before;
+  return defect.words + ": " + defect.before + "; now " + defect.after;
+}
+
+struct DefectChapter {
+  const char* title;
+  const std::vector<ChangedDefect>* defects;
+};
+
+std::vector<DefectChapter> defect_chapters(const ReportDiff& diff) {
+  return {{"new defect", &diff.new_defects},
+          {"fixed defect", &diff.fixed_defects},
+          {"defect left", &diff.left_defects}};
+}
+
+}  // namespace
+
+ReportDiff compare_reports(const Report& before, const Report& after) {
+  ReportDiff diff;
+  const Index a(before), b(after);
+  for (const Key& key : b.keys()) sort_in(key, a.find(key), b.find(key), diff);
+  for (const Key& key : a.keys())
+    if (b.find(key) == nullptr) sort_in(key, a.find(key), nullptr, diff);
+  const std::vector<Group> groups_a = group_verdicts(before), groups_b = group_verdicts(after);
+  const std::vector<Problem> was = problems_of(groups_a), is = problems_of(groups_b);
+  diff.before = verdict_sentence(before, groups_a, was);
+  diff.after = verdict_sentence(after, groups_b, is);
+  diff.after_fails = after.exit_code() == ExitCode::parity;
+  sort_defects(was, is, diff);
+  return diff;
+}
+
+std::string diff_text(const ReportDiff& diff) {
+  constexpr size_t kShown = 12;
+  std::string out = "before: " + diff.before + "\nafter:  " + diff.after + "\n";
+  for (const DefectChapter& chapter : defect_chapters(diff))
+    for (const ChangedDefect& defect : *chapter.defects)
+      out += padded(chapter.title, 14) + change_text(defect) + "\n";
+  for (const Chapter& chapter : chapters_of(diff)) {
+    const auto& checks = *chapter.checks;
+    if (!checks.empty()) out += std::string(chapter.title) + ":\n";
+    for (size_t i = 0; i < std::min(checks.size(), kShown); ++i)
+      out += "  " + checks[i].group + ": " + checks[i].check + ": " + checks[i].before + " -> " +
+             checks[i].after + "\n";
+    if (checks.size() > kShown)
+      out += "  and " + std::to_string(checks.size() - kShown) + " more\n";
+  }
+  return out + (diff.worse() ? "WORSE" : "NOT WORSE") + " | " + summary(diff) + "\n";
+}
+
+std::string diff_markdown(const ReportDiff& diff) {
+  constexpr size_t kDefects = 20, kChecks = 40;
+  std::string out = std::string(kDiffMarker) + "\n## dsv32-verify: " +
+                    (diff.worse() ? "worse than base" : "not worse than base") + "\n\n";
+  out += "Base: " + markdown_text(diff.before, 600) +
+         "  \nHead: " + markdown_text(diff.after, 600) + "\n\n" +
+         markdown_text(summary(diff), 400) + "\n\n";
+  size_t told = 0;
+  for (const DefectChapter& chapter : defect_chapters(diff))
+    for (const ChangedDefect& defect : *chapter.defects)
+      if (told++ < kDefects)
+        out += "- **" + std::string(chapter.title) + "** " +
+               markdown_text(change_text(defect), 700) + "\n";
+  if (told > 0) out += "\n";
+  for (const Chapter& chapter : chapters_of(diff)) {
+    const auto& checks = *chapter.checks;
+    if (checks.empty()) continue;
+    out += "<details><summary>" + std::string(chapter.title) + ": " +
+           std::to_string(checks.size()) +
+           "</summary>\n\n| Subject | Check | Base | Head |\n"
+           "|--|--|--|--|\n";
+    for (size_t i = 0; i < std::min(checks.size(), kChecks); ++i)
+      out += "| " + markdown_text(checks[i].group) + " | " + markdown_code(checks[i].check) +
+             " | " + markdown_text(checks[i].before) + " | " + markdown_text(checks[i].after) +
+             " |\n";
+    if (checks.size() > kChecks)
+      out += "\nand " + std::to_string(checks.size() - kChecks) + " more\n";
+    out += "\n</details>\n";
+  }
+  return out;
+}
+
+}  // namespace dsv32::harness

@@ -1,0 +1,94 @@
+#include <algorithm>
+
+#include "harness/report/html/html.h"
+#include "harness/report/text.h"
+
+/// The defects in words: what, how grave, on what evidence, how to see it again.
+namespace dsv32::harness::html {
+namespace {
+
+constexpr size_t kBytes = 60000, kProfileBytes = 10000;
+constexpr size_t kTaps = 6;
+
+std::string line(const std::string& label, const std::string& value) {
+  if (value.empty()) return "";
+  return element("p", "", "<span class=\"soft\">" + label + "</span> " + value) + "\n";
+}
+
+/// "explains 4 failing taps: layers.0.ix.k, ..."
+std::string taps_of(const Problem& problem) {
+  if (problem.defect == nullptr) return "";
+  const auto& taps = problem.defect->taps;
+  std::string names;
+  for (size_t i = 0; i < std::min(taps.size(), kTaps); ++i)
+    names += (i == 0 ? "" : ", ") + element("code", "", text(taps[i], 120));
+  if (taps.size() > kTaps) names += " and " + std::to_string(taps.size() - kTaps) + " more";
+  return names;
+}
+
+std::string measures_of(const Verdict& verdict) {
+  std::string words;
+  for (const Measure& m : verdict.measures)
+    if (!m.within()) words += (words.empty() ? "" : ", ") + measure_text(m);
+  return words;
+}
+
+/// The check in which it shows first: how far off, and the worst element.
+std::string check_of(const Problem& problem) {
+  const Verdict* v = problem.verdict;
+  if (v == nullptr) return "";
+  std::string words =
+      element("code", "", text(v->tap, 160)) + " (" + std::string(to_string(v->mode)) + ")";
+  const std::string plain = plain_text(*v);
+  if (!plain.empty()) words += ": " + text(plain);
+  std::string more;
+  const std::string measures = measures_of(*v);
+  if (!measures.empty()) more += line("measured", text(measures, 600));
+  if (v->worst) more += line("worst element", text(worst_text(*v->worst)));
+  if (!v->structure.empty()) more += line("structure", text(v->structure, 600));
+  if (!v->note.empty()) more += line("note", text(v->note, 1000));
+  return line("first check", words) + folded("Its numbers", more);
+}
+
+std::string article(const Page& page, const Problem& problem, size_t number) {
+  std::string inside = element("h3", "", std::to_string(number) + ". " + text(problem.words, 600));
+  if (!problem.severity.empty())
+    inside += element("p", " class=\"grave\"", text(problem.severity, 400)) + "\n";
+  std::string where = name_of(*problem.groups.front());
+  if (problem.groups.size() > 1) where = text(places_text(problem.groups, 8), 600);
+  if (problem.defect != nullptr && !problem.defect->layers.empty())
+    where += ", " + text(layers_text(*problem.defect), 200);
+  inside += line("where", where);
+  if (!problem.name.empty()) inside += line("known bug", element("code", "", text(problem.name)));
+  if (problem.defect != nullptr && !problem.defect->evidence.empty())
+    inside += line("evidence", text(problem.defect->evidence, 600));
+  inside += line("explains", taps_of(problem)) + check_of(problem);
+  if (problem.verdict != nullptr && !page.report.command.empty())
+    inside += element("pre", "", text(repro_command(page.report, *problem.verdict), 1200));
+  return "<article class=\"defect\">" + inside + "</article>\n";
+}
+
+}  // namespace
+
+std::string defects_part(const Page& page) {
+  if (page.problems.empty()) return "";
+  Bounded list(kBytes);
+  for (size_t i = 0; i < page.problems.size(); ++i)
+    list.add(article(page, page.problems[i], i + 1));
+  Bounded profiles(kProfileBytes);
+  for (const Group& g : page.groups)
+    for (const Finding* f : g.findings)
+      if (!f->profile.empty())
+        profiles.add(
+            element("li", "", name_of(g) + ": " + element("code", "", text(f->profile, 500))));
+  const std::string about = remark(
+      "The gravest first. How grave: the float64 model with this defect alone against the one "
+      "without. <code>off</code> is the relative L2 error of the whole tensor.");
+  const std::string profile = profiles.empty()
+                                  ? ""
+                                  : folded("What each implementation is",
+                                           "<ul>" + profiles.blocks() + "</ul>" + profiles.rest());
+  return section("defects", "What is wrong", about + list.blocks() + list.rest() + profile);
+}
+
+}  // namespace dsv32::harness::html
