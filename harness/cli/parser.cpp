@@ -178,7 +178,7 @@ void add_fork(Parser& parser) {
            "for a model whose code lies in the checkpoint", kHow);
   add(fork, "-k", raw.options.filter, "TEXT",
       "only checks whose \"case/subject/check\" contains this", kHow);
-  add(fork, "--job-timeout", raw.job_seconds, "SECONDS", "limit of one dump; default 120", kHow);
+  add(fork, "--job-timeout", raw.job_seconds, "SECONDS", "limit of one dump; default 300", kHow);
   add(fork, "--job-memory", raw.job_gib, "GIB", "limit of one dump; default 8", kHow);
   add(fork, "--timeout", raw.timeout, "SECONDS", "give up after this time (exit 6)", kHow);
   add_reports(fork, raw);
