@@ -1,5 +1,7 @@
 #include "harness/fork/fork.h"
 
+#include <commit.h>
+
 #include <algorithm>
 #include <chrono>
 #include <iostream>
@@ -7,7 +9,7 @@
 #include "harness/cli/commands.h"
 #include "harness/cli/progress.h"
 #include "harness/cli/stop.h"
-#include "harness/report/changes.h"
+#include "harness/report/diff.h"
 #include "harness/report/text.h"
 #include "src/io/io.h"
 #include "src/log/log.h"
@@ -73,10 +75,11 @@ class ForkRun {
     write_only(old, out_ / "base", repro_of(before, out_ / "base"));
     const Report report = judged(fork, out_);
     const ExitCode code = deliver(report, delivered(fork));
-    const Changes changes = defects_changed(old, report);
-    io::write_file(out_ / "changes.md", to_markdown(changes));
-    if (!options_.json) std::cout << to_text(changes);
-    return code;
+    const ReportDiff diff = compare_reports(old, report);
+    io::write_file(out_ / "changes.md", diff_markdown(diff));
+    if (!options_.json) std::cout << diff_text(diff);
+    if (o.fail_on != "new" || code != ExitCode::parity) return code;
+    return diff.worse() ? code : ExitCode::ok;
   }
 
  private:
@@ -168,6 +171,7 @@ class ForkRun {
 
   static void write_only(Report report, const fs::path& folder, const std::string& command) {
     report.tool_version = DSV32_VERSION;
+    report.environment["commit"] = DSV32_COMMIT;
     report.command = command;
     write_report(report, folder);
   }

@@ -191,6 +191,7 @@ void check_names(const Options& options) {
   if (options.config) check_config(*options.config);
   if (options.case_name) io::case_of_words(*options.case_name);
   check_case_against_config(options);
+  expect_one_of("--fail-on", "choice", options.fork.fail_on, {"any", "new"});
   for (const std::string& name : options.fork.cases) io::find_case(name);
   if (options.noise && options.candidates.empty())
     throw Error(ExitCode::usage, {.where = "--noise",

@@ -40,6 +40,7 @@ enum class Command {
 struct ForkOptions {
   std::optional<std::string> path, base;  // source trees
   std::optional<std::string> python;
+  std::string fail_on = "any";  // with a base: "new" forgives what the base has as well
   std::vector<std::string> cases;
   bool full_set = false;
   std::optional<std::string> cls, device_map, attn, experts;  // as golden/dump takes them

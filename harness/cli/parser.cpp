@@ -165,6 +165,8 @@ void add_fork(Parser& parser) {
       "the fork's own interpreter; default: the one on PATH that has what it needs", kJudged);
   add(fork, "--base", raw.base, "PATH", "the tree before the change: what was fixed and broken",
       kJudged);
+  add(fork, "--fail-on", o.fail_on, "WHAT",
+      "with --base: any (default), or new: only what it broke", kJudged);
   add(fork, "--case", raw.cases, "NAME,..", "these cases in place of the default set", kJudged)
       ->delimiter(',')
       ->allow_extra_args(false);
@@ -184,7 +186,7 @@ void add_fork(Parser& parser) {
            "for a model whose code lies in the checkpoint", kHow);
   add(fork, "-k", raw.options.filter, "TEXT",
       "only checks whose \"case/subject/check\" contains this", kHow);
-  add(fork, "--job-timeout", raw.job_seconds, "SECONDS", "limit of one dump; default 120", kHow);
+  add(fork, "--job-timeout", raw.job_seconds, "SECONDS", "limit of one dump; default 300", kHow);
   add(fork, "--job-memory", raw.job_gib, "GIB", "limit of one dump; default 8", kHow);
   add(fork, "--timeout", raw.timeout, "SECONDS", "give up after this time (exit 6)", kHow);
   add_reports(fork, raw);

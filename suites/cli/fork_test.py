@@ -143,16 +143,22 @@ class Judges(CliTest):
         done, out = judge(Fork("wrong", NO_SCALE, EPS), "--base", before.root)
         self.ended(done, PARITY)
         self.assertIn("k-norm-eps", done.stdout)
-        self.assertRegex(done.stdout, r"broken +1 defect, \d+ checks\n +k_norm with eps")
-        self.assertRegex(done.stdout, r"still wrong +1 defect, \d+ checks\n +routed_scaling_factor")
-        self.assertRegex(done.stdout, r"fixed +0 defects, 0 checks")
+        self.assertRegex(done.stdout, r"new defect +k_norm with eps")
+        self.assertRegex(done.stdout, r"defect left +routed_scaling_factor")
+        self.assertNotIn("fixed defect", done.stdout)
         self.assertEqual(report_of(out / "base")["exit_code"], PARITY)
-        self.assertRegex((out / "changes.md").read_text(), r"\| broken \| k.*norm with eps")
+        self.assertIn("worse than base", (out / "changes.md").read_text())
+
+    def test_what_the_base_has_as_well_may_be_forgiven(self) -> None:
+        words = ("--base", Fork("old-fault", NO_SCALE).root, "--fail-on", "new")
+        done, out = judge(Fork("same-fault", NO_SCALE), *words)
+        self.ended(done, OK)
+        self.assertEqual(report_of(out)["exit_code"], PARITY)
 
     def test_what_a_change_mends_is_told(self) -> None:
         done, _ = judge(Fork("mended"), "--base", Fork("worse", EPS).root)
         self.ended(done, OK)
-        self.assertRegex(done.stdout, r"fixed +1 defect, \d+ checks\n +k_norm with eps")
+        self.assertRegex(done.stdout, r"fixed defect +k_norm with eps")
 
     def test_a_fork_without_a_cache_is_not_green(self) -> None:
         last = "        attention_mask: Tensor | None = None,\n"

@@ -187,7 +187,8 @@ class Action(Forge):
     def test_words_and_outputs(self) -> None:
         done = self.judge(0, BASE="base", OPTIONS="--dialect\nhf\n")
         self.assertEqual(done.returncode, 0, done.stderr)
-        words = ["fork", "head", "--python", "py", "--out", "report", "--base", "base"]
+        words = ["fork", "head", "--python", "py", "--out", "report"]
+        words += ["--annotations", str(self.here / "dsv32-annotations"), "--base", "base"]
         self.assertEqual(self.words(), [*words, "--dialect", "hf"])
         self.assertEqual(self.outputs(), {"exit-code": "0", "report": "report"})
         self.assertIn("# FAIL", (self.here / "summary").read_text())

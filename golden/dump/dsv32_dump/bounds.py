@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any, NoReturn
 
-GRACE = 3.0  # seconds between the limit, told as an exception, and the end of the child
+GRACE = 10.0  # seconds between the limit, told as an exception, and the end of the child
 POLL = 0.005
 KEPT = 16000  # bytes of output, the last ones
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl
