@@ -5,6 +5,7 @@
 #include "harness/job/estimate.h"
 #include "harness/training/suite.h"
 #include "src/io/io.h"
+#include "src/log/log.h"
 
 namespace dsv32::harness {
 namespace {
@@ -127,7 +128,10 @@ std::vector<TrainingTask> chosen_training(const Options& options) {
   const std::vector<std::string> chosen = chosen_suites(options);
   for (const TrainingSuite& suite : training_suites()) {
     if (!contains(chosen, suite.name)) continue;
-    for (const Case& c : cases_of_suite(suite, options)) tasks.push_back({suite.name, c});
+    const std::vector<Case> cases = cases_of_suite(suite, options);
+    if (cases.empty())
+      log_info("suite " + suite.name + " is left out: its cases are " + alternatives(suite.cases));
+    for (const Case& c : cases) tasks.push_back({suite.name, c});
   }
   return tasks;
 }

@@ -44,7 +44,10 @@ std::string guess(CLI::App& app, const std::string& word) {
   constexpr size_t kShortFlag = 2;  // "-x" is near to every other letter
   if (word.starts_with("-")) return word.size() > kShortFlag ? nearest(word, flags_of(app)) : "";
   const std::vector<std::string> configs = io::config_names();
-  if (std::find(configs.begin(), configs.end(), word) != configs.end()) return "--config " + word;
+  const std::vector<std::string> flags = flags_of(app);
+  const bool takes_config = std::find(flags.begin(), flags.end(), "--config") != flags.end();
+  if (takes_config && std::find(configs.begin(), configs.end(), word) != configs.end())
+    return "--config " + word;
   return nearest(word, verbs_of(app));
 }
 

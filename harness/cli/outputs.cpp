@@ -78,7 +78,7 @@ std::vector<Named> input_files(const Options& options) {
                                 {"the program's own", io::home() / "configs"}};
   for (const std::string& name : io::config_names())
     folders.push_back({"the program's own", io::home() / "configs" / name});
-  if (options.config) {
+  if (options.config && !options.config->starts_with('{')) {
     files.push_back({"--config", *options.config});
     folders.push_back({"--config", *options.config});
   }

@@ -108,7 +108,13 @@ bool Findings::failed(Party party) const {
 
 /// A file none of whose checks ran is not green, unless -k left it out.
 void Findings::mark_unchecked() {
-  if (!job_.filter.empty()) return;
+  if (!job_.filter.empty()) {
+    for (const Entry& entry : entries_)
+      if (entry.finding.subject.party == Party::candidate && entry.verdicts.empty())
+        report_.not_tested.push_back(entry.finding.subject.label + ": not selected by -k " +
+                                     job_.filter);
+    return;
+  }
   const std::string about_the_case = rule_name("selection.exercised");
   for (Entry& entry : entries_) {
     const Subject& subject = entry.finding.subject;

@@ -81,6 +81,10 @@ Report run_job(const Job& job) {
     report.environment["other bits on another run: " + op] = when;
   const std::vector<Candidate> candidates = read_candidates(job.candidates);
   for (const PlannedCase& planned : plan(job, candidates)) run_case(job, planned, report);
+  if (report.verdicts.empty() && !job.filter.empty())
+    report.warnings.push_back("-k " + job.filter +
+                              " fits no check; a check is named CASE/SUBJECT/TAP, as "
+                              "tiny/golden/layers.0.ix.q");
   report.seconds = seconds_since(start);
   return report;
 }

@@ -10,6 +10,36 @@
 namespace dsv32::io {
 namespace {
 
+/// The matcher goes back and forth: patterns of strangers must not make it do so without end. Few
+/// unbounded repetitions, and none inside another, take a number of steps that is a small power of
+/// the name's length.
+bool ends_soon(const std::string& pattern) {
+  constexpr int kMost = 4;
+  int unbounded = 0;
+  std::vector<bool> repeats = {false};  // of the open groups: a repetition was seen inside
+  bool closed_repeats = false;          // of the group that has just ended
+  bool in_class = false;
+  for (size_t i = 0; i < pattern.size(); ++i) {
+    const char c = pattern[i];
+    const bool group_ended = i > 0 && pattern[i - 1] == ')';
+    if (c == '\\') {
+      ++i;
+    } else if (in_class || c == '[') {
+      in_class = c != ']';
+    } else if (c == '(') {
+      repeats.push_back(false);
+    } else if (c == ')' && repeats.size() > 1) {
+      closed_repeats = repeats.back();
+      repeats.pop_back();
+      if (closed_repeats) repeats.back() = true;
+    } else if (c == '*' || c == '+' || c == '{') {
+      if ((group_ended && closed_repeats) || ++unbounded > kMost) return false;
+      repeats.back() = true;
+    }
+  }
+  return true;
+}
+
 constexpr int64_t kMaxRank = 1 << 16;
 constexpr const char* kAllLinear = "all-linear";
 
@@ -165,6 +195,9 @@ class ConfigReader {
                const std::string& field) const {
     constexpr size_t kMaxPattern = 1000;
     if (pattern.size() > kMaxPattern) wrong(field, "a pattern of 1000 characters or less", "more");
+    if (!ends_soon(pattern))
+      wrong(field, "at most 4 unbounded repetitions (* + {n,}), none of them inside another",
+            "\"" + printable(pattern) + "\"");
     try {
       return std::regex_match(name, std::regex(pattern));
     } catch (const std::regex_error&) {

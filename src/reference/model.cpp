@@ -62,7 +62,13 @@ class Pass {
     if (ctx.dialect.rope.positions_per_chunk && begin > 0)
       positions = torch::arange(end - begin, ctx.device).expand_as(positions);
     if (options_.perturbation > 0) {  // an angle is rounded as any other product
-      positions = perturbed(positions.to(ctx.rounding.compute_type()), options_.perturbation,
+      positions = positions.to(ctx.rounding.compute_type());
+      // A probe so fine is one of far positions, where the rounding of the angles outweighs all
+      // other: each angle gets a sign of its own.
+      constexpr double kFine = 1e-6;
+      if (options_.perturbation < kFine)
+        positions = positions.unsqueeze(-1).repeat({1, 1, ctx.config.qk_rope_head_dim / 2});
+      positions = perturbed(positions, options_.perturbation,
                             options_.perturbation_seed, "positions" + std::to_string(begin));
     }
     const Tensor valid = long_tensor(batch_.attention_mask).narrow(1, begin, end - begin) != 0;

@@ -51,7 +51,8 @@ RopeTable rope_table(const Context& ctx, const Tensor& positions) {
   const RopeVariant& variant = ctx.dialect.rope;
   Tensor used = positions + variant.position_offset;
   if (variant.positions_of_row0) used = used.slice(0, 0, 1).expand_as(positions);
-  const Tensor angles = used.to(ctx.rounding.compute_type()).unsqueeze(-1) * frequencies(ctx);
+  const Tensor wide = used.to(ctx.rounding.compute_type());
+  const Tensor angles = (wide.dim() == 2 ? wide.unsqueeze(-1) : wide) * frequencies(ctx);
   return {ctx.rounding.cast(angles.cos() * amplitude(ctx)),
           ctx.rounding.cast(angles.sin() * amplitude(ctx))};
 }

@@ -224,6 +224,9 @@ TEST_F(AdapterFiles, ImpossibleConfigsAreRefused) {
       {"\"bias\": \"none\"", "\"bias\": \"all\"", {"bias", "\"none\""}},
       {"\"rank_pattern\": {}", "\"rank_pattern\": {\"(\": 4}", {"a regular expression"}},
       {"\"rank_pattern\": {}", "\"rank_pattern\": 4", {"an object"}},
+      {"\"rank_pattern\": {}", "\"rank_pattern\": {\"(.*)*(.*)*x\": 4}", {"none of them inside"}},
+      {"\"rank_pattern\": {}", "\"rank_pattern\": {\"(a+b)+{2,}x\": 4}", {"none of them inside"}},
+      {"\"rank_pattern\": {}", "\"rank_pattern\": {\".*a.*b.*c.*d.*\": 4}", {"at most 4"}},
       {"\"target_parameters\": null", "\"target_parameters\": 1", {"a list of names"}},
       {"{", "[", {"JSON"}}};
   const std::string good = bytes_of(folder_ / kConfig);
