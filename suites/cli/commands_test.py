@@ -166,8 +166,8 @@ class Usage(CliTest):
         done = run("--help")
         self.ended(done, OK)
         options = "config case candidate dialect weights batch seed suite device dtype impl timeout"
-        more = "out json junit md html annotations color list show-config version verbose quiet help"
-        for name in (options + " " + more).split():
+        more = "out json junit md html annotations color list show-config version verbose quiet"
+        for name in (options + " help " + more).split():
             self.assertIn("--" + name, done.stdout)
         for word in ("-t", "-k", "-v", "-q", "dump", "compare", "weights", "golden", "Examples:"):
             self.assertIn(word, done.stdout)
