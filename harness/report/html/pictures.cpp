@@ -116,6 +116,7 @@ class HeatDrawing {
   }
 
   std::string cell(const Verdict& v, size_t x, size_t y, size_t width) {
+    constexpr double kNarrow = 10;      // columns
     constexpr size_t kManyCells = 400;  // beyond them only what fails tells its numbers
     const bool fails = v.trust == Trust::fail;
     int shade = shade_of(v.margin());
@@ -127,11 +128,15 @@ class HeatDrawing {
       return "";
     }
     const bool origin = fails && is_origin(v);
-    const std::string look = "s" + std::to_string(shade) + (fails && !origin ? " pale" : "");
+    const bool inherited = fails && !origin && v.mode != Mode::staged;
+    const std::string look = "s" + std::to_string(shade) + (inherited ? " pale" : "");
     std::string out = element("rect", box(left, at, w, h) + " class=\"" + look + "\"",
                               element("title", "", about(v)));
     if (origin)
-      out += element("rect", box(left + 1, at + 1, w - 2, h - 2) + " class=\"origin\"", "");
+      out += element("rect",
+                     box(left + 1, at + 1, w - 2, h - 2) + " class=\"origin\"" +
+                         attribute("stroke-width", w < kNarrow ? 1 : 2),
+                     "");
     return out;
   }
 

@@ -48,7 +48,7 @@ fill:var(--soft)}
 .s0{fill:var(--s0)}.s1{fill:var(--s1)}.s2{fill:var(--s2)}.s3{fill:var(--s3)}.s4{fill:var(--s4)}
 .s5{fill:var(--s5)}.s6{fill:var(--s6)}.s7{fill:var(--s7)}.s8{fill:var(--s8)}.s9{fill:var(--s9)}
 .none{fill:var(--none)}.pale{opacity:.38}
-.origin{fill:none;stroke:var(--mark);stroke-width:2}
+.origin{fill:none;stroke:var(--mark)}path.origin{stroke-width:2}
 .frame{fill:none;stroke:var(--line)}.cut{stroke:var(--soft);stroke-width:1;stroke-dasharray:3 3}
 .band{fill:var(--s1)}.expected{fill:none;stroke:var(--soft);stroke-width:1.5;stroke-dasharray:5 4}
 .judged{fill:none;stroke:var(--bad);stroke-width:2}.inside{stroke:var(--link)}
