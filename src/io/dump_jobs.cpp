@@ -74,6 +74,8 @@ void write_failure_trace(const DumpJob& job, const std::string& where, const std
       {"dtype", "float32"},
       {"rope_layout", "interleaved"},
       {"forced", "false"},
+      {"attn_implementation", "unknown"},
+      {"producer", "{}"},
       {"weights", "synthetic:" + std::to_string(c.seed)},
       {"mask", c.mask_given ? "given" : "none"},
       {"failure",
