@@ -174,7 +174,8 @@ ForcedTraces CaseRun::forced_traces(const Dialect& dialect, const Trace* decisio
   const Trace in_force =
       decisions_in_force(decisions != nullptr ? *decisions : Trace(), traces.oracle);
   replay(options, &in_force);
-  traces.probe = drawn_out(case_, run(probe_options(case_, options), "condition probe"), traces.oracle);
+  traces.probe =
+      drawn_out(case_, run(probe_options(case_, options), "condition probe"), traces.oracle);
   return traces;
 }
 

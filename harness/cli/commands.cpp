@@ -89,11 +89,12 @@ ExitCode weights_make_command(const Options& options) {
   {
     Watch watch(options);
     const DType dtype = options.dtypes.empty() ? DType::bfloat16 : options.dtypes.front();
-    io::make_checkpoint(c, *options.out, {.dtype = dtype,
-                                          .config_style = options.config_style,
-                                          .progress = [&](const std::string& shard) {
-                          watch.step("weights of " + c.name + ": " + shard);
-                        }});
+    io::make_checkpoint(c, *options.out,
+                        {.dtype = dtype,
+                         .config_style = options.config_style,
+                         .progress = [&](const std::string& shard) {
+                           watch.step("weights of " + c.name + ": " + shard);
+                         }});
     watch.stop.disarm();
   }
   log_info(*options.out + ": checkpoint of " + c.name);

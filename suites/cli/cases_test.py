@@ -138,7 +138,8 @@ class OwnCases(CliTest):
         for key, value in (("rms_norm_eps", 1e308), ("routed_scaling_factor", 1e308)):
             case = json.dumps(self.CASE | {"overrides": {key: value}})
             self.refused(run("--case", case), ARTEFACT, key)
-        self.refused(run("--case", json.dumps(self.CASE | {"bias_offset": 1e300})), ARTEFACT, "2^20")
+        case = json.dumps(self.CASE | {"bias_offset": 1e300})
+        self.refused(run("--case", case), ARTEFACT, "2^20")
 
 
 class Ops(CliTest):

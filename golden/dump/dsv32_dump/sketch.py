@@ -1,4 +1,4 @@
-"""What a sketch keeps of a tap that is too large to hand over: chosen rows, row norms, 8 seeded projections.
+"""What a sketch keeps of a large tap: chosen rows, row norms, 8 seeded projections.
 
 Twin of src/model/sketch.h; the definition is in docs/formats.md.
 """
