@@ -15,10 +15,10 @@ using Rows = std::set<int64_t>;
 /// The op of this tap reads its own row of its inputs and no other.
 bool works_row_by_row(const TapName& tap) {
   static const std::set<std::string_view> stems = {
-      "attn_norm",      "q_latent",       "kv_latent",  "q_nope",     "q_rope",
-      "k_rope",         "ix.q",           "ix.k",       "ix.weights", "attn.out",
-      "ffn_norm",       "router.logits",  "router.experts", "router.weights", "moe.routed",
-      "moe.shared",     "mlp.out",        "hidden",     "final_norm", "logits"};
+      "attn_norm",  "q_latent",      "kv_latent",      "q_nope",         "q_rope",
+      "k_rope",     "ix.q",          "ix.k",           "ix.weights",     "attn.out",
+      "ffn_norm",   "router.logits", "router.experts", "router.weights", "moe.routed",
+      "moe.shared", "mlp.out",       "hidden",         "final_norm",     "logits"};
   return stems.contains(tap.info.name);
 }
 
@@ -44,8 +44,8 @@ class RowJudge {
   }
 
  private:
-  /// Rows for which the tap and its inputs are there; nullopt where nothing is sketched, something is
-  /// absent, or the op looks at other rows.
+  /// Rows for which the tap and its inputs are there; nullopt where nothing is sketched, something
+  /// is absent, or the op looks at other rows.
   std::optional<Rows> rows_to_judge(const TapName& tap) const {
     if (!works_row_by_row(tap)) return std::nullopt;
     std::vector<std::string> names = tap_inputs(tap, config_);

@@ -6,8 +6,8 @@
 
 #include "harness/cases/case_run.h"
 
-/// Staged judgement of sketched taps (docs/formats.md 4): ops that work row by row, on the rows that
-/// are there.
+/// Staged judgement of sketched taps (docs/formats.md 4): ops that work row by row, on the rows
+/// that are there.
 namespace dsv32::harness {
 
 /// Staged verdicts of the sketched taps whose ops work row by row and whose inputs are there, whole

@@ -208,8 +208,7 @@ Options finish(Parser& parser) {
   if (options.command == Command::launch) read_launch(raw, options);
   if (options.command == Command::fork) read_fork(raw, options.fork);
   if (!raw.config_style.empty())
-    options.config_style =
-        static_cast<int>(parse_count("--config-style", raw.config_style, 4, 5));
+    options.config_style = static_cast<int>(parse_count("--config-style", raw.config_style, 4, 5));
   constexpr int64_t kMostAdapterRank = 1 << 16;
   if (!raw.rank.empty()) options.rank = parse_count("--rank", raw.rank, 1, kMostAdapterRank);
   if (!raw.scale.empty()) options.scale = parse_positive("--scale", raw.scale, "number");

@@ -79,8 +79,8 @@ void add_judged(CLI::App& app, Raw& raw) {
       ->group(kJudged);
   add(app, "--noise", raw.noise, "FILE", "a clean trace of the candidate's engine: its own noise",
       kJudged);
-  add(app, "--dialect", raw.dialect, "NAME", "what the candidate declares to be, as hf or hf+k-norm-eps; default spec-1",
-      kJudged);
+  add(app, "--dialect", raw.dialect, "NAME",
+      "what the candidate declares to be, as hf or hf+k-norm-eps; default spec-1", kJudged);
   add(app, "--weights", o.weights, "SOURCE", "synthetic (default), synthetic:SEED or a folder",
       kJudged);
   add(app, "--batch", raw.batch, "FILE", "own input_ids, attention_mask, labels (no golden)",

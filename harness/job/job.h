@@ -25,9 +25,9 @@ struct Job {
   std::vector<TrainingTask> training = {};
   std::string filter;  // -k: substring of check_path (verdict.h); empty: all
   std::vector<std::filesystem::path> candidates;
-  std::string dialect = "spec-1";  // what the candidate declares
+  std::string dialect = "spec-1";              // what the candidate declares
   std::optional<std::filesystem::path> noise;  // a clean run of the candidate's engine
-  bool accept_weak = false;        // an undecided check passes
+  bool accept_weak = false;                    // an undecided check passes
   std::vector<DType> dtypes = {DType::float32, DType::bfloat16};
   std::vector<std::string> impls = {"reference", "optimized"};  // judged side by side
   std::string device = "cpu";

@@ -113,8 +113,7 @@ std::vector<Verdict> file_verdicts(const CaseRun& run, const JudgedTrace& file) 
 
 /// What a diagnosis can look at: a sketch cannot take the place of a tap.
 std::vector<Verdict> of_whole_taps(const JudgedTrace& file, std::vector<Verdict> verdicts) {
-  std::erase_if(verdicts,
-                [&](const Verdict& v) { return file.trace->sketches.contains(v.tap); });
+  std::erase_if(verdicts, [&](const Verdict& v) { return file.trace->sketches.contains(v.tap); });
   return verdicts;
 }
 

@@ -13,8 +13,9 @@ namespace dsv32::harness {
 double gradient_scale(const std::vector<std::string>& gradients, const Trace& oracle,
                       int64_t layer);
 
-/// Where the oracle's gradient is nothing beside the others of its layer: vacuous when the judged one
-/// is no more than rounding leaves of terms of that size, else a failure. nullopt: it is not nothing.
+/// Where the oracle's gradient is nothing beside the others of its layer: vacuous when the judged
+/// one is no more than rounding leaves of terms of that size, else a failure. nullopt: it is not
+/// nothing.
 std::optional<Verdict> compare_cancelled(const Comparison& c, double scale);
 
 }  // namespace dsv32::harness

@@ -30,8 +30,8 @@ struct Evidence {
   DType dtype = DType::float32;
   bool excluded_experts_at_zero = false;  // as Comparison
   bool is_file = false;  // absent taps are listed, not failed, as long as logits or a loss is there
-  /// Ops of which every input is in the trace are judged, staged only, and no others: a trace of mode
-  /// `ops`.
+  /// Ops of which every input is in the trace are judged, staged only, and no others: a trace of
+  /// mode `ops`.
   bool ops_only = false;
   std::vector<std::string> unheld = {};  // "attn.probs": inside a fused kernel, so never there
   const Trace* judged = nullptr;

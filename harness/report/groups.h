@@ -39,8 +39,8 @@ std::vector<const Verdict*> failures(const Group& group);
 
 /// "row ratio 612 (limit 3)"
 std::string measure_text(const Measure& measure);
-/// "[1,4,0,3] (batch 1, token 4, head 0, lane 3): expected 0.12, got -0.46"; nothing without a worst
-/// element.
+/// "[1,4,0,3] (batch 1, token 4, head 0, lane 3): expected 0.12, got -0.46"; nothing without a
+/// worst element.
 std::string worst_text(const Verdict& verdict);
 /// What the op of a staged tap reads: "reads embed, attn.out"; empty for other checks.
 std::string inputs_text(const Verdict& verdict);

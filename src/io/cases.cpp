@@ -16,10 +16,10 @@ namespace {
 
 constexpr uint64_t kCaseLimit = uint64_t{1} << 20;  // bytes of one case or of the list
 constexpr int64_t kMaxTokens =
-    int64_t{1} << 20;              // B * S: a case is only a claim, and an oracle is built from it
-constexpr int64_t kLeastTokens = 2;  // of a row: one predicts another
+    int64_t{1} << 20;  // B * S: a case is only a claim, and an oracle is built from it
+constexpr int64_t kLeastTokens = 2;   // of a row: one predicts another
 constexpr double kMaxBias = 1 << 20;  // scores lie within 0 and 1
-constexpr size_t kNameDigits = 8;  // hex digits in the name of an unlisted case
+constexpr size_t kNameDigits = 8;     // hex digits in the name of an unlisted case
 
 const std::set<std::string> kCaseKeys = {"config", "overrides", "seed",        "B",
                                          "S",      "pad",       "bias_offset", "chunks"};
@@ -118,11 +118,11 @@ void check_edit(const WeightEdit& edit, const ModelConfig& config, const std::st
     named = true;
     const int64_t size = edit.row ? spec.shape.front() : spec.shape.back();
     if (index < 0 || index >= size)
-      refuse({.where = where,
-              .what = std::string("case.edits: ") + (edit.row ? "row" : "column") + " of " +
-                      spec.name,
-              .expected = "0.." + std::to_string(size - 1),
-              .got = std::to_string(index)});
+      refuse(
+          {.where = where,
+           .what = std::string("case.edits: ") + (edit.row ? "row" : "column") + " of " + spec.name,
+           .expected = "0.." + std::to_string(size - 1),
+           .got = std::to_string(index)});
   }
   if (!named)
     refuse({.where = where,

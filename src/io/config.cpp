@@ -327,7 +327,8 @@ Json config_to_json_5(const ModelConfig& config, const std::string& dtype) {
   for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer)
     out["mlp_layer_types"].push_back(config.is_dense_mlp(layer) ? "dense" : "sparse");
   out["dtype"] = dtype;
-  for (const char* released : {"rope_theta", "rope_scaling", "first_k_dense_replace", "torch_dtype"})
+  for (const char* released :
+       {"rope_theta", "rope_scaling", "first_k_dense_replace", "torch_dtype"})
     out.erase(released);
   return out;
 }

@@ -132,11 +132,11 @@ class SafetensorsWriter {
 
 /// Reads a trace file (docs/formats.md 4): metadata checked, names known, shapes and dtype classes
 /// right for its case, keys that are not there with their defaults, rope and index layouts
-/// converted to the canonical ones, sketched taps in `sketches`. Throws Error (artefact). Tensors come
-/// in execution order. After a conversion the metadata say `rope_layout` = interleaved and keep the
-/// file's word as `rope_layout_stored` (`index_layout` alike). `dtap.` and `step.` tensors are not
-/// read: metadata `unjudged_tensors` lists them. int64 decisions become int32. Values may be NaN; there may
-/// be no tensor at all.
+/// converted to the canonical ones, sketched taps in `sketches`. Throws Error (artefact). Tensors
+/// come in execution order. After a conversion the metadata say `rope_layout` = interleaved and
+/// keep the file's word as `rope_layout_stored` (`index_layout` alike). `dtap.` and `step.` tensors
+/// are not read: metadata `unjudged_tensors` lists them. int64 decisions become int32. Values may
+/// be NaN; there may be no tensor at all.
 Trace read_trace(const fs::path& path);
 /// The case of a trace that was read: its metadata's case, with mask_given as its metadata say.
 Case case_of_trace(const Trace& trace);

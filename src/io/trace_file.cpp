@@ -175,7 +175,8 @@ HostTensor read_tap(const SafetensorsFile& file, const TapName& tap, const Metad
   return lanes > 0 ? interleaved(value, lanes) : value;
 }
 
-/// Gradients of taps and single steps of a training: known names, which this version does not judge.
+/// Gradients of taps and single steps of a training: known names, which this version does not
+/// judge.
 bool is_unjudged(const std::string& name) {
   const std::string gradient = "dtap.";
   if (name.starts_with(gradient)) return parse_tap(name.substr(gradient.size())).has_value();

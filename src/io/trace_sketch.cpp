@@ -80,10 +80,9 @@ class Reader {
       return it == file_.metadata().end() ? std::string() : it->second;
     };
     const std::string_view stem = tap->info.name;
-    const bool moved = ((stem == "q_rope" || stem == "k_rope") &&
-                        layout("rope_layout") == "deinterleaved") ||
-                       ((stem == "ix.q" || stem == "ix.k") &&
-                        layout("index_layout") == "deinterleaved");
+    const bool moved =
+        ((stem == "q_rope" || stem == "k_rope") && layout("rope_layout") == "deinterleaved") ||
+        ((stem == "ix.q" || stem == "ix.k") && layout("index_layout") == "deinterleaved");
     if (moved)
       refuse({.where = where_,
               .what = "tensor " + name + "#projections",

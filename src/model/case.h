@@ -12,9 +12,9 @@ namespace dsv32 {
 /// A change of synthetic weights: value * scale + add, on one index of the first or of the last
 /// dimension. docs/formats.md 3.
 struct WeightEdit {
-  std::string name;              // a checkpoint name; `*` stands for any digits
-  std::optional<int64_t> row;    // index of the first dimension, or
-  std::optional<int64_t> column; // of the last one
+  std::string name;               // a checkpoint name; `*` stands for any digits
+  std::optional<int64_t> row;     // index of the first dimension, or
+  std::optional<int64_t> column;  // of the last one
   double scale = 1;
   double add = 0;
 
@@ -34,9 +34,9 @@ struct Case {
   uint64_t seed = 1;
   int64_t B = 0;
   int64_t S = 0;
-  int64_t pad = 0;              // masked positions at one end of row B-1
-  double bias_offset = 0;       // added to every e_score_correction_bias
-  std::vector<int64_t> chunks;  // lengths that sum to S; empty: one pass
+  int64_t pad = 0;                // masked positions at one end of row B-1
+  double bias_offset = 0;         // added to every e_score_correction_bias
+  std::vector<int64_t> chunks;    // lengths that sum to S; empty: one pass
   std::vector<WeightEdit> edits;  // of the synthetic weights, in this order
   PadSide pad_side = PadSide::left;
   int64_t position_offset = 0;  // added to every position id

@@ -62,8 +62,7 @@ void plant_automodel(Dialect& d) {
 
 const std::vector<Preset>& presets() {
   static const std::vector<Preset> all = {
-      {"spec-1", plant_nothing,
-       "follows the specification; nothing differs"},
+      {"spec-1", plant_nothing, "follows the specification; nothing differs"},
       {"hf", plant_hf,
        "multiplies cos and sin by mscale(factor, mscale) / mscale(factor, mscale_all_dim): "
        "nothing changes for the released config, where both are 1; configs with other values "
@@ -111,13 +110,13 @@ std::vector<std::string> preset_names() {
   for (const std::string& each : names) known += (known.empty() ? "" : ", ") + each;
   for (const KnownBug& bug : known_bugs()) names.push_back(bug.name);
   const std::string near = nearest(name, names);
-  throw Error(ExitCode::usage,
-              {.where = "--dialect",
-               .what = "unknown dialect",
-               .expected = "one of " + known + ", or a toggle (dsv32-verify list dialects), or a "
-                           "sum of them",
-               .got = "'" + name + "'",
-               .hint = near.empty() ? "" : "did you mean '" + near + "'?"});
+  throw Error(ExitCode::usage, {.where = "--dialect",
+                                .what = "unknown dialect",
+                                .expected = "one of " + known +
+                                            ", or a toggle (dsv32-verify list dialects), or a "
+                                            "sum of them",
+                                .got = "'" + name + "'",
+                                .hint = near.empty() ? "" : "did you mean '" + near + "'?"});
 }
 
 Part find_part(const std::string& name) {

@@ -46,11 +46,11 @@ struct SketchRows {
 };
 SketchRows sketch_rows(const TapName& tap, const Shape& shape);
 
-/// Rows b * S + s that a sketch keeps whole: the first beyond top-k, the last of batch row 0, one in
-/// the middle, the last of batch row B-1. Ascending.
+/// Rows b * S + s that a sketch keeps whole: the first beyond top-k, the last of batch row 0, one
+/// in the middle, the last of batch row B-1. Ascending.
 std::vector<int64_t> chosen_rows(int64_t B, int64_t S, int64_t index_topk);
-/// The sketch of a tap that is there whole, its projections summed in double. `index`: the rows that
-/// are kept, of a gradient the index of the first dimension.
+/// The sketch of a tap that is there whole, its projections summed in double. `index`: the rows
+/// that are kept, of a gradient the index of the first dimension.
 TapSketch sketch_tap(const TapName& tap, const HostTensor& value,
                      const std::vector<int64_t>& index);
 /// A token or key tap with the rows of its sketch in place and zeros elsewhere. float32.

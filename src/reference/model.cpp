@@ -68,8 +68,8 @@ class Pass {
       constexpr double kFine = 1e-6;
       if (options_.perturbation < kFine)
         positions = positions.unsqueeze(-1).repeat({1, 1, ctx.config.qk_rope_head_dim / 2});
-      positions = perturbed(positions, options_.perturbation,
-                            options_.perturbation_seed, "positions" + std::to_string(begin));
+      positions = perturbed(positions, options_.perturbation, options_.perturbation_seed,
+                            "positions" + std::to_string(begin));
     }
     const Tensor valid = long_tensor(batch_.attention_mask).narrow(1, begin, end - begin) != 0;
     const std::vector<int64_t> shape = {batch_.B, end - begin, end};

@@ -213,7 +213,7 @@ class TestSketch(unittest.TestCase):
         self.assertEqual(sketch.tap_rows("layers.0.ix.scores", value).tolist(), [[1, 0], [2, 3]])
 
     def test_chosen_rows_are_valid_and_see_more_than_topk(self) -> None:
-        for case in CASES.values():
+        for case in (case for case in CASES.values() if case.pad_side == "left"):
             rows = sketch.chosen_rows(case.B, case.S, case.config["index_topk"])
             mask = synthetic.make_batch(case)["attention_mask"].reshape(-1)
             self.assertTrue(mask[rows].all(), case.name)

@@ -193,8 +193,7 @@ TEST(SelfReportTerminal, TellsTheFirstDivergence) {
   for (const char* part :
        {"FAIL     2 taps, 2 failures",
         "finding   FAIL: first divergence layers.0.ix.q (staged), 612x the reference error",
-        "first     layers.0.ix.q (staged): row ratio 612 (limit 3)",
-        "op        reads q_latent",
+        "first     layers.0.ix.q (staged): row ratio 612 (limit 3)", "op        reads q_latent",
         "worst     [1,4,0,3] (batch 1, token 4, head 0, lane 3): expected 0.125, got -0.457",
         "structure one head (3) holds 98 % of the error",
         "cause     indexer RoPE rotates interleaved pairs instead of halves", "at fault  candidate",
