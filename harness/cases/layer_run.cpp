@@ -221,8 +221,7 @@ class Chain {
     YardstickSides& sides = forced_.at(dtype);
     YardstickTraces traces;
     traces.oracle = first != nullptr ? first->oracle : advance(sides.oracle);
-    traces.probe =
-        first != nullptr ? first->probe : drawn_out(advance(sides.probe), traces.oracle);
+    traces.probe = first != nullptr ? first->probe : drawn_out(advance(sides.probe), traces.oracle);
     traces.reference = dtype == DType::float32 ? lead : advance(*sides.reference);
     if (sides.twin && needs_reference(dtype)) traces.twin = advance(*sides.twin);
     return traces;

@@ -31,8 +31,8 @@ struct Home {
   fs::path path;
   std::string origin;  // "beside the program", "DSV32_DATA", "source tree"
 };
-/// ../share/dsv32-verify beside the program where it is installed, else $DSV32_DATA, else the source
-/// tree of the build. An installed program never judges by another one's goldens.
+/// ../share/dsv32-verify beside the program where it is installed, else $DSV32_DATA, else the
+/// source tree of the build. An installed program never judges by another one's goldens.
 const Home& home_and_origin();
 const fs::path& home();
 

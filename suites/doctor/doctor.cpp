@@ -76,8 +76,8 @@ const Lack kLacks[] = {
      "--python"},
     {"python", [](Facts& f) { f.pythons[0].packages.erase("torch"); }, Health::note, "cannot dump",
      "pip install torch"},
-    {"python", [](Facts& f) { f.pythons[0].deepseek_v32 = false; }, Health::note,
-     "no deepseek_v32", "transformers>=5.12"},
+    {"python", [](Facts& f) { f.pythons[0].deepseek_v32 = false; }, Health::note, "no deepseek_v32",
+     "transformers>=5.12"},
 };
 
 TEST(SelfDoctor, EachLackHasItsLineAndItsRemedy) {
