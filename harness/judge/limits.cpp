@@ -24,8 +24,8 @@ constexpr char kForced[] =
     "840 real Hugging Face runs: row 4.3, tensor 1.22; clean runs: tail 11.8";
 constexpr char kForcedKeys[] = "840 real Hugging Face runs: row 2.9, tensor 1.25, cap 33";
 constexpr char kGradient[] =
-    "840 real Hugging Face runs: row 5, tensor 2.9; clean runs: cap 26.4, tail 175; o128-lanes (lanes "
-    "of 2^16): cap 111";
+    "840 real Hugging Face runs: row 5, tensor 2.9; clean runs: cap 26.4, tail 175; "
+    "o128-lanes (lanes of 2^16): cap 111";
 constexpr char kFree[] =
     "the forced limits: met when no decision flipped, else the free relative limit decides";
 
