@@ -126,6 +126,7 @@ Trace CaseRun::run(RunOptions options, const std::string& what, const std::strin
     }
     if (settings_.progress) settings_.progress(case_.name + ": " + what + ": " + where);
   };
+  if (options.segment) options.progress("running");  // which has no steps to tell of
   if (impl == model_->name()) return model_->run(batch_, options);
   return make_model(impl, case_.config, weights_)->run(batch_, options);
 }

@@ -113,10 +113,10 @@ std::vector<std::string> preset_names() {
   throw Error(ExitCode::usage, {.where = "--dialect",
                                 .what = "unknown dialect",
                                 .expected = "one of " + known +
-                                            ", or a toggle (dsv32-verify list dialects), or a "
+                                            ", a toggle (dsv32-verify list dialects), or a "
                                             "sum of them",
                                 .got = "'" + name + "'",
-                                .hint = near.empty() ? "" : "did you mean '" + near + "'?"});
+                                .hint = near.empty() ? "" : "did you mean " + near + "?"});
 }
 
 Part find_part(const std::string& name) {
