@@ -73,11 +73,13 @@ std::string permutation(const Sample& sample) {
   return std::to_string(moved) + " of " + std::to_string(n) + " lanes are permuted";
 }
 
+constexpr int64_t kMostPlaces = 256;  // of one head that are looked at
+
 /// A tap with heads: [B,S,H,D], or [B,H,S,T] of the attention.
 struct HeadAxis {
   explicit HeadAxis(const Shape& shape, bool attention)
       : heads(shape[attention ? 1 : 2]),
-        outer(shape[0] * (attention ? 1 : shape[1])),
+        outer(std::min(shape[0] * (attention ? 1 : shape[1]), kMostPlaces)),
         inner(shape[3] * (attention ? shape[2] : 1)) {}
   int64_t at(int64_t place, int64_t head, int64_t i) const {
     return (place * heads + head) * inner + i;
@@ -85,11 +87,21 @@ struct HeadAxis {
   int64_t heads, outer, inner;
 };
 
+/// Squared length of one judged head.
+double head_size(const Comparison& c, const HeadAxis& axis, int64_t head) {
+  double sum = 0;
+  for (int64_t place = 0; place < axis.outer; ++place)
+    for (int64_t i = 0; i < axis.inner; ++i) {
+      const double k = c.judged->at(axis.at(place, head, i));
+      if (std::isfinite(k)) sum += k * k;
+    }
+  return sum;
+}
+
 /// Squared distance of one judged head from one of the oracle's; infinities that agree are none.
 double head_distance(const Comparison& c, const HeadAxis& axis, int64_t judged, int64_t right) {
-  constexpr int64_t kMostPlaces = 64;
   double sum = 0;
-  for (int64_t place = 0; place < std::min(axis.outer, kMostPlaces); ++place)
+  for (int64_t place = 0; place < axis.outer; ++place)
     for (int64_t i = 0; i < axis.inner; ++i) {
       const double k = c.judged->at(axis.at(place, judged, i));
       const double o = c.yardstick.oracle->at(axis.at(place, right, i));
@@ -111,7 +123,7 @@ std::string heads_permuted(const Comparison& c) {
   int64_t moved = 0;
   for (int64_t h = 0; h < axis.heads; ++h) {
     const double error = head_distance(c, axis, h, h);
-    int64_t source = error == 0 ? h : -1;
+    int64_t source = error <= kLeft * head_size(c, axis, h) ? h : -1;
     for (int64_t other = 0; other < axis.heads && source < 0; ++other)
       if (!taken[other] && other != h && head_distance(c, axis, h, other) <= kLeft * error)
         source = other;

@@ -161,7 +161,7 @@ TEST(SelfReportHtml, HasItsPartsInOrder) {
   EXPECT_EQ(times(page, "<article class=\"defect\">"), 3u);
   EXPECT_EQ(times(page, "<figure class=\"look\">"), 3u);
   EXPECT_TRUE(holds(page, "5.24.0"));
-  EXPECT_TRUE(holds(page, "In 2 of 5 rows with a choice"));
+  EXPECT_TRUE(holds(page, "Candidates: in 2 of 5 rows with a choice"));
 }
 
 TEST(SelfReportHtml, OriginsAreOutlinedAndInheritedErrorsPale) {

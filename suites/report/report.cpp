@@ -231,12 +231,12 @@ TEST(SelfReportTerminal, LeavesOutSubjectsWithoutChecksAndNews) {
   EXPECT_TRUE(holds(to_terminal(report, false, false), "reference float32"));
 }
 
-TEST(SelfReportTerminal, ShowsEveryTapWorstFirstWhenVerbose) {
+TEST(SelfReportTerminal, ShowsEveryTapInExecutionOrderWhenVerbose) {
   const std::string text = to_terminal(passing_report(), false, true);
-  const size_t worse = text.find("staged  layers.0.ix.q"), better = text.find("staged  embed");
-  ASSERT_NE(worse, std::string::npos) << text;
-  EXPECT_LT(worse, better);
-  EXPECT_LT(better, text.find("forced  layers.0.ix.q"));
+  const size_t later = text.find("staged  layers.0.ix.q"), first = text.find("staged  embed");
+  ASSERT_NE(later, std::string::npos) << text;
+  EXPECT_LT(first, later);
+  EXPECT_LT(later, text.find("forced  layers.0.ix.q"));
 }
 
 TEST(SelfReportTerminal, ShowsTheEnvironmentWhenVerbose) {
