@@ -67,7 +67,7 @@ TEST(SelfDialect, AnUnknownPartIsRefused) {
   try {
     find_dialect("hf+k-norm-esp");
   } catch (const Error& error) {
-    EXPECT_NE(std::string(error.what()).find("did you mean 'k-norm-eps'?"), std::string::npos);
+    EXPECT_NE(std::string(error.what()).find("did you mean k-norm-eps?"), std::string::npos);
   }
 }
 
@@ -77,7 +77,7 @@ TEST(SelfDialect, UnknownNameSuggestsTheNearest) {
     FAIL() << "accepted";
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ExitCode::usage);
-    EXPECT_NE(std::string(error.what()).find("did you mean 'fork-main'?"), std::string::npos);
+    EXPECT_NE(std::string(error.what()).find("did you mean fork-main?"), std::string::npos);
   }
 }
 
