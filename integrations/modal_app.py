@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import gettempdir
 
 import modal
 
@@ -74,7 +75,7 @@ def heartbeat(what: str) -> Iterator[None]:
 
 def local_copy(folder: str) -> str:
     """The checkpoint on the container's own disk: a volume is read once, in order, not by pages."""
-    copy = f"/tmp/{Path(folder).name}"
+    copy = f"{gettempdir()}/{Path(folder).name}"
     subprocess.run(["cp", "-r", folder, copy], check=True)
     return copy
 
@@ -93,7 +94,7 @@ def verify(*words: str) -> int:
 )
 def judge(case: str, direct: bool = False) -> int:
     """Dumps the fork in the image and judges it; returns the judge's exit code."""
-    checkpoint, trace = f"/weights/{case}", "/tmp/fork.safetensors"
+    checkpoint, trace = f"/weights/{case}", f"{gettempdir()}/fork.safetensors"
     verify("doctor", "--config", "tiny")
     if not Path(checkpoint).exists():
         verify("weights", "make", "--case", case, "--out", checkpoint)

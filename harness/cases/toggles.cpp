@@ -41,6 +41,8 @@ const std::vector<Norm>& norms() {
 /// Values that frameworks have as defaults. 1e-5 is in the catalogue.
 constexpr double kEps[] = {1e-6, 1e-8, 1e-12};
 
+constexpr double kWeightEps = 1e-8;
+
 void add_eps(const ModelConfig& config, std::vector<Toggle>& toggles) {
   for (const double eps : kEps) {
     for (const Norm& norm : norms()) {
@@ -76,8 +78,9 @@ void add_parts(const ModelConfig& config, std::vector<Toggle>& toggles) {
       [](Dialect& d) { d.router.bias_in_bfloat16 = true; });
   add("weight-eps-missing", "no eps in the normalisation of the expert weights", "router.weights",
       [](Dialect& d) { d.router.norm_eps = 0; });
-  add("weight-eps-1e-08", "eps 1e-8 in the normalisation of the expert weights", "router.weights",
-      [](Dialect& d) { d.router.norm_eps = 1e-8; });
+  add("weight-eps-" + text_of(kWeightEps),
+      "eps " + text_of(kWeightEps) + " in the normalisation of the expert weights",
+      "router.weights", [](Dialect& d) { d.router.norm_eps = kWeightEps; });
 }
 
 /// Place in the vocabulary of the layers; gradients come last.

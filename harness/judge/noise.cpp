@@ -1,10 +1,9 @@
 #include "harness/judge/noise.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <map>
 #include <set>
-
-#include "src/io/print.h"
 
 namespace dsv32::harness {
 namespace {
@@ -74,7 +73,9 @@ std::string widen_by_noise(const CleanRun& clean, std::vector<Verdict>& verdicts
     verdict.structure.clear();
     verdict.note = "within the noise of the clean run";
   }
-  std::string text = "noise of " + clean.label + ": at most " + io::number(largest) + " of ours";
+  char times[32];
+  std::snprintf(times, sizeof times, "%.3g", largest);
+  std::string text = "noise of " + clean.label + ": at most " + times + " of ours";
   if (!where.empty()) text += " (" + where + ")";
   return text + "; " + std::to_string(accepted) + " checks pass by it";
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import tempfile
 import unittest
 from pathlib import Path
 from types import ModuleType
@@ -48,7 +49,7 @@ class App(unittest.TestCase):
         programs = [words[1] if words[0].endswith("verify") else words[0] for words in ran]
         python = f"{app.PLACE}/.venv/bin/python"
         self.assertEqual(programs, ["doctor", "weights", "cp", python, "--candidate"])
-        self.assertIn("/tmp/tiny-wide", ran[3])  # the copy, not the volume
+        self.assertIn(f"{tempfile.gettempdir()}/tiny-wide", ran[3])  # the copy, not the volume
 
     def test_a_long_step_says_that_it_lives(self) -> None:
         app = loaded()
