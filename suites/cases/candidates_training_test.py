@@ -26,10 +26,12 @@ def dump_training(suite: str) -> Path:
     return dump("5.23", CASE, "--attn", "eager", "--mode", "train", "--suite", suite)
 
 
-def changed(trace: Path, change: Callable[[dict], None]) -> Path:
-    """A copy of the trace with other tensors."""
+def changed(trace: Path, change: Callable[[dict], None], own: bool = False) -> Path:
+    """A copy of the trace with other tensors. own: nothing in it was computed by the dump."""
     with safe_open(trace, "np") as file:
         metadata = file.metadata()
+    if own:
+        metadata["derived_taps"] = "[]"
     tensors = load_file(trace)
     change(tensors)
     out = folder / f"changed-{trace.name}"
@@ -74,7 +76,18 @@ class Kl(Candidates):
         def scale(tensors: dict) -> None:
             tensors["layers.1.kl.target"] *= 4
 
-        self.expect_failure(changed(dump_kl("5.23", "kl-sparse"), scale), "layers.1.kl.target")
+        trace = dump_kl("5.23", "kl-sparse")
+        self.expect_failure(changed(trace, scale, own=True), "layers.1.kl.target")
+
+    def test_what_the_dump_computed_is_no_evidence(self) -> None:
+        def scale(tensors: dict) -> None:
+            tensors["layers.1.kl.target"] *= 4
+
+        _, report = judge(changed(dump_kl("5.23", "kl-sparse"), scale))
+        rows = [v for v in report["verdicts"] if v["tap"] == "layers.1.kl.target"]
+        mine = [v for v in rows if v["subject"]["party"] == "candidate"]
+        self.assertEqual({v["trust"] for v in mine}, {"skipped"})
+        self.assertIn("computed by the dump", mine[0]["note"])
 
 
 class Training(Candidates):
