@@ -157,6 +157,16 @@ OpCase moe(const Setting& s) {
           .composition = [=] { return eager_moe(m.leaves(), m.routed.experts); }};
 }
 
+/// The same experts, added to a float32 sum: a part of them at a time, when not all fit.
+OpCase moe_add(const Setting& s) {
+  const Moe m(s);
+  const Tensor sum = at::zeros(m.x.sizes(), m.x.options().dtype(at::kFloat));
+  return {.size = size_of(m.x),
+          .work = expert_products(s, 3),
+          .arguments = {sum, m.x, m.routed.experts, m.routed.weights, m.gate, m.up, m.down},
+          .composition = [=] { return Tensors{sum + eager_moe(m.leaves(), m.routed.experts)[0]}; }};
+}
+
 OpCase moe_backward(const Setting& s) {
   const Moe m(s);
   const auto forward = [chosen = m.routed.experts](const Tensors& in) {
@@ -306,6 +316,7 @@ std::vector<OpEntry> expert_ops() {
       {"routing_weights", "", {at::kFloat}, routing_weights},
       {"route_backward", "", {at::kFloat}, route_backward},
       {"moe", "", kBoth, moe},
+      {"moe_add", "", kBoth, moe_add},
       {"moe_backward", "", kBoth, moe_backward},
       {"linear_cross_entropy", "", kBoth, linear_cross_entropy},
       {"linear_cross_entropy_backward", "", kBoth, linear_cross_entropy_backward},

@@ -263,13 +263,15 @@ TEST(SelfWeights, BiasOffsetMovesTheCorrectionBiasOnly) {
 TEST(SelfWeights, EditsChangeARowOrAColumn) {
   const WeightSpec o = {"model.layers.1.self_attn.o_proj.weight", {64, 64}};
   const WeightEdit row = {.name = "model.layers.*.self_attn.o_proj.weight", .row = 7, .scale = 64};
-  const WeightEdit column = {.name = o.name, .column = 3, .scale = 0.5, .add = 1};
+  const WeightEdit column = {.name = o.name, .column = 3, .scale = 0.5};
   const HostTensor plain = SyntheticWeights(1).load(o);
-  const HostTensor edited = SyntheticWeights(1, 0, {row, column}).load(o);
+  const WeightEdit set = {.name = o.name, .row = 9, .scale = 0, .add = 1};
+  const HostTensor edited = SyntheticWeights(1, 0, {row, column, set}).load(o);
   for (int64_t i = 0; i < plain.numel(); ++i) {
     double wanted = plain.at(i);
     if (i / 64 == 7) wanted *= 64;
-    if (i % 64 == 3) wanted = wanted * 0.5 + 1;
+    if (i % 64 == 3) wanted *= 0.5;
+    if (i / 64 == 9) wanted = 1;
     ASSERT_EQ(edited.at(i), wanted) << i;
   }
   const WeightSpec part = {o.name, {8, 64}};  // the first rows alone
@@ -283,7 +285,7 @@ TEST(SelfWeights, RowsHaveTheirEdits) {
   const WeightSpec o = {"model.layers.1.self_attn.o_proj.weight", {64, 64}};
   const WeightSpec norm = {"model.norm.weight", {64}};
   const WeightEdit row = {.name = o.name, .row = 7, .scale = 64};
-  const WeightEdit column = {.name = o.name, .column = 3, .scale = 0.5, .add = 1};
+  const WeightEdit column = {.name = o.name, .column = 3, .scale = 0.5};
   const WeightEdit one = {.name = norm.name, .row = 5, .scale = 0};
   const WeightEdit other = {.name = norm.name, .column = 60, .scale = 2};
   const SyntheticWeights weights(1, 0, {row, column, one, other});
