@@ -185,6 +185,9 @@ def _carried_cases() -> str | None:
     loader = globals().get("__loader__")
     if hasattr(loader, "archive"):  # the zipped tool carries a copy of the list
         return loader.get_data(f"{loader.archive}/dsv32_dump/cases.json").decode()
+    installed = Path(__file__).resolve().parent / "dsv32_dump" / "cases.json"  # by the wheel
+    if installed.is_file():
+        return installed.read_text()
     folder = configs_folder()
     return (folder / "cases.json").read_text() if folder else None
 
