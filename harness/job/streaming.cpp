@@ -14,7 +14,7 @@ namespace {
 
 constexpr double kWholeBytes = 24 * kGiB;  // traces of a case that are held whole
 constexpr double kOracleBytes = 8, kPlainBytes = 4;
-// Measured on full-size layers; docs/performance.md.
+// Rates that are assumed, not measured: a full-size run was not timed yet.
 constexpr double kOracleRate = 35e9, kPlainRate = 90e9, kSequentialRate = 25e9;  // FLOP/s, a core
 constexpr double kWeightRate = 0.5e9;  // weights made and converted, per second and core
 constexpr double kAttentionCopies = 5, kScoreCopies = 5, kInnerCopies = 4, kStreamCopies = 8;
