@@ -51,7 +51,7 @@ LIMITS = (
         "dump.slope",
         "difference / value",
         1e-6,
-        "a central difference over 2^-20 in float64: its own error is of second order; not measured",
+        "a central difference over 2^-20 in float64: an error of second order; not measured",
     ),
     Row(
         "dump.two_runs",
