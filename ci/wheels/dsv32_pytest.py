@@ -35,7 +35,7 @@ class Judge:
         return path if path.is_dir() else make_checkpoint(case, path, self.program)
 
     def assert_parity(self, model: Any, case: Any, options: Any = None, **how: Any) -> dict:
-        """dsv32_dump.assert_parity with the program of this session."""
+        """dsv32_dump.assert_parity with the program that pytest was given."""
         from dsv32_dump import assert_parity
 
         return assert_parity(model, case, options, **({"program": self.program} | how))

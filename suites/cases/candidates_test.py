@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import json
 import subprocess
-import tempfile
 import unittest
 from pathlib import Path
 
-from program import OK, PARITY, PROGRAM, ROOT, run
+from program import OK, PARITY, PROGRAM, ROOT, checkpoint, clean_up, run, scratch
 
 RELEASES = {"5.12": ".venv-golden-5.12", "5.17": ".venv-golden-5.17", "5.23": ".venv-golden"}
 
-scratch = tempfile.TemporaryDirectory(prefix="dsv32-candidates-")
-folder = Path(scratch.name)
-
-
-def checkpoint(case: str) -> Path:
-    """A synthetic checkpoint in Hugging Face layout, made once per case."""
-    out = folder / case
-    if not out.exists():
-        made = run("weights", "make", "--case", case, "--out", out)
-        assert made.returncode == OK, made.stderr
-    return out
+tearDownModule = clean_up
 
 
 def dump(release: str, case: str, *words: str) -> Path:
     """The trace that this release of transformers gives."""
-    out = folder / f"{release}-{case}{'-'.join(words)}.safetensors"
+    out = scratch / f"{release}-{case}{'-'.join(words)}.safetensors"
     python = ROOT / RELEASES[release] / "bin" / "python"
     command = [python, ROOT / "golden" / "dump", "--checkpoint", checkpoint(case), "--out", out]
     done = subprocess.run(

@@ -8,10 +8,12 @@ import unittest
 from collections.abc import Callable
 from pathlib import Path
 
-from candidates_test import RELEASES, candidate_findings, dump, folder, judge
-from program import OK, PARITY
+from candidates_test import RELEASES, candidate_findings, dump, judge
+from program import OK, PARITY, clean_up, scratch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+
+tearDownModule = clean_up
 
 CASE = "tiny-wide"
 
@@ -34,7 +36,7 @@ def changed(trace: Path, change: Callable[[dict], None], own: bool = False) -> P
         metadata["derived_taps"] = "[]"
     tensors = load_file(trace)
     change(tensors)
-    out = folder / f"changed-{trace.name}"
+    out = scratch / f"changed-{trace.name}"
     save_file(tensors, out, metadata=metadata)
     return out
 

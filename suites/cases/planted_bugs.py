@@ -1,7 +1,7 @@
 # ruff: noqa: E501 -- lines of another project
 """Bugs to plant in the source text of real transformers' deepseek_v32, one edit of it each.
 
-`names`: any of these, named first and alone, is right. `tap`: of a bug that the catalogue does not
+`name`: of the catalogue, to be named first and alone. `tap`: of a bug that the catalogue does not
 have: the op that must be named as the place, without a name.
 """
 
@@ -16,15 +16,15 @@ Edit = tuple[str, str]
 class Bug:
     label: str
     edits: tuple[Edit, ...]
-    names: tuple[str, ...] = ()
+    name: str = ""
     tap: str = ""
     words: str = ""  # that must stand in what is said of it
     case: str = "tiny-wide"
     dialect: str = ""
 
 
-def known(name: str, *edits: Edit, case: str = "tiny-wide", dialect: str = "", also=()) -> Bug:
-    return Bug(name, edits, (name, *also), case=case, dialect=dialect)
+def known(name: str, *edits: Edit, case: str = "tiny-wide", dialect: str = "") -> Bug:
+    return Bug(name, edits, name, case=case, dialect=dialect)
 
 
 def unknown(label: str, tap: str, *edits: Edit, words: str = "", case: str = "tiny-wide") -> Bug:
@@ -132,5 +132,5 @@ UNKNOWN = (
     unknown("expert 3 is expert 2", "moe.routed", (EXPERT_WEIGHTS, EXPERT_WEIGHTS.replace("[expert_idx]", "[2 if expert_idx == 3 else expert_idx]"))),
     unknown("indexer keys of the token before", "ix.scores", ("scores = torch.matmul(q.float()", "k = k.roll(1, 1)\n        scores = torch.matmul(q.float()")),
     unknown("every seventh token skips its MLP", "hidden", ("hidden_states = self.mlp(hidden_states)\n", "hidden_states = self.mlp(hidden_states)\n        hidden_states = torch.where((torch.arange(hidden_states.shape[1]) % 7 == 6)[:, None], 0 * hidden_states, hidden_states)\n")),
-    unknown("expert gradients doubled", "grad",  ("final_hidden_states.index_add_(0, token_idx, current_hidden_states", "current_hidden_states = current_hidden_states * 2 - current_hidden_states.detach()\n            final_hidden_states.index_add_(0, token_idx, current_hidden_states"), words="x 2: the routed experts"),
+    unknown("expert gradients doubled", "grad", ("final_hidden_states.index_add_(0, token_idx, current_hidden_states", "current_hidden_states = current_hidden_states * 2 - current_hidden_states.detach()\n            final_hidden_states.index_add_(0, token_idx, current_hidden_states"), words="x 2: the routed experts"),
 )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import dsv32_trace as kit
 import numpy as np
-from program import ROOT, clean_up, run, scratch
+from program import ROOT, checkpoint, clean_up, run, scratch
 from safetensors.numpy import save_file
 
 sys.path.insert(0, str(ROOT / "integrations" / "engines"))
@@ -24,13 +24,6 @@ import numpy_engine  # noqa: E402
 ENTRIES = re.findall(r"^### (.+)$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.M)
 
 Seen = tuple[int, str]
-
-
-def checkpoint(case: str) -> Path:
-    out = scratch / case
-    if not out.exists():
-        run("weights", "make", "--case", case, "--out", out)
-    return out
 
 
 def said(*words: object) -> Seen:

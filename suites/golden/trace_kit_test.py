@@ -13,7 +13,6 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 import unittest
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,8 @@ import numpy as np
 import synthetic
 import torch
 from agreement import limit
-from program import OK, PARITY, ROOT, run
+from program import OK, PARITY, ROOT, checkpoint, clean_up, run
+from program import scratch as folder
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
@@ -34,17 +34,7 @@ sys.path.insert(0, str(ENGINES))
 import numpy_engine  # noqa: E402
 import serving_engine  # noqa: E402
 
-scratch = tempfile.TemporaryDirectory(prefix="dsv32-kit-")
-folder = Path(scratch.name)
-
-
-def checkpoint(case: str) -> Path:
-    """A synthetic checkpoint, made once per case."""
-    out = folder / case
-    if not out.exists():
-        made = run("weights", "make", "--case", case, "--out", out)
-        assert made.returncode == OK, made.stderr
-    return out
+tearDownModule = clean_up
 
 
 def engine(name: str, case: str, *words: str) -> Path:

@@ -47,6 +47,15 @@ def run(*words: object, env: dict[str, str] | None = None) -> subprocess.Complet
     )
 
 
+def checkpoint(case: str) -> Path:
+    """A synthetic checkpoint in Hugging Face layout, made once per case."""
+    out = scratch / "checkpoints" / case
+    if not out.exists():
+        made = run("weights", "make", "--case", case, "--out", out)
+        assert made.returncode == OK, made.stderr
+    return out
+
+
 def run_on_terminal(*words: object, **changes: str) -> tuple[int, str]:
     """Exit code and what appears on a terminal (both streams)."""
     main, side = pty.openpty()

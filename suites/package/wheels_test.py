@@ -63,7 +63,7 @@ print("green", judge.assert_parity(model, "tiny-wide", checkpoint=path)["counts"
 
 
 def call(*words: object, **options: object) -> subprocess.CompletedProcess[str]:
-    """Away from the source tree, with nothing of this session in the environment."""
+    """Away from the source tree, with nothing of the build in the environment."""
     env = {"PATH": "/usr/bin:/bin", "HOME": str(FOLDER), **dict(options.pop("env", {}))}
     return subprocess.run(
         list(map(str, words)), cwd=FOLDER, env=env, capture_output=True, text=True, timeout=300
