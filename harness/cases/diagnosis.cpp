@@ -8,7 +8,7 @@
 #include "harness/cases/search.h"
 #include "harness/cases/severity.h"
 #include "harness/judge/judge.h"
-#include "harness/judge/structure_match.h"
+#include "harness/judge/structure/match.h"
 
 namespace dsv32::harness {
 namespace {

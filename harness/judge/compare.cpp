@@ -7,7 +7,7 @@
 #include "harness/judge/limits.h"
 #include "harness/judge/metrics.h"
 #include "harness/judge/picture.h"
-#include "harness/judge/structure.h"
+#include "harness/judge/structure/structure.h"
 
 namespace dsv32::harness {
 namespace {

@@ -10,7 +10,7 @@
 #include "harness/judge/limits.h"
 #include "harness/judge/metrics.h"
 #include "harness/judge/picture.h"
-#include "harness/judge/structure_selection.h"
+#include "harness/judge/structure/selection.h"
 
 namespace dsv32::harness {
 namespace {

@@ -4,7 +4,7 @@
 #include "harness/judge/compare.h"
 #include "harness/judge/limits.h"
 #include "harness/judge/metrics.h"
-#include "harness/judge/structure.h"
+#include "harness/judge/structure/structure.h"
 #include "src/model/sketch.h"
 
 /// A sketched tap against the oracle. The mean of the squared differences of the projections

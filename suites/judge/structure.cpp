@@ -1,6 +1,6 @@
 // What a failing tap looks like, in words: beyond a gain of the whole tensor.
 
-#include "harness/judge/structure.h"
+#include "harness/judge/structure/structure.h"
 
 #include <gtest/gtest.h>
 
@@ -9,7 +9,7 @@
 
 #include "harness/judge/compare.h"
 #include "harness/judge/decisions.h"
-#include "harness/judge/structure_match.h"
+#include "harness/judge/structure/match.h"
 #include "suites/kit/world.h"
 
 namespace dsv32::suites {

@@ -1,4 +1,4 @@
-#include "harness/judge/structure_selection.h"
+#include "harness/judge/structure/selection.h"
 
 #include <algorithm>
 #include <cmath>

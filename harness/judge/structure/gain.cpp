@@ -4,8 +4,8 @@
 #include <map>
 
 #include "harness/judge/limits.h"
-#include "harness/judge/structure.h"
-#include "harness/judge/structure_parts.h"
+#include "harness/judge/structure/parts.h"
+#include "harness/judge/structure/structure.h"
 
 namespace dsv32::harness {
 namespace {

@@ -1,4 +1,4 @@
-#include "harness/judge/structure.h"
+#include "harness/judge/structure/structure.h"
 
 #include <algorithm>
 #include <cmath>
@@ -8,7 +8,7 @@
 #include <map>
 
 #include "harness/judge/limits.h"
-#include "harness/judge/structure_parts.h"
+#include "harness/judge/structure/parts.h"
 
 namespace dsv32::harness {
 namespace {

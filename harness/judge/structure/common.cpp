@@ -3,7 +3,7 @@
 #include <set>
 
 #include "harness/judge/limits.h"
-#include "harness/judge/structure_parts.h"
+#include "harness/judge/structure/parts.h"
 
 namespace dsv32::harness {
 namespace {

@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "harness/judge/structure_parts.h"
+#include "harness/judge/structure/parts.h"
 
 namespace dsv32::harness {
 namespace {

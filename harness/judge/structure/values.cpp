@@ -3,7 +3,7 @@
 #include <cstring>
 #include <numeric>
 
-#include "harness/judge/structure_parts.h"
+#include "harness/judge/structure/parts.h"
 
 namespace dsv32::harness {
 namespace {

@@ -1,11 +1,11 @@
-#include "harness/judge/structure_match.h"
+#include "harness/judge/structure/match.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <set>
 
-#include "harness/judge/structure_parts.h"
+#include "harness/judge/structure/parts.h"
 
 namespace dsv32::harness {
 namespace {

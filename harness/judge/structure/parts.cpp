@@ -1,4 +1,4 @@
-#include "harness/judge/structure_parts.h"
+#include "harness/judge/structure/parts.h"
 
 #include <algorithm>
 #include <numeric>
