@@ -67,16 +67,6 @@ double row_ratio(const TapError& error) {
   return largest;
 }
 
-/// Picks of one row without the -1.
-std::set<int64_t> picks_of(const HostTensor& tensor, int64_t row) {
-  const int64_t slots = tensor.shape().back();
-  std::set<int64_t> picks;
-  for (int64_t i = 0; i < slots; ++i)
-    picks.insert(static_cast<int64_t>(tensor.at(row * slots + i)));
-  picks.erase(-1);
-  return picks;
-}
-
 std::vector<int64_t> difference(const std::set<int64_t>& a, const std::set<int64_t>& b) {
   std::vector<int64_t> out;
   std::set_difference(a.begin(), a.end(), b.begin(), b.end(), std::back_inserter(out));
@@ -253,7 +243,7 @@ std::function<bool(int64_t)> Agreement::same_keys(const std::string& name,
   const HostTensor& judged = *judged_.trace->find(name);
   const HostTensor* scores = input(layer_tap(*parse_tap(name)->layer, "ix.scores"));
   return [&judged, &oracle, scores](int64_t row) {
-    const std::set<int64_t> theirs = picks_of(judged, row), ours = picks_of(oracle, row);
+    const std::set<int64_t> theirs = picks_of_row(judged, row), ours = picks_of_row(oracle, row);
     return theirs == ours || (scores != nullptr && tied(row_of(*scores, row), theirs, ours));
   };
 }
@@ -265,14 +255,14 @@ std::function<bool(int64_t)> Agreement::same_experts(const std::string& name,
   const HostTensor& judged = *judged_.trace->find(name);
   const HostTensor* logits = input(layer_tap(layer, "router.logits"));
   if (logits == nullptr)
-    return [&](int64_t row) { return picks_of(judged, row) == picks_of(oracle, row); };
+    return [&](int64_t row) { return picks_of_row(judged, row) == picks_of_row(oracle, row); };
   const ModelConfig& config = run_.the_case().config;
   const int64_t E = config.n_routed_experts, K = config.num_experts_per_tok;
   const int64_t shift = dialect.router.expert_id_shift;
   const Choice choice(config, dialect.router, run_.router_bias(layer));
   return [&judged, logits, E, K, shift, choice](int64_t row) {
     std::set<int64_t> chosen;
-    for (const int64_t e : picks_of(judged, row)) chosen.insert(((e - shift) % E + E) % E);
+    for (const int64_t e : picks_of_row(judged, row)) chosen.insert(((e - shift) % E + E) % E);
     return is_best(choice.values(row_of(*logits, row)), chosen, K);
   };
 }

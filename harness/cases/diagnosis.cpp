@@ -8,6 +8,7 @@
 #include "harness/cases/search.h"
 #include "harness/cases/severity.h"
 #include "harness/judge/judge.h"
+#include "harness/judge/keys.h"
 #include "harness/judge/structure/match.h"
 
 namespace dsv32::harness {
@@ -201,16 +202,13 @@ class Doctor {
 
   bool has_blind_row(const HostTensor& topk) const {
     const Batch& batch = run_.batch();
-    const int64_t slots = topk.shape().back();
     for (int64_t row = 0; row < batch.B * batch.S; ++row) {
       const int64_t b = row / batch.S, s = row % batch.S;
       if (!batch.valid(b, s)) continue;
-      bool sees = false;
-      for (int64_t i = 0; i < slots; ++i) {
-        const auto key = static_cast<int64_t>(topk.at(row * slots + i));
-        sees = sees || (key >= 0 && key <= s && batch.valid(b, key));
-      }
-      if (!sees) return true;
+      const std::set<int64_t> picks = picks_of_row(topk, row);
+      if (std::none_of(picks.begin(), picks.end(),
+                       [&](int64_t key) { return visible(batch, b, s, key); }))
+        return true;
     }
     return false;
   }

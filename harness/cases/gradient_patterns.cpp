@@ -48,15 +48,15 @@ std::pair<int64_t, int64_t> place_of(const std::string& tap) {
   return {*layer, found - kOrder.begin()};
 }
 
+constexpr char kZero[] = "exactly zero";
+
 /// "x 2", "exactly zero"; "" when the error is no pattern of its own.
 std::string look_of(const Verdict& verdict) {
-  double gain = 0;
-  if (std::sscanf(verdict.structure.c_str(), "gain %lf", &gain) == 1) {
-    char text[32];
-    std::snprintf(text, sizeof text, "x %.4g", gain);
-    return text;
-  }
-  return verdict.structure.starts_with("every value is 0") ? "exactly zero" : "";
+  if (!verdict.gain) return "";
+  if (*verdict.gain == 0) return kZero;
+  char text[32];
+  std::snprintf(text, sizeof text, "x %.4g", *verdict.gain);
+  return text;
 }
 
 std::string join(const Names& parts) {
@@ -104,9 +104,9 @@ std::vector<GradientPattern> gradient_patterns(const Names& failing, const Names
     std::stable_sort(group.taps.begin(), group.taps.end(),
                      [](const auto& a, const auto& b) { return place_of(a) > place_of(b); });
     const std::string which = members(group, all);
-    std::string words = look == "exactly zero" ? "gradients are exactly zero: " + which
-                        : !look.empty()        ? "gradients " + look + ": " + which
-                                               : "gradients are off from " + group.taps.front() +
+    std::string words = look == kZero   ? "gradients are exactly zero: " + which
+                        : !look.empty() ? "gradients " + look + ": " + which
+                                        : "gradients are off from " + group.taps.front() +
                                               " back to the input: " + which;
     patterns.push_back({std::move(words), group.taps});
   }

@@ -4,19 +4,13 @@
 #include <cmath>
 #include <set>
 
+#include "harness/judge/keys.h"
+
 namespace dsv32::harness {
 namespace {
 
 bool is_result(const std::string& name) {
   return name == "logits" || name == "loss.lm" || name == "loss.kl" || is_decision(name);
-}
-
-std::set<int64_t> set_of(const HostTensor& tensor, int64_t row) {
-  const int64_t slots = tensor.shape().back();
-  std::set<int64_t> picks;
-  for (int64_t i = 0; i < slots; ++i)
-    picks.insert(static_cast<int64_t>(tensor.at(row * slots + i)));
-  return picks;
 }
 
 int64_t best_of(const HostTensor& logits, int64_t row) {
@@ -47,7 +41,7 @@ RowShare other_sets(const Batch& batch, const Trace& a, const Trace& b, const st
     if (tap_stem(name) != stem || !b.has(name)) continue;
     const HostTensor &x = *a.find(name), &y = *b.find(name);
     share.of = for_rows(batch, [&](int64_t row) {
-      if (set_of(x, row) != set_of(y, row)) other.insert(row);
+      if (picks_of_row(x, row) != picks_of_row(y, row)) other.insert(row);
     });
   }
   share.rows = static_cast<int64_t>(other.size());

@@ -199,6 +199,7 @@ Verdict compare_layout(const Comparison& c) {
   settle(verdict);
   if (verdict.trust != Trust::fail || keeps_few_queries(c)) return verdict;
   verdict.structure = describe_structure(c, layout, error);
+  verdict.gain = whole_gain(c, layout);
   verdict.picture = picture_of_error(c, layout, error);
   return verdict;
 }

@@ -221,15 +221,6 @@ Picture picture_of(const Comparison& c, const HostTensor& scores) {
   return painter.picture();
 }
 
-std::set<int64_t> set_of_row(const HostTensor& tensor, int64_t row) {
-  const int64_t slots = tensor.shape().back();
-  std::set<int64_t> picks;
-  for (int64_t i = 0; i < slots; ++i)
-    picks.insert(static_cast<int64_t>(tensor.at(row * slots + i)));
-  picks.erase(-1);
-  return picks;
-}
-
 }  // namespace
 
 Verdict judge_topk(const Comparison& c, const HostTensor* own_scores) {
@@ -271,7 +262,7 @@ FlipCount count_flips(const HostTensor& judged, const HostTensor& oracle, const 
   FlipCount count;
   for (int64_t row = 0; row < batch.B * batch.S; ++row) {
     if (!batch.valid(row / batch.S, row % batch.S)) continue;
-    const std::set<int64_t> ours = set_of_row(oracle, row), theirs = set_of_row(judged, row);
+    const std::set<int64_t> ours = picks_of_row(oracle, row), theirs = picks_of_row(judged, row);
     const int64_t shared = std::count_if(theirs.begin(), theirs.end(),
                                          [&](int64_t pick) { return ours.contains(pick); });
     const int64_t differing = std::ssize(theirs) - shared;

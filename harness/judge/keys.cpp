@@ -30,4 +30,13 @@ std::vector<uint8_t> attended_keys(const ModelConfig& config, const Batch& batch
   return keys;
 }
 
+std::set<int64_t> picks_of_row(const HostTensor& decision, int64_t row) {
+  const int64_t slots = decision.shape().back();
+  std::set<int64_t> picks;
+  for (int64_t i = 0; i < slots; ++i)
+    picks.insert(static_cast<int64_t>(decision.at(row * slots + i)));
+  picks.erase(-1);
+  return picks;
+}
+
 }  // namespace dsv32::harness

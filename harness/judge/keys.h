@@ -1,13 +1,14 @@
 #pragma once
 
 #include <cstdint>
+#include <set>
 #include <vector>
 
 #include "src/model/batch.h"
 #include "src/model/config.h"
 #include "src/model/tensor.h"
 
-/// Which keys a query sees and attends to.
+/// Which keys a query sees, attends to and selects.
 namespace dsv32::harness {
 
 /// Key t is visible to query s of batch row b.
@@ -18,5 +19,8 @@ std::vector<uint8_t> visible_keys(const Batch& batch);
 /// without a tap).
 std::vector<uint8_t> attended_keys(const ModelConfig& config, const Batch& batch,
                                    const HostTensor* topk);
+
+/// What one row of a decision [..,slots] holds, without the -1 of unused slots.
+std::set<int64_t> picks_of_row(const HostTensor& decision, int64_t row);
 
 }  // namespace dsv32::harness

@@ -111,7 +111,8 @@ struct [[nodiscard]] Verdict {
   int64_t checked = 0;                   // rows or elements that were compared
   /// "gain 2.500", "one head (3) holds 98 % of the error"; empty when nothing stands out.
   std::string structure;
-  std::string note;  // why vacuous, missing or skipped; what a decision check found
+  std::optional<double> gain = {};  // of a failure that one factor on the right values explains
+  std::string note;                 // why vacuous, missing or skipped; what a decision check found
 
   /// The largest margin of its measures; 0 without measures.
   double margin() const;

@@ -11,6 +11,7 @@
 #include <set>
 
 #include "harness/cases/agreement.h"
+#include "harness/cases/gradient_patterns.h"
 #include "harness/cases/toggles.h"
 #include "src/io/io.h"
 #include "src/model/philox.h"
@@ -21,8 +22,13 @@ namespace {
 using harness::CaseRun;
 using harness::Defect;
 using harness::Diagnosis;
+using harness::gradient_patterns;
+using harness::GradientPattern;
 using harness::JudgedTrace;
+using harness::Mode;
 using harness::Toggle;
+using harness::Trust;
+using harness::Verdict;
 
 const CaseRun& run_of(const std::string& name) {
   static std::map<std::string, std::unique_ptr<CaseRun>> runs;
@@ -87,6 +93,32 @@ std::string show(const Diagnosis& diagnosis) {
   std::string text = diagnosis.profile;
   for (const std::string& cause : diagnosis.causes) text += "\n    " + cause;
   return text;
+}
+
+Verdict failed_gradient(const std::string& tap, std::optional<double> gain) {
+  return {.tap = tap, .mode = Mode::forced, .trust = Trust::fail, .gain = gain};
+}
+
+TEST(GradientPatterns, OneSentenceCoversTheTensorsOfOneKind) {
+  const std::string experts = "grad.model.layers.1.mlp.experts.";
+  const std::vector<std::string> doubled = {experts + "0.up_proj.weight",
+                                            experts + "1.up_proj.weight"};
+  const std::string gate = "grad.model.layers.1.mlp.gate.weight";
+  const std::string norm = "grad.model.layers.0.input_layernorm.weight";
+  const std::string attention = "grad.model.layers.1.self_attn.o_proj.weight";
+  const std::vector<Verdict> verdicts = {failed_gradient(doubled[0], 2),
+                                         failed_gradient(doubled[1], 2), failed_gradient(gate, 0),
+                                         failed_gradient(norm, {}), failed_gradient(attention, {})};
+  const auto patterns = gradient_patterns({doubled[0], doubled[1], gate, norm, attention},
+                                          {experts + "2.up_proj.weight"}, verdicts);
+  std::set<std::string> words;
+  for (const GradientPattern& pattern : patterns) words.insert(pattern.words);
+  EXPECT_TRUE(words.contains("gradients x 2: the routed experts (2 of 3)")) << *words.begin();
+  EXPECT_TRUE(words.contains("gradients are exactly zero: the router (all 1)"));
+  EXPECT_TRUE(words.contains("gradients are off from " + attention +
+                             " back to the input: the attention (all 1) and the norms of the "
+                             "stream (all 1)"));
+  EXPECT_EQ(words.size(), 3u);
 }
 
 TEST(Diagnosis, ACleanRunHasNoDefect) {

@@ -95,12 +95,6 @@ Constants constants_of(const TapName& tap, const ModelConfig& config) {
   return of_stream(config);
 }
 
-std::string text_of(double gain) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.6g", gain);
-  return text;
-}
-
 // --- blocks -------------------------------------------------------------------------------------
 
 /// Which block a row belongs to; "" for none.

@@ -12,12 +12,6 @@ namespace {
 
 constexpr double kClose = 1e-4;  // relative: far above rounding, far below two taps by chance
 
-std::string text_of(double value) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.5g", value);
-  return text;
-}
-
 /// Squared distance over squared size of the first, over rows that are no padding; `shift`: row s
 /// of a against row s - shift of b.
 double distance(const Batch& batch, const HostTensor& a, const HostTensor& b, int64_t shift) {

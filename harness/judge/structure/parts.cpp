@@ -1,6 +1,7 @@
 #include "harness/judge/structure/parts.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <numeric>
 
 namespace dsv32::harness {
@@ -49,6 +50,12 @@ bool explains(const Sample& sample, const Guess& guess) {
     }
   return sample.error > 0 && left <= kLeft * kLeft * sample.error &&
          left <= kOfValues * kOfValues * size;
+}
+
+std::string text_of(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.6g", value);
+  return text;
 }
 
 }  // namespace dsv32::harness

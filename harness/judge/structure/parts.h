@@ -26,6 +26,9 @@ using Guess = std::function<double(size_t row, size_t lane)>;
 /// The guess leaves next to nothing of the error, and what it leaves is small against the values.
 bool explains(const Sample& sample, const Guess& guess);
 
+/// Six digits.
+std::string text_of(double value);
+
 /// "" or " = routed_scaling_factor": constants of the config that a gain of this tap may be.
 std::string name_constant(const TapName& tap, const ModelConfig& config, double gain, double error);
 /// Blocks of rows (heads, latent and rope rows, ...) with gains of their own.

@@ -164,6 +164,12 @@ std::string describe_gain(double oo, double ko, double kk, int64_t count) {
   return format("gain %.6g +- %.1g", gain, error);
 }
 
+std::optional<double> whole_gain(const Comparison& c, const RowLayout& layout) {
+  const Sums sums = sum_products(c, layout);
+  if (describe_gain(sums.oo, sums.ko, sums.kk, sums.elements).empty()) return std::nullopt;
+  return sums.ko / sums.oo;
+}
+
 std::string describe_rows(const TapName& tap, const RowLayout& layout, const TapError& error) {
   const std::string rows = name_row_groups(layout, error), expert = name_expert(tap.full);
   return rows.empty() || expert.empty() ? rows + expert : rows + "; " + expert;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "harness/judge/metrics.h"
@@ -11,6 +12,9 @@ namespace dsv32::harness {
 /// squared error", "rows from s = 17 on hold ...". Empty when nothing stands out; several parts are
 /// joined by "; ".
 std::string describe_structure(const Comparison& c, const RowLayout& layout, const TapError& error);
+
+/// The one number that the right values were multiplied by, when that explains the error.
+std::optional<double> whole_gain(const Comparison& c, const RowLayout& layout);
 
 /// The part of it that needs row errors only (a sketch has no elements).
 std::string describe_rows(const TapName& tap, const RowLayout& layout, const TapError& error);

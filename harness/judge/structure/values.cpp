@@ -8,12 +8,6 @@
 namespace dsv32::harness {
 namespace {
 
-std::string text_of(double value) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.6g", value);
-  return text;
-}
-
 double silu(double x) { return x / (1 + std::exp(-x)); }
 
 struct Function {
