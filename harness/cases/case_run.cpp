@@ -1,6 +1,7 @@
 #include "harness/cases/case_run.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "harness/cases/implementations.h"
 #include "harness/cases/probe.h"
@@ -127,8 +128,14 @@ Trace CaseRun::run(RunOptions options, const std::string& what, const std::strin
     if (settings_.progress) settings_.progress(case_.name + ": " + what + ": " + where);
   };
   if (options.segment) options.progress("running");  // which has no steps to tell of
-  if (impl == model_->name()) return model_->run(batch_, options);
-  return make_model(impl, case_.config, weights_)->run(batch_, options);
+  const auto start = std::chrono::steady_clock::now();
+  Trace trace = impl == model_->name()
+                    ? model_->run(batch_, options)
+                    : make_model(impl, case_.config, weights_)->run(batch_, options);
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  const int64_t layers = options.segment ? 1 : case_.config.num_hidden_layers;
+  passes_.push_back({what, layers * (options.backward ? 2 : 1), took.count()});
+  return trace;
 }
 
 std::optional<Trace> CaseRun::twin(RunOptions options, const std::string& what) const {

@@ -50,6 +50,13 @@ struct ForcedTraces {
   DType reference_dtype = DType::float32;
 };
 
+/// A pass that a run made, and what it took.
+struct Pass {
+  std::string what;
+  int64_t layers = 0;  // forward and backward counted apart
+  double seconds = 0;
+};
+
 /// One case with its batch and weights: makes the traces that a judgement needs, and judges.
 class CaseRun {
  public:
@@ -66,6 +73,7 @@ class CaseRun {
   bool backward() const { return backward_; }
   const Objective& objective() const { return objective_; }
   const WeightSource& weights() const { return weights_; }
+  const std::vector<Pass>& passes() const { return passes_; }
   /// e_score_correction_bias of an expert layer.
   HostTensor router_bias(int64_t layer) const;
 
@@ -107,6 +115,7 @@ class CaseRun {
   bool backward_;
   RunSettings settings_;
   Objective objective_;
+  mutable std::vector<Pass> passes_;  // what was spent, not what was found
 };
 
 /// Both dialects are the same function of this config. Where 16-bit runs round does not matter.

@@ -8,6 +8,7 @@
 #include "harness/job/job_estimate.h"
 #include "harness/job/run_job.h"
 #include "harness/job/streaming.h"
+#include "harness/job/witnesses.h"
 #include "harness/report/text.h"
 #include "src/bridge/runtime.h"
 #include "src/log/log.h"
@@ -29,6 +30,8 @@ Job make_job(const Options& options) {
   job.candidates.assign(options.candidates.begin(), options.candidates.end());
   job.dialect = options.dialect.value_or(job.dialect);
   job.accept_weak = options.accept_weak;
+  job.all = options.all;
+  if (!options.no_cache) job.cache = cache_folder();
   if (options.noise) job.noise = *options.noise;
   if (!options.dtypes.empty()) job.dtypes = options.dtypes;
   if (!options.impls.empty()) {

@@ -60,6 +60,8 @@ struct Options {
   std::vector<std::string> candidates;
   std::optional<std::string> dialect;
   bool accept_weak = false;
+  bool all = false;
+  bool no_cache = false;
   std::optional<std::string> noise;
   std::string weights = "synthetic";
   std::optional<std::string> batch;

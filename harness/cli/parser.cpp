@@ -77,6 +77,11 @@ void add_judged(CLI::App& app, Raw& raw) {
   app.add_flag("--accept-weak", raw.options.accept_weak,
                "undecided checks pass (decisions not in the file)")
       ->group(kJudged);
+  app.add_flag("--all", raw.options.all,
+               "beside a candidate of a large case judge golden and own models again")
+      ->group(kJudged);
+  app.add_flag("--no-cache", raw.options.no_cache, "no verdicts of earlier runs, and keep none")
+      ->group(kOther);
   add(app, "--noise", raw.noise, "FILE", "a clean trace of the candidate's engine: its own noise",
       kJudged);
   add(app, "--dialect", raw.dialect, "NAME",

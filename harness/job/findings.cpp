@@ -100,10 +100,26 @@ void Findings::add(std::vector<Verdict> verdicts) {
   }
 }
 
+std::vector<Witness> Findings::witnesses() const {
+  std::vector<Witness> found;
+  for (const Entry& entry : entries_) {
+    if (entry.finding.subject.party == Party::candidate) continue;
+    const Counts counts = count(entry.verdicts);
+    found.push_back(
+        {.subject = entry.finding.subject, .checks = counts.executed(), .failed = counts.fail});
+  }
+  return found;
+}
+
+void Findings::recall(const std::vector<Witness>& witnesses) { recalled_ = witnesses; }
+
 bool Findings::failed(Party party) const {
-  return std::any_of(entries_.begin(), entries_.end(), [&](const Entry& entry) {
-    return entry.finding.subject.party == party && entry.failed();
+  const bool before = std::any_of(recalled_.begin(), recalled_.end(), [&](const Witness& w) {
+    return w.subject.party == party && w.failed > 0;
   });
+  return before || std::any_of(entries_.begin(), entries_.end(), [&](const Entry& entry) {
+           return entry.finding.subject.party == party && entry.failed();
+         });
 }
 
 /// A file none of whose checks ran is not green, unless -k left it out.

@@ -5,6 +5,7 @@
 
 #include "harness/cases/diagnosis.h"
 #include "harness/job/job.h"
+#include "harness/job/witnesses.h"
 #include "harness/judge/verdict.h"
 #include "harness/report/report.h"
 
@@ -20,6 +21,10 @@ class Findings {
   void add(const Subject& subject, std::vector<Verdict> verdicts, const Diagnosis& diagnosis = {});
   /// Keeps the verdicts of a training suite, each about the subject that it names.
   void add(std::vector<Verdict> verdicts);
+  /// What is known so far about golden and own models.
+  std::vector<Witness> witnesses() const;
+  /// Takes an earlier run's word for who of them is right.
+  void recall(const std::vector<Witness>& witnesses);
   /// Says who is wrong, which needs the answers about golden, reference and candidate together
   /// (docs/architecture.md 3, arbitration), and moves everything into the report.
   void settle();
@@ -39,6 +44,7 @@ class Findings {
   Report& report_;
   std::string case_name_, suite_;
   std::vector<Entry> entries_;
+  std::vector<Witness> recalled_;
 };
 
 }  // namespace dsv32::harness

@@ -28,6 +28,8 @@ struct Job {
   std::string dialect = "spec-1";              // what the candidate declares
   std::optional<std::filesystem::path> noise;  // a clean run of the candidate's engine
   bool accept_weak = false;                    // an undecided check passes
+  bool all = false;             // golden and own models beside a candidate of a large case too
+  std::filesystem::path cache;  // of verdicts about them; empty: none
   std::vector<DType> dtypes = {DType::float32, DType::bfloat16};
   std::vector<std::string> impls = {"reference", "optimized"};  // judged side by side
   std::string device = "cpu";

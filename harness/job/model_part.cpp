@@ -13,6 +13,7 @@
 #include "harness/job/streaming.h"
 #include "harness/judge/noise.h"
 #include "src/io/io.h"
+#include "src/io/sha256.h"
 #include "src/model/check_name.h"
 
 namespace dsv32::harness {
@@ -125,7 +126,8 @@ CaseJob::CaseJob(const Job& job, Case c, const Objective& objective, Report& rep
       weights_(open_weights(job, c)),
       heartbeat_(is_streamed(job, c) ? job.folder : std::filesystem::path(), c.name),
       run_(make_run(job, std::move(c), *weights_, objective, heartbeat_)),
-      findings_(job, report, run_.the_case().name) {}
+      findings_(job, report, run_.the_case().name),
+      store_(job.cache.empty() ? job.cache : job.cache / "verdicts") {}
 
 void CaseJob::run_golden_and_own() {
   const Case& c = run_.the_case();
@@ -166,6 +168,51 @@ void CaseJob::run_golden_and_own() {
                                          .note = "the oracle against itself: this cannot fail"}});
   if (!golden && c.golden == "none")
     report_.not_tested.push_back(c.name + ": there is no golden of this case");
+  keep_witnesses();
+}
+
+void CaseJob::recall_golden_and_own() {
+  const std::string& name = run_.the_case().name;
+  const std::string key = witness_key();
+  const auto known = key.empty() ? std::nullopt : store_.find(key);
+  if (!known) {
+    report_.not_tested.push_back(name +
+                                 ": golden and own models; --all judges them beside the candidate");
+    return;
+  }
+  report_.environment["golden and own models of " + name] =
+      described(*known) + ", as an earlier run of this program found; --all judges them again";
+  findings_.recall(*known);
+}
+
+/// What the verdicts about golden and own models depend on; empty: they are not the case's own.
+std::string CaseJob::witness_key() const {
+  const Case& c = run_.the_case();
+  if (job_.batch_file || job_.seed || job_.weights != "synthetic" || !job_.filter.empty() ||
+      run_.objective().kl != KlStage::none)
+    return "";
+  io::Sha256 key;
+  const auto add = [&](const std::string& text) { key.update(text.c_str(), text.size() + 1); };
+  add(io::sha256_file("/proc/self/exe"));
+  add(io::case_json(c));
+  if (golden::exists(c.name)) add(golden_digest(c.name));
+  add(run_.backward() ? "with backward" : "forward");
+  add(job_.device);
+  return key.hex();
+}
+
+void CaseJob::keep_witnesses() {
+  const std::string key = witness_key();
+  if (!key.empty()) store_.keep(key, findings_.witnesses());
+}
+
+void CaseJob::settle() {
+  findings_.settle();
+  for (const Pass& pass : run_.passes())
+    report_.passes.push_back({.case_name = run_.the_case().name,
+                              .what = pass.what,
+                              .layers = pass.layers,
+                              .seconds = pass.seconds});
 }
 
 LayerRunOptions CaseJob::layer_options() {

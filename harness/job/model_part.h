@@ -11,6 +11,7 @@
 #include "harness/job/findings.h"
 #include "harness/job/job.h"
 #include "harness/job/journal.h"
+#include "harness/job/witnesses.h"
 #include "harness/report/report.h"
 
 namespace dsv32::harness {
@@ -22,13 +23,17 @@ class CaseJob {
   CaseJob(const Job& job, Case c, const Objective& objective, Report& report);
 
   void run_golden_and_own();
+  /// In place of it: what an earlier run of this program found about them, if any.
+  void recall_golden_and_own();
   /// Our implementations over the layers that were asked for, or all of them, one after the other.
   void run_layers();
   void run_candidate(const Candidate& candidate);
   /// Who is wrong, once everybody was judged.
-  void settle() { findings_.settle(); }
+  void settle();
 
  private:
+  std::string witness_key() const;
+  void keep_witnesses();
   LayerRunOptions layer_options();
   void list_what_no_layer_shows(const LayerRunOptions& options);
   static Trace held_by(const Candidate& candidate, const io::CandidateNotes& notes);
@@ -50,6 +55,7 @@ class CaseJob {
   Heartbeat heartbeat_;
   CaseRun run_;
   Findings findings_;
+  WitnessStore store_;
 };
 
 }  // namespace dsv32::harness

@@ -47,13 +47,21 @@ Job without_idle_passes(Job job, const PlannedCase& planned) {
   return job;
 }
 
+/// Judging golden and own models too takes no time worth saving.
+bool is_quick(const Case& c) {
+  constexpr double kQuickFlops = 2e10;
+  return work_of(c).flops < kQuickFlops;
+}
+
 void run_model(const Job& whole, const PlannedCase& planned, Report& report) {
   const Job job = without_idle_passes(whole, planned);
   CaseJob case_job(job, planned.the_case, planned.objective, report);
   if (is_streamed(job, planned.the_case)) {
     case_job.run_layers();
-  } else {
+  } else if (planned.candidates.empty() || job.all || is_quick(planned.the_case)) {
     case_job.run_golden_and_own();
+  } else {
+    case_job.recall_golden_and_own();
   }
   for (const Candidate* candidate : planned.candidates) case_job.run_candidate(*candidate);
   case_job.settle();

@@ -278,7 +278,7 @@ double element_noise(const Comparison& c, int64_t element) {
     if (i < 0 || i >= row.length) continue;
     const uint8_t* counts = layout.keys(row);
     if (counts != nullptr && counts[i] == 0) return 0;
-    return element_noise(error, error.rows[r], c.yardstick.oracle->at(element), c.dtype);
+    return element_noise(error, error.rows[r], c.yardstick.oracle->at(element), c.dtype, i);
   }
   return 0;
 }

@@ -10,6 +10,26 @@
 namespace dsv32::harness {
 namespace {
 
+/// Sums the squares of an error lane by lane.
+class LaneErrors {
+ public:
+  void add(const std::vector<double>& a, const std::vector<double>& b) {
+    squares_.resize(std::max(squares_.size(), a.size()));
+    for (size_t i = 0; i < a.size(); ++i) squares_[i] += (a[i] - b[i]) * (a[i] - b[i]);
+    ++rows_;
+  }
+  /// Keeps the larger root mean square of each lane in `lanes`.
+  void keep_larger_in(std::vector<double>& lanes) const {
+    lanes.resize(std::max(lanes.size(), squares_.size()));
+    for (size_t i = 0; i < squares_.size(); ++i)
+      lanes[i] = std::max(lanes[i], std::sqrt(squares_[i] / static_cast<double>(rows_)));
+  }
+
+ private:
+  std::vector<double> squares_;
+  int64_t rows_ = 0;
+};
+
 struct Difference {
   double norm = 0;
   double largest = 0;
@@ -119,6 +139,10 @@ TapError measure_rows(const Comparison& c, const RowLayout& layout, const HostTe
   // What the probe would have moved under one rounding of the judged dtype.
   const double one_rounding = epsilon(c.dtype) / 2 / kProbePerturbation;
   std::vector<double> o, x;
+  LaneErrors of_reference, of_twin;
+  const bool has_lanes = c.tap.info.kind != TapKind::gradient &&
+                         std::all_of(layout.rows().begin(), layout.rows().end(),
+                                     [&](const Row& row) { return layout.keys(row) == nullptr; });
   for (const Row& row : layout.rows()) {
     RowError& out = error.rows.emplace_back();
     layout.gather(*oracle, row, o);
@@ -132,24 +156,33 @@ TapError measure_rows(const Comparison& c, const RowLayout& layout, const HostTe
     const Difference k = distance(judged);
     out.judged = k.norm;
     out.largest = k.largest;
-    out.reference = std::max(distance(reference).norm, distance(twin).norm);
+    const auto noise = [&](const HostTensor* side, LaneErrors& lanes) {
+      const double norm = distance(side).norm;
+      if (has_lanes && side != nullptr) lanes.add(x, o);
+      return norm;
+    };
+    out.reference = std::max(noise(reference, of_reference), noise(twin, of_twin));
     out.probe = distance(probe).norm * one_rounding;
   }
+  for (const LaneErrors* lanes : {&of_reference, &of_twin}) lanes->keep_larger_in(error.lanes);
   sum_up(error);
   // A float64 reference that is the oracle bit for bit says nothing about float64 noise.
   if (c.dtype == DType::float64 && error.reference == 0) error.has_reference = false;
   return error;
 }
 
-double element_noise(const TapError& error, const RowError& row, double expected, DType dtype) {
+double element_noise(const TapError& error, const RowError& row, double expected, DType dtype,
+                     int64_t lane) {
   const double root = std::sqrt(static_cast<double>(std::max<int64_t>(row.elements, 1)));
   double size = std::max(row.norm / root, std::fabs(expected));
   // A short row, or one of zeros, says little about the size of the terms that its values are sums
   // of.
   if (short_row_factor(row.elements) > 1 || row.norm == 0)
     size = std::max(size, error.norm / std::sqrt(static_cast<double>(error.elements)));
-  return std::max(
-      {ulp_at(expected, dtype), error.noise_relative() * size, error.noise_of(row) / root});
+  const bool known = lane >= 0 && lane < static_cast<int64_t>(error.lanes.size());
+  return std::max({ulp_at(expected, dtype), error.noise_relative() * size,
+                   error.noise_of(row) / root,
+                   known ? error.lanes[static_cast<size_t>(lane)] : 0.0});
 }
 
 Tail measure_tail(const Comparison& c, const RowLayout& layout, const TapError& error,
@@ -162,8 +195,8 @@ Tail measure_tail(const Comparison& c, const RowLayout& layout, const TapError& 
     layout.gather(*c.judged, layout.rows()[r], k);
     for (size_t i = 0; i < o.size(); ++i) {
       if (k[i] == o[i]) continue;
-      const double units =
-          std::fabs(k[i] - o[i]) / element_noise(error, error.rows[r], o[i], c.dtype);
+      const double units = std::fabs(k[i] - o[i]) / element_noise(error, error.rows[r], o[i],
+                                                                  c.dtype, static_cast<int64_t>(i));
       if (!(units <= threshold)) ++tail.beyond;
       if (units <= tail.largest || std::isnan(tail.largest)) continue;
       tail.largest = keep_larger(tail.largest, units);

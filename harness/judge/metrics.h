@@ -29,6 +29,10 @@ struct TapError {
   double rms_norm = 0;  // root of the mean square of the row norms
   int64_t elements = 0;
   double floor = 0;  // rounding floor u of the judged dtype
+  /// Root mean square error of each lane (element of a row) over all rows, of the reference or its
+  /// twin, the larger: the noise of a rotation sits in the pairs of large angles. Empty where rows
+  /// have keys in place of lanes.
+  std::vector<double> lanes;
 
   /// ||X - O|| / ||O||; NaN when the oracle is zero and X is not.
   double relative() const { return norm > 0 || judged > 0 ? judged / norm : 0; }
@@ -57,8 +61,10 @@ TapError measure_rows(const Comparison& c, const RowLayout& layout, const HostTe
 /// Fills the whole-tensor numbers from the rows.
 void sum_up(TapError& error);
 
-/// Noise of one element with oracle value `expected`, in a row with these errors.
-double element_noise(const TapError& error, const RowError& row, double expected, DType dtype);
+/// Noise of one element with oracle value `expected`, in a row with these errors; `lane`: its place
+/// in the row, -1: that of no lane in particular.
+double element_noise(const TapError& error, const RowError& row, double expected, DType dtype,
+                     int64_t lane = -1);
 
 /// Elements beyond the tail limits.
 struct Tail {

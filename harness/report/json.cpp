@@ -141,6 +141,13 @@ Json cost_json(const Cost& c) {
           {"peak_gib", number_json(c.peak_gib)}};
 }
 
+Json pass_json(const PassCost& p) {
+  return {{"case", p.case_name},
+          {"what", p.what},
+          {"layers", p.layers},
+          {"seconds", number_json(p.seconds)}};
+}
+
 Json counts_json(const Counts& c) {
   return {{"pass", c.pass},       {"fail", c.fail},       {"undecided", c.undecided},
           {"vacuous", c.vacuous}, {"missing", c.missing}, {"skipped", c.skipped}};
@@ -169,6 +176,7 @@ Json report_json(const Report& r) {
   for (const Figure& f : r.figures) j["figures"].push_back(figure_json(f));
   j["timing"] = {{"seconds", number_json(r.seconds)}, {"costs", Json::array()}};
   for (const Cost& c : r.costs) j["timing"]["costs"].push_back(cost_json(c));
+  for (const PassCost& p : r.passes) j["timing"]["passes"].push_back(pass_json(p));
   return j;
 }
 
@@ -433,6 +441,13 @@ Cost read_cost(const Reader& r) {
           .peak_gib = r.real("peak_gib")};
 }
 
+PassCost read_pass(const Reader& r) {
+  return {.case_name = r.text("case"),
+          .what = r.text("what"),
+          .layers = r.integer("layers"),
+          .seconds = r.real("seconds")};
+}
+
 Json parsed(const std::string& text, const std::string& where) {
   try {
     return Json::parse(text);
@@ -481,6 +496,8 @@ Report parse_report(const std::string& json, const std::string& where) {
   report.figures = r.items("figures", read_figure);
   report.seconds = r.object("timing").real("seconds");
   report.costs = r.object("timing").items("costs", read_cost);
+  if (root.at("timing").contains("passes"))
+    report.passes = r.object("timing").items("passes", read_pass);
   const int exit_code = static_cast<int>(report.exit_code());
   if (r.integer("exit_code") != exit_code) {
     refuse(where, "report.exit_code", std::to_string(exit_code) + " from its verdicts",

@@ -22,6 +22,14 @@ struct Cost {
   double peak_gib = 0;           // of memory; 0 where it was not measured
 };
 
+/// One pass of a model through a case, for whatever part of the job needed it.
+struct PassCost {
+  std::string case_name;
+  std::string what;    // "staged oracle"
+  int64_t layers = 0;  // forward and backward counted apart
+  double seconds = 0;
+};
+
 /// What was judged: one subject of one case, in facts that its file holds.
 struct Provenance {
   std::string case_name;
@@ -47,6 +55,7 @@ struct Report {
   // The only part that may differ between equal runs; `timing` in the file.
   double seconds = 0;  // of the whole job; 0 where it was not measured
   std::vector<Cost> costs;
+  std::vector<PassCost> passes = {};  // in the order of their making
 
   /// docs/architecture.md 4: parity fail 1, vacuous, missing or undecided not green, zero
   /// checks 5.

@@ -15,6 +15,13 @@ double interpolation_factor(const Context& ctx) {
          static_cast<double>(yarn.original_max_position_embeddings);
 }
 
+/// theta^-exponent. Libraries make a power by pow, or by exp of a product whose rounding counts
+/// |log| times: a run whose sums go in another order takes that other way as well.
+Tensor powers(const Context& ctx, double theta, const Tensor& exponent) {
+  if (ctx.sums == Summation::blocked) return 1.0 / torch::pow(theta, exponent);
+  return torch::exp(exponent * -std::log(theta));
+}
+
 /// f_i, [d/2].
 Tensor frequencies(const Context& ctx) {
   const ModelConfig& config = ctx.config;
@@ -22,7 +29,7 @@ Tensor frequencies(const Context& ctx) {
   const Tensor exponent = torch::arange(0, d, 2, ctx.real()) / static_cast<double>(d);
   constexpr double kDefaultTheta = 10000;
   const double theta = ctx.dialect.rope.default_theta ? kDefaultTheta : config.rope_theta;
-  const Tensor plain = 1.0 / torch::pow(theta, exponent);
+  const Tensor plain = powers(ctx, theta, exponent);
   if (!config.yarn || ctx.dialect.rope.yarn_ignored) return plain;
 
   const YarnNumbers yarn = *config.yarn_numbers();
