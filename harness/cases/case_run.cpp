@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "harness/cases/implementations.h"
+#include "harness/cases/measuring.h"
 #include "harness/cases/probe.h"
 #include "harness/cases/threads.h"
 #include "src/bridge/runtime.h"
@@ -154,9 +155,14 @@ ForcedTraces CaseRun::forced_traces(const Dialect& dialect, const Trace* decisio
   const Trace in_force =
       decisions_in_force(decisions != nullptr ? *decisions : Trace(), traces.oracle);
   replay(options, &in_force);
+  options.measure = measured(traces.oracle, &in_force);
   traces.probe =
       drawn_out(case_, run(probe_options(case_, options), "condition probe"), traces.oracle);
   return traces;
+}
+
+decltype(RunOptions::measure) CaseRun::measured(const Trace& oracle, const Trace* in_force) const {
+  return measured_against(oracle, in_force, case_.config, batch_);
 }
 
 std::map<std::string, HostTensor> CaseRun::router_biases() const {
@@ -199,6 +205,11 @@ std::vector<Verdict> CaseRun::judge_staged(const JudgedTrace& judged) const {
                      .feed = stage_inputs(judged)};
   Evidence evidence = evidence_of(judged);
   evidence.fed = options.feed;
+  options.dtype = DType::float64;
+  const Trace oracle = run(options, "staged oracle");
+  evidence.staged.oracle = &oracle;
+  options.dtype = judged.dtype;
+  options.measure = measured(oracle, options.feed);
   Trace reference;
   std::optional<Trace> twin;
   if (judged.against_reference) {
@@ -207,11 +218,7 @@ std::vector<Verdict> CaseRun::judge_staged(const JudgedTrace& judged) const {
     twin = this->twin(options, "staged reference");
     evidence.staged.twin = twin ? &*twin : nullptr;
   }
-  Trace probe = run(probe_options(case_, options), "staged probe");
-  options.dtype = DType::float64;
-  const Trace oracle = run(options, "staged oracle");
-  probe = drawn_out(case_, std::move(probe), oracle);
-  evidence.staged.oracle = &oracle;
+  const Trace probe = drawn_out(case_, run(probe_options(case_, options), "staged probe"), oracle);
   evidence.staged.probe = &probe;
   return harness::judge_staged(evidence);
 }
@@ -235,6 +242,7 @@ std::vector<Verdict> CaseRun::judge_forced(const JudgedTrace& judged, const Forc
                        .dialect = judged.dialect,
                        .backward = backward_ && has_gradients(judged)};
     replay(options, &in_force);
+    options.measure = measured(forced.oracle, &in_force);
     reference = run(options, "reference for " + judged.subject.label);
     evidence.forced.reference = &reference;
     twin = this->twin(options, "reference for " + judged.subject.label);

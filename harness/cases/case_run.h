@@ -84,6 +84,8 @@ class CaseRun {
   /// The other end of what a correct run of the reference may give: sums in sequential order, in 16
   /// bits also the other style of rounding. float64 has none.
   std::optional<Trace> twin(RunOptions options, const std::string& what) const;
+  /// RunOptions::measure: only the distance to the oracle is kept of each tap.
+  decltype(RunOptions::measure) measured(const Trace& oracle, const Trace* in_force) const;
   /// The decisions of the subject replayed; where it has none, those of the float64 run serve
   /// everybody.
   ForcedTraces forced_traces(const Dialect& dialect, const Trace* decisions) const;

@@ -205,8 +205,10 @@ class Chain {
     for_each_side([&](Side& side) { visit("side" + std::to_string(number++) + ".", side.stream); });
   }
 
-  Trace advance(Side& side) const {
+  /// With an oracle: the run is measured against it, and its taps are dropped.
+  Trace advance(Side& side, const Trace* oracle = nullptr, const Trace* in_force = nullptr) const {
     RunOptions options = side.options;
+    if (oracle != nullptr) options.measure = run_.measured(*oracle, in_force);
     options.segment = segment_;
     options.stream = &side.stream;
     return run_.run(options, what_ + ", " + side.what, side.impl);
@@ -221,10 +223,21 @@ class Chain {
     YardstickSides& sides = forced_.at(dtype);
     YardstickTraces traces;
     traces.oracle = first != nullptr ? first->oracle : advance(sides.oracle);
-    traces.probe = first != nullptr ? first->probe : drawn_out(advance(sides.probe), traces.oracle);
-    traces.reference = dtype == DType::float32 ? lead : advance(*sides.reference);
-    if (sides.twin && needs_reference(dtype)) traces.twin = advance(*sides.twin);
+    const auto measured = [&](Side& side) { return advance(side, &traces.oracle, &decisions_); };
+    traces.probe =
+        first != nullptr ? first->probe : drawn_out(measured(sides.probe), traces.oracle);
+    traces.reference = dtype == DType::float32     ? lead
+                       : has_reference_side(dtype) ? advance(*sides.reference)
+                                                   : measured(*sides.reference);
+    if (sides.twin && needs_reference(dtype)) traces.twin = measured(*sides.twin);
     return traces;
+  }
+
+  /// Some subject is the reference of this dtype itself.
+  bool has_reference_side(DType dtype) const {
+    return std::any_of(judged_.begin(), judged_.end(), [&](const Judged& judged) {
+      return judged.about.dtype == dtype && is_reference_side(judged.about);
+    });
   }
 
   bool needs_reference(DType dtype) const {
@@ -260,17 +273,17 @@ class Chain {
   void judge_staged(Judged& judged, const Trace& own) {
     const Trace fed = with_decisions(own);
     YardstickTraces traces;
-    const auto make = [&](Side& side) {
+    const auto make = [&](Side& side, const Trace* oracle) {
       side.options.feed = &fed;
-      Trace trace = advance(side);
+      Trace trace = advance(side, oracle, &fed);
       side.options.feed = nullptr;
       return trace;
     };
     YardstickSides& sides = judged.staged;
-    traces.oracle = make(sides.oracle);
-    traces.probe = drawn_out(make(sides.probe), traces.oracle);
-    if (sides.reference) traces.reference = make(*sides.reference);
-    if (sides.twin) traces.twin = make(*sides.twin);
+    traces.oracle = make(sides.oracle, nullptr);
+    traces.probe = drawn_out(make(sides.probe, &traces.oracle), traces.oracle);
+    if (sides.reference) traces.reference = make(*sides.reference, &traces.oracle);
+    if (sides.twin) traces.twin = make(*sides.twin, &traces.oracle);
     Evidence evidence = evidence_of(judged, own);
     evidence.fed = &fed;
     evidence.staged = yardsticks(traces);

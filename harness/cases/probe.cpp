@@ -24,6 +24,10 @@ RunOptions probe_options(const Case& c, RunOptions options) {
 
 Trace drawn_out(const Case& c, Trace probe, const Trace& oracle) {
   if (!takes_fine_probe(c)) return probe;
+  for (auto& [name, distance] : probe.distances) {
+    for (double& row : distance.rows) row *= kProbePerturbation / kFineProbe;
+    for (double& lane : distance.lanes) lane *= kProbePerturbation / kFineProbe;
+  }
   for (const std::string& name : oracle.names()) {
     const HostTensor* small = probe.find(name);
     if (small == nullptr || !is_floating(small->dtype())) continue;

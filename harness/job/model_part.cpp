@@ -153,7 +153,8 @@ void CaseJob::run_golden_and_own() {
                              .dialect = reference.dialect,
                              .backward = run_.backward(),
                              .feeding = Feeding::forced,
-                             .feed = &decisions},
+                             .feed = &decisions,
+                             .measure = run_.measured(shared.oracle, &decisions)},
                             reference.subject.label);
   }
   if (golden) judge_golden(*golden, common ? &shared : nullptr);

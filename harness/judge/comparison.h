@@ -18,7 +18,8 @@ using dsv32::to_string;  // of shapes and dtypes, next to those of verdict.h
 /// Relative perturbation of a probe: far above float32 rounding, far below anything nonlinear.
 inline constexpr double kProbePerturbation = 1.0 / 4096;
 
-/// The tensors that a judged tap is measured against, all of one shape.
+/// The tensors that a judged tap is measured against, all of one shape. Of all but the oracle the
+/// distance to it serves as well, where the tensor itself was dropped.
 struct Yardstick {
   const HostTensor* oracle = nullptr;  // float64; nullptr: there is no such tap
   /// Of the judged side's dtype; nullptr: the cap alone decides.
@@ -30,6 +31,9 @@ struct Yardstick {
   /// As `reference`, with sums in another order and 16-bit values rounded at other places: a row's
   /// noise is the larger of both. nullptr: none was made.
   const HostTensor* twin = nullptr;
+  const TapDistance* reference_distance = nullptr;
+  const TapDistance* probe_distance = nullptr;
+  const TapDistance* twin_distance = nullptr;
 };
 
 struct Comparison {

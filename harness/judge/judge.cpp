@@ -451,10 +451,18 @@ class Judge {
 Yardstick Yardsticks::of(const TapName& tap) const {
   const std::string name = measured_tap(tap);
   const auto find = [&](const Trace* run) { return run == nullptr ? nullptr : run->find(name); };
+  const auto distance = [&](const Trace* run) -> const TapDistance* {
+    if (run == nullptr) return nullptr;
+    const auto found = run->distances.find(name);
+    return found == run->distances.end() ? nullptr : &found->second;
+  };
   return {.oracle = find(oracle),
           .reference = find(reference),
           .probe = find(probe),
-          .twin = find(twin)};
+          .twin = find(twin),
+          .reference_distance = distance(reference),
+          .probe_distance = distance(probe),
+          .twin_distance = distance(twin)};
 }
 
 std::vector<Verdict> judge_staged(const Evidence& evidence) { return Judge(evidence).staged(); }

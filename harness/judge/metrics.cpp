@@ -128,47 +128,102 @@ void sum_up(TapError& error) {
       error.rows.empty() ? 0 : std::sqrt(norm / static_cast<double>(error.rows.size()));
 }
 
+namespace {
+
+/// The distance of a run to the oracle, row by row: measured now, or before its tap was dropped.
+class Side {
+ public:
+  Side(const HostTensor* tensor, const TapDistance* distance)
+      : tensor_(tensor), distance_(distance) {}
+
+  bool there() const { return tensor_ != nullptr || distance_ != nullptr; }
+
+  /// ||X - O|| of a row with these oracle values.
+  double norm(const RowLayout& layout, const Row& row, const std::vector<double>& o) {
+    if (tensor_ != nullptr) {
+      layout.gather(*tensor_, row, x_);
+      if (layout.keys(row) == nullptr) lanes_.add(x_, o);
+      return difference(x_, o).norm;
+    }
+    if (distance_ == nullptr) return 0;
+    double square = 0;
+    for (const int64_t number : layout.judged_rows(row))
+      square += std::pow(distance_->rows.at(static_cast<size_t>(number)), 2);
+    return std::sqrt(square);
+  }
+
+  void keep_larger_lanes_in(std::vector<double>& lanes) const {
+    if (tensor_ != nullptr) return lanes_.keep_larger_in(lanes);
+    if (distance_ == nullptr) return;
+    lanes.resize(std::max(lanes.size(), distance_->lanes.size()));
+    for (size_t i = 0; i < distance_->lanes.size(); ++i)
+      lanes[i] = std::max(lanes[i], distance_->lanes[i]);
+  }
+
+ private:
+  const HostTensor* tensor_;
+  const TapDistance* distance_;
+  LaneErrors lanes_;
+  std::vector<double> x_;
+};
+
+}  // namespace
+
 TapError measure_rows(const Comparison& c, const RowLayout& layout, const HostTensor* judged) {
-  const auto [oracle, reference, probe, twin] = c.yardstick;
-  for (const HostTensor* other : {reference, probe, twin})
-    if (other != nullptr) expect_shape(c.tap, *other, oracle->shape());
+  const Yardstick& y = c.yardstick;
+  for (const HostTensor* other : {y.reference, y.probe, y.twin})
+    if (other != nullptr) expect_shape(c.tap, *other, y.oracle->shape());
+  Side reference(y.reference, y.reference_distance), twin(y.twin, y.twin_distance);
+  Side probe(y.probe, y.probe_distance);
   TapError error;
-  error.has_reference = reference != nullptr;
-  error.has_probe = probe != nullptr;
+  error.has_reference = reference.there();
+  error.has_probe = probe.there();
   error.floor = rounding_floor(c.dtype);
   // What the probe would have moved under one rounding of the judged dtype.
   const double one_rounding = epsilon(c.dtype) / 2 / kProbePerturbation;
-  std::vector<double> o, x;
-  LaneErrors of_reference, of_twin;
-  const bool has_lanes = c.tap.info.kind != TapKind::gradient &&
-                         std::all_of(layout.rows().begin(), layout.rows().end(),
-                                     [&](const Row& row) { return layout.keys(row) == nullptr; });
+  std::vector<double> o, k;
   for (const Row& row : layout.rows()) {
     RowError& out = error.rows.emplace_back();
-    layout.gather(*oracle, row, o);
+    layout.gather(*y.oracle, row, o);
     out.norm = norm_of(o);
     out.elements = layout.judged_elements(row);
-    const auto distance = [&](const HostTensor* side) {
-      if (side == nullptr) return Difference{};
-      layout.gather(*side, row, x);
-      return difference(x, o);
-    };
-    const Difference k = distance(judged);
-    out.judged = k.norm;
-    out.largest = k.largest;
-    const auto noise = [&](const HostTensor* side, LaneErrors& lanes) {
-      const double norm = distance(side).norm;
-      if (has_lanes && side != nullptr) lanes.add(x, o);
-      return norm;
-    };
-    out.reference = std::max(noise(reference, of_reference), noise(twin, of_twin));
-    out.probe = distance(probe).norm * one_rounding;
+    if (judged != nullptr) {
+      layout.gather(*judged, row, k);
+      const Difference d = difference(k, o);
+      out.judged = d.norm;
+      out.largest = d.largest;
+    }
+    out.reference = std::max(reference.norm(layout, row, o), twin.norm(layout, row, o));
+    out.probe = probe.norm(layout, row, o) * one_rounding;
   }
-  for (const LaneErrors* lanes : {&of_reference, &of_twin}) lanes->keep_larger_in(error.lanes);
+  if (c.tap.info.kind != TapKind::gradient)
+    for (const Side* side : {&reference, &twin}) side->keep_larger_lanes_in(error.lanes);
   sum_up(error);
   // A float64 reference that is the oracle bit for bit says nothing about float64 noise.
   if (c.dtype == DType::float64 && error.reference == 0) error.has_reference = false;
   return error;
+}
+
+std::optional<TapDistance> distance_of(const TapName& tap, const HostTensor& value,
+                                       const HostTensor& oracle, const Batch& batch,
+                                       const std::vector<uint8_t>* support) {
+  // Decisions are replayed, and what they follow from is looked at element by element.
+  const TapKind kind = tap.info.kind;
+  const bool whole = tap.info.is_decision() || kind == TapKind::scores || kind == TapKind::scalar ||
+                     kind == TapKind::series || tap.info.name == "router.logits";
+  if (whole || value.shape() != oracle.shape()) return std::nullopt;
+  const RowLayout layout(tap, oracle.shape(), &batch, support, RowView::judged);
+  TapDistance distance;
+  Side side(&value, nullptr);
+  std::vector<double> o;
+  for (const Row& row : layout.rows()) {
+    const auto place = static_cast<size_t>(row.number);
+    if (distance.rows.size() <= place) distance.rows.resize(place + 1);
+    layout.gather(oracle, row, o);
+    distance.rows[place] = side.norm(layout, row, o);
+  }
+  if (kind != TapKind::gradient) side.keep_larger_lanes_in(distance.lanes);
+  return distance;
 }
 
 double element_noise(const TapError& error, const RowError& row, double expected, DType dtype,

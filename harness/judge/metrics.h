@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -58,6 +59,11 @@ double relative(const HostTensor& a, const HostTensor& b);
 /// Norms over a layout. `judged` may be null (then only the yardstick's errors are filled in).
 /// Throws Error (internal) when the tensors of the yardstick have different shapes.
 TapError measure_rows(const Comparison& c, const RowLayout& layout, const HostTensor* judged);
+/// What is left of `value` once it is measured against `oracle`; rows over keys: those of
+/// `support`. nullopt: the tap is needed whole.
+std::optional<TapDistance> distance_of(const TapName& tap, const HostTensor& value,
+                                       const HostTensor& oracle, const Batch& batch,
+                                       const std::vector<uint8_t>* support);
 /// Fills the whole-tensor numbers from the rows.
 void sum_up(TapError& error);
 

@@ -35,8 +35,8 @@ void read_run(const HostTensor& tensor, int64_t first, int64_t count, double* ou
 
 RowLayout::RowLayout(const TapName& tap, const Shape& shape, const Batch* batch,
                      const std::vector<uint8_t>* support, RowView view)
-    : shape_(shape) {
-  const TapKind kind = tap.info.kind;
+    : shape_(shape), kind_(tap.info.kind), view_(view) {
+  const TapKind kind = kind_;
   const bool over_support = kind == TapKind::attention || kind == TapKind::keys;
   if (over_support || kind == TapKind::scores) {
     S_ = batch->S;
@@ -129,6 +129,23 @@ void RowLayout::gather(const HostTensor& tensor, const Row& row,
   if (counts == nullptr) return;
   for (size_t i = 0; i < values.size(); ++i)
     if (counts[i % T_] == 0) values[i] = 0;
+}
+
+std::vector<int64_t> RowLayout::judged_rows(const Row& row) const {
+  if (view_ == RowView::judged) return {row.number};
+  std::vector<int64_t> numbers;
+  if (kind_ == TapKind::gradient) {
+    const int64_t count = shape_.size() < 2 ? 1 : shape_[0];
+    for (int64_t i = 0; i < count; ++i) numbers.push_back(i);
+  } else if (kind_ == TapKind::attention) {
+    const int64_t heads = shape_[1];
+    for (int64_t h = 0; h < heads; ++h) numbers.push_back((row.b * heads + h) * S_ + row.s);
+  } else if (shape_.size() == 4) {
+    for (int64_t h = 0; h < shape_[2]; ++h) numbers.push_back(row.number * shape_[2] + h);
+  } else {
+    numbers = {row.number};
+  }
+  return numbers;
 }
 
 int64_t RowLayout::judged_elements(const Row& row) const {

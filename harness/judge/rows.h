@@ -38,6 +38,8 @@ class RowLayout {
   const Shape& shape() const { return shape_; }
   /// Values of a row in double; elements that are not judged are 0.
   void gather(const HostTensor& tensor, const Row& row, std::vector<double>& values) const;
+  /// Numbers of the rows of RowView::judged that make up a row.
+  std::vector<int64_t> judged_rows(const Row& row) const;
   /// Number of judged elements of a row.
   int64_t judged_elements(const Row& row) const;
   /// Flat index in the tap of element `i` of a row.
@@ -55,6 +57,8 @@ class RowLayout {
   void add_single_row();
 
   Shape shape_;
+  TapKind kind_;
+  RowView view_;
   std::vector<Row> rows_;
   std::vector<uint8_t> keys_;     // [B,S,T]; empty when every element counts
   std::vector<int64_t> queries_;  // of a tap that keeps few of them; else empty

@@ -114,7 +114,7 @@ Tensor TapFlow::put_queries(const std::string& name, const Tensor& own, int64_t 
     auto& rows = rows_[name];
     rows.push_back(rounded.detach().index_select(2, indices(kept.in_block)));
     if (first + own.size(2) == S_) {
-      trace_.put(name, to_host(torch::cat(rows, 2), stored_type(tap)));
+      keep(name, to_host(torch::cat(rows, 2), stored_type(tap)));
       rows_.erase(name);
     }
   }
@@ -168,9 +168,13 @@ Tensor TapFlow::decision(const std::string& name) const {
   return torch::cat(decisions_.at(name), 1);
 }
 
+void TapFlow::keep(const std::string& name, HostTensor value) {
+  keep_or_measure(options_, name, std::move(value), trace_);
+}
+
 void TapFlow::record(const TapName& tap, const Tensor& value) {
   if (options_.wanted && !options_.wanted(tap.full)) return;
-  if (!chunked_) return trace_.put(tap.full, to_host(value, stored_type(tap)));
+  if (!chunked_) return keep(tap.full, to_host(value, stored_type(tap)));
   auto& pieces = pieces_[tap.full];
   if (pieces.empty()) order_.push_back(tap.full);
   pieces.push_back({chunk_, value.detach().to(torch::kCPU, scalar_type(stored_type(tap)))});
@@ -193,7 +197,7 @@ Tensor TapFlow::join(const TapName& tap, const std::vector<Piece>& pieces) const
 Trace TapFlow::finish() {
   for (const std::string& name : order_) {
     const TapName tap = parse(name);
-    trace_.put(name, to_host(join(tap, pieces_[name]), stored_type(tap)));
+    keep(name, to_host(join(tap, pieces_[name]), stored_type(tap)));
     pieces_.erase(name);
   }
   return std::move(trace_);

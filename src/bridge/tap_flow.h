@@ -74,6 +74,7 @@ class TapFlow {
   torch::Tensor fed(const TapName& tap) const;  // undefined when the feed has no such tap
   torch::Tensor usable_decision(const TapName& tap, const torch::Tensor& fed) const;
   void record(const TapName& tap, const torch::Tensor& value);
+  void keep(const std::string& name, HostTensor value);
   /// Of the kept queries those of [first, first + count): places among the kept, and in the block.
   struct Kept {
     std::vector<int64_t> places, in_block;

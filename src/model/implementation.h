@@ -37,6 +37,9 @@ struct RunOptions {
   const Trace* feed = nullptr;  // for forced and staged
   /// Taps to keep; empty function: all.
   std::function<bool(const std::string&)> wanted = {};
+  /// Measures a finished tap, which then is not kept: its distance goes into the trace in its
+  /// place. nullopt: it is kept. Empty function: all are. The reference only.
+  std::function<std::optional<TapDistance>(const std::string&, const HostTensor&)> measure = {};
   /// The relative size of the random perturbation of every weight and every fed input (a condition
   /// probe); 0: none.
   double perturbation = 0;
@@ -49,6 +52,10 @@ struct RunOptions {
   /// Called now and then with a short text; may throw to stop the run.
   std::function<void(const std::string&)> progress = {};
 };
+
+/// Puts a finished tap into the trace, or what `options.measure` says of it.
+void keep_or_measure(const RunOptions& options, const std::string& name, HostTensor value,
+                     Trace& trace);
 
 /// One interface for the reference and the optimized model.
 class Implementation {

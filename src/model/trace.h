@@ -94,12 +94,21 @@ struct TapSketch {
   bool rows_only() const { return row_norms.empty(); }
 };
 
+/// What is kept of a tap that was measured against another run's and then dropped.
+struct TapDistance {
+  /// ||X - O|| of each judged row, by the row's number; 0 where a row is not judged.
+  std::vector<double> rows;
+  /// Root mean square of X - O in each lane (element of a row); empty where rows have none.
+  std::vector<double> lanes;
+};
+
 /// Named host tensors in execution order plus string metadata: what every implementation hands to
 /// the judge.
 class Trace {
  public:
-  std::map<std::string, std::string> metadata;  // docs/formats.md 4
-  std::map<std::string, TapSketch> sketches;    // of taps that are not there whole
+  std::map<std::string, std::string> metadata;   // docs/formats.md 4
+  std::map<std::string, TapSketch> sketches;     // of taps that are not there whole
+  std::map<std::string, TapDistance> distances;  // of taps that were measured and are not there
 
   /// Replaces a tensor of the same name.
   void put(const std::string& name, HostTensor value);

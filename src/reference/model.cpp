@@ -319,7 +319,7 @@ class Pass {
     torch::AutoGradMode grad(true);  // whatever the caller has
     flow_.replay();
     flow_.begin_chunk(0, batch_.S);
-    std::map<std::string, HostTensor> gradients;
+    Trace gradients;
     const Residual last = leaf(layer_inputs_.back());
     layer_inputs_.pop_back();
     Tensor upstream;  // stays undefined without an LM loss: only the indexer has gradients then
@@ -331,19 +331,19 @@ class Pass {
     if (upstream.defined()) embedding_gradient(upstream, gradients);
     for (const std::string& name : gradient_taps(ctx_.config, ctx_.objective))
       move_gradient(name, gradients, trace);
-    for (const auto& [name, value] : gradients)
-      trace.put(name, value);  // any other gradient is a finding
+    const std::vector<std::string> others = gradients.names();
+    for (const std::string& name : others) move_gradient(name, gradients, trace);  // a finding each
+    trace.distances.merge(gradients.distances);
   }
 
-  static void move_gradient(const std::string& name, std::map<std::string, HostTensor>& from,
-                            Trace& to) {
-    const auto found = from.find(name);
-    if (found == from.end()) return;
-    to.put(name, found->second);
-    from.erase(found);
+  static void move_gradient(const std::string& name, Trace& from, Trace& to) {
+    const HostTensor* found = from.find(name);
+    if (found == nullptr) return;
+    to.put(name, *found);
+    from.erase(name);
   }
 
-  Tensor head_backward(const Residual& input, std::map<std::string, HostTensor>& gradients) {
+  Tensor head_backward(const Residual& input, Trace& gradients) {
     LayerWeights weights = outer_weights(true);
     const Tensor loss = lm_loss(ctx_, logits_of(input, weights), long_tensor(batch_.labels));
     loss.backward();
@@ -352,8 +352,7 @@ class Pass {
     return input.sum.grad();
   }
 
-  Tensor layer_backward(int64_t layer, const Tensor& upstream,
-                        std::map<std::string, HostTensor>& gradients) {
+  Tensor layer_backward(int64_t layer, const Tensor& upstream, Trace& gradients) {
     const Context ctx = context_of(layer);
     const ChunkInputs whole = inputs_of(ctx, 0, batch_.S);
     LayerWeights weights = layer_weights(layer, true);
@@ -377,7 +376,7 @@ class Pass {
     return input.sum.grad();
   }
 
-  void embedding_gradient(const Tensor& upstream, std::map<std::string, HostTensor>& gradients) {
+  void embedding_gradient(const Tensor& upstream, Trace& gradients) {
     LayerWeights weights = outer_weights(true);
     const Tensor rows =
         torch::embedding(weights.get("model.embed_tokens.weight"), long_tensor(batch_.input_ids));
@@ -388,15 +387,15 @@ class Pass {
 
   /// Under LM an expert without tokens has an exactly zero gradient. Whatever the objective does
   /// not train has none, and buffers never (docs/spec.md 2).
-  void keep_gradient(const LayerWeights& weights, const std::string& name,
-                     std::map<std::string, HostTensor>& gradients) const {
+  void keep_gradient(const LayerWeights& weights, const std::string& name, Trace& gradients) const {
     const std::string tap = "grad." + name;
     if (is_buffer(name) || (options_.wanted && !options_.wanted(tap))) return;
     const Tensor gradient = weights.gradient(name);
     if (gradient.defined()) {
-      gradients[tap] = to_host(gradient, options_.dtype);
+      keep_or_measure(options_, tap, to_host(gradient, options_.dtype), gradients);
     } else if (ctx_.objective.lm && !is_indexer(name)) {
-      gradients[tap] = HostTensor(options_.dtype, shape_of(weights, name));
+      const HostTensor zeros(options_.dtype, shape_of(weights, name));
+      keep_or_measure(options_, tap, zeros, gradients);
     }
   }
 
