@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "harness/report/engines.h"
 #include "harness/report/problems.h"
 #include "harness/report/report.h"
 #include "harness/report/text.h"
@@ -12,7 +13,8 @@ namespace {
 constexpr size_t kMaxBytes = 65536;  // what the hosts of pull requests accept for one comment
 
 constexpr size_t kHeadBytes = 4096;
-constexpr size_t kFailureBytes = 18432;
+constexpr size_t kFailureBytes = 16384;
+constexpr size_t kEngineBytes = 2048;
 constexpr size_t kTableBytes = 16384;
 constexpr size_t kNoteBytes = 4096;  // each of: judged, figures, not green, not tested, warnings
 constexpr size_t kFooterBytes = 4096;
@@ -248,6 +250,21 @@ std::string footer(const Report& report) {
   return section.text();
 }
 
+std::string engine_section(const Report& report, const std::vector<Group>& groups) {
+  Section section(kEngineBytes);
+  for (const Engine& engine : engines_of(report, groups)) {
+    std::string block =
+        "### " + markdown_text(engine.name) + ", " + std::to_string(engine.files) + " files\n\n";
+    if (!engine.profile.empty()) block += markdown_text(engine.profile, 400) + "\n\n";
+    block += "| Part | Verdict | Evidence |\n|--|--|--|\n";
+    for (const ComponentRow& row : engine.rows)
+      block += "| " + row.component + " | " + row.state + " | " + markdown_text(row.evidence, 300) +
+               " |\n";
+    section.add(block + "\n");
+  }
+  return section.text();
+}
+
 }  // namespace
 
 std::string to_markdown(const Report& report, const std::string& link) {
@@ -256,6 +273,7 @@ std::string to_markdown(const Report& report, const std::string& link) {
   const std::string open =
       not_green_section(groups) + not_tested_section(report, groups) + warning_section(report);
   return head(report, groups, problems, link) +
+         folded("Each engine, all its files together", engine_section(report, groups)) +
          folded("Failures in detail", failure_section(report, groups)) +
          folded("All subjects", table_section(groups) + figure_section(report, groups)) +
          folded("What was not tested, and why", open) +

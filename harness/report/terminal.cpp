@@ -2,6 +2,7 @@
 #include <map>
 #include <sstream>
 
+#include "harness/report/engines.h"
 #include "harness/report/fit.h"
 #include "harness/report/problems.h"
 #include "harness/report/report.h"
@@ -35,6 +36,7 @@ class Screen {
   std::string render() {
     measure_columns();
     for (size_t i = 0; i < groups_.size();) i = add_case(i);
+    for (const Engine& engine : engines_of(report_, groups_)) add_engine(engine);
     add_skipped();
     add_list("warning", report_.warnings);
     add_list("not tested", report_.not_tested);
@@ -147,6 +149,27 @@ class Screen {
       }
       add_detail("judged", text);
     }
+  }
+
+  /// What all files of an engine say together.
+  void add_engine(const Engine& engine) {
+    out_ << printable(engine.name, 80) << ", " << engine.files << " files together"
+         << (engine.profile.empty() ? "" : ": " + printable(engine.profile, 400))
+         << "
+            ";
+        size_t width = 0;
+    for (const ComponentRow& row : engine.rows) width = std::max(width, row.component.size());
+    std::string untested;
+    for (const ComponentRow& row : engine.rows) {
+      if (row.evidence.empty())
+        untested += (untested.empty() ? "" : ", ") + row.component;
+      else
+        out_ << "    " << padded(row.component, width) << "  " << padded_state(row.state)
+             << printable(row.evidence, 300)
+             << "
+                ";
+    }
+    if (!untested.empty()) add_detail("not tested", untested);
   }
 
   void add_judge() {

@@ -97,11 +97,11 @@ class Layer {
                         weight("self_attn.kv_a_layernorm.weight"),
                         eps_or(norm.eps_kv_latent, c.rms_norm_eps), norm.kv_latent_missing));
 
-    const Tensor q = linear(ctx_, q_latent, weight("self_attn.q_b_proj.weight"))
-                         .unflatten(-1, {c.num_attention_heads, c.qk_head_dim()});
+    Tensor q = linear(ctx_, q_latent, weight("self_attn.q_b_proj.weight"))
+                   .unflatten(-1, {c.num_attention_heads, c.qk_head_dim()});
     const RopePairing pairing = ctx_.dialect.rope.mla;
-    const Tensor q_nope = put("q_nope", q.narrow(-1, 0, c.qk_nope_head_dim));
-    const Tensor q_rope =
+    Tensor q_nope = put("q_nope", q.narrow(-1, 0, c.qk_nope_head_dim));
+    Tensor q_rope =
         put("q_rope", rotate(ctx_, q.narrow(-1, c.qk_nope_head_dim, c.qk_rope_head_dim),
                              in_sense(chunk_.rope, ctx_.dialect.rope.q_reversed), pairing));
     const Tensor k_rope =
@@ -117,9 +117,10 @@ class Layer {
     const Tensor kv_b = weight("self_attn.kv_b_proj.weight");
     const AttentionOperands operands =
         attention_operands(ctx_, q_nope, q_rope, keys, rope_keys, kv_b);
-    const int64_t S = q_nope.size(1);
+    const int64_t B = q_nope.size(0), S = q_nope.size(1);
+    q = q_nope = q_rope = Tensor();  // large at full size
     // The KL is of whole rows of all queries.
-    const int64_t step = trains_indexer() ? S : queries_at_once(c, q_nope.size(0), S);
+    const int64_t step = trains_indexer() ? S : queries_at_once(c, B, S);
     std::vector<Tensor> contexts;
     for (int64_t first = 0; first < S; first += step)
       contexts.push_back(attend(operands, indexed, first, std::min(step, S - first)));
@@ -268,9 +269,10 @@ class Layer {
   }
 
   Tensor mlp(const Tensor& y, const std::string& prefix, bool swapped, bool silu) {
-    const Tensor gate = weight(prefix + "gate_proj.weight"), up = weight(prefix + "up_proj.weight");
-    return swiglu_mlp(ctx_, y, swapped ? up : gate, swapped ? gate : up,
-                      weight(prefix + "down_proj.weight"), silu);
+    const auto weight_of = [&](const char* projection) {
+      return weight(prefix + (swapped ? other_half(projection) : projection) + ".weight");
+    };
+    return swiglu_mlp(ctx_, y, weight_of, silu);
   }
 
   Tensor scaled(const Tensor& shared) const {

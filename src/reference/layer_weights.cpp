@@ -16,13 +16,22 @@ namespace {
 
 bool is_expert(const WeightSpec& spec) { return spec.name.find(".experts.") != std::string::npos; }
 
+/// A matrix of an MLP or of a projection that is large at full size; products widen it part by
+/// part.
+bool is_large(const WeightSpec& spec) {
+  for (const char* name : {"gate_proj.weight", "up_proj.weight", "down_proj.weight",
+                           "q_b_proj.weight", "o_proj.weight", "wq_b.weight"})
+    if (spec.name.ends_with(name)) return true;
+  return false;
+}
+
 }  // namespace
 
 /// `place` tells the signs of a part of a tensor from those of another part.
 torch::Tensor LayerWeights::prepared(const HostTensor& stored, const WeightSpec& spec,
                                      const std::string& place) const {
   const bool moved = style_.perturbation > 0 && !is_buffer(spec.name);
-  const bool narrow = style_.streamed && is_expert(spec) && !moved;
+  const bool narrow = style_.streamed && is_large(spec) && !moved;
   torch::Tensor value = to_torch(stored).to(style_.device);
   if (!narrow || value.scalar_type() != torch::kFloat32) value = value.to(style_.type);
   if (moved) {
@@ -47,7 +56,8 @@ torch::Tensor LayerWeights::get(const std::string& name) {
   if (const auto kept = kept_.find(full); kept != kept_.end()) return kept->second;
   const WeightSpec& spec = spec_of(full);
   torch::Tensor value = prepared(source_.load(spec), spec, full);
-  const bool transient = !style_.requires_grad && is_expert(spec);
+  const bool transient =
+      !style_.requires_grad && (is_expert(spec) || (style_.streamed && is_large(spec)));
   if (!transient) kept_[full] = value;
   return value;
 }

@@ -18,8 +18,9 @@ struct WeightStyle {
   bool requires_grad = false;  // leaves that keep their gradient until `gradients` is called
   double perturbation = 0;     // relative, random signs: a condition probe
   uint64_t perturbation_seed = 0;
-  /// Of a segment's run, which sees a full-size layer: experts of a float64 run stay float32 (every
-  /// product widens a part of them), signs of a perturbation come from a counter.
+  /// Of a segment's run, which sees a full-size layer: large matrices of a float64 run stay float32
+  /// (every product widens a part of them) and are not kept; signs of a perturbation come from a
+  /// counter.
   bool streamed = false;
 };
 

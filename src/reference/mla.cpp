@@ -52,11 +52,11 @@ AttentionOperands attention_operands(const Context& ctx, const Tensor& q_nope, c
     return {torch::cat({q_latent_space, q_rope}, -1).transpose(1, 2),
             torch::cat({kv_latent, k_rope}, -1).unsqueeze(1), kv_latent.unsqueeze(1), value_map};
   }
-  const Tensor k_nope = expand_kv(ctx, kv_latent, kv_b).k_nope;
-  const Tensor k_rope_per_head = k_rope.unsqueeze(2).expand({-1, -1, k_nope.size(2), -1});
+  const ExpandedKv kv = expand_kv(ctx, kv_latent, kv_b);
+  const Tensor k_rope_per_head = k_rope.unsqueeze(2).expand({-1, -1, kv.k_nope.size(2), -1});
   return {torch::cat({q_nope, q_rope}, -1).transpose(1, 2),
-          torch::cat({k_nope, k_rope_per_head}, -1).transpose(1, 2),
-          expand_kv(ctx, kv_latent, kv_b).v.transpose(1, 2),
+          torch::cat({kv.k_nope, k_rope_per_head}, -1).transpose(1, 2),
+          kv.v.transpose(1, 2),
           {}};
 }
 

@@ -2,12 +2,17 @@
 
 namespace dsv32::reference {
 
-Tensor swiglu_mlp(const Context& ctx, const Tensor& x, const Tensor& gate, const Tensor& up,
-                  const Tensor& down, bool silu) {
-  const Tensor gated = linear(ctx, x, gate);
-  const Tensor activated = silu ? torch::silu(gated) : gated;
-  const Tensor inner = ctx.rounding.stored(ctx.rounding.cast(activated) * linear(ctx, x, up));
-  return linear(ctx, inner, down);
+std::string other_half(const std::string& projection) {
+  if (projection == "gate_proj") return "up_proj";
+  return projection == "up_proj" ? "gate_proj" : projection;
+}
+
+Tensor swiglu_mlp(const Context& ctx, const Tensor& x, const ProjectionSource& weight_of,
+                  bool silu) {
+  Tensor inner = linear(ctx, x, weight_of("gate_proj"));
+  inner = ctx.rounding.cast(silu ? torch::silu(inner) : inner);
+  inner = ctx.rounding.stored(inner * linear(ctx, x, weight_of("up_proj")));
+  return linear(ctx, inner, weight_of("down_proj"));
 }
 
 Tensor routed_experts(const Context& ctx, const Tensor& x, const Tensor& experts,
@@ -19,15 +24,14 @@ Tensor routed_experts(const Context& ctx, const Tensor& x, const Tensor& experts
   for (int64_t e = 0; e < ctx.config.n_routed_experts; ++e) {
     const auto hits = torch::where(chosen == e);  // token and slot of each use
     if (hits[0].numel() == 0) continue;
-    const auto weight_of = [&](const char* projection) {
+    const bool swapped = ctx.dialect.moe.swapped_routed;
+    const auto weight_of = [&](const char* meant) {
+      const std::string projection = swapped ? other_half(meant) : meant;
       const Tensor w = layer.get("mlp.experts." + std::to_string(e) + "." + projection + ".weight");
       return e == ctx.dialect.moe.dropped_gradient_expert ? w.detach() : w;
     };
-    const bool swapped = ctx.dialect.moe.swapped_routed;
-    const Tensor y = swiglu_mlp(ctx, tokens.index_select(0, hits[0]),
-                                weight_of(swapped ? "up_proj" : "gate_proj"),
-                                weight_of(swapped ? "gate_proj" : "up_proj"),
-                                weight_of("down_proj"), ctx.dialect.moe.silu_routed);
+    const Tensor y =
+        swiglu_mlp(ctx, tokens.index_select(0, hits[0]), weight_of, ctx.dialect.moe.silu_routed);
     const Tensor scaled = ctx.rounding.cast(y * weight.index({hits[0], hits[1]}).unsqueeze(-1));
     sum = ctx.rounding.cast(sum.index_add(0, hits[0], scaled));
   }

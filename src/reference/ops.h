@@ -3,6 +3,8 @@
 #include <torch/torch.h>
 
 #include <cstdint>
+#include <functional>
+#include <string>
 #include <vector>
 
 #include "src/model/config.h"
@@ -136,9 +138,15 @@ Tensor routing_weights(const Context& ctx, const Tensor& logits, const Tensor& b
 
 // --- moe.cpp ------------------------------------------------------------------------------------
 
+/// Gives a matrix of an MLP by its name ("gate_proj", "up_proj", "down_proj"), each when it is
+/// needed: at full size no more than one of them is held.
+using ProjectionSource = std::function<Tensor(const char* projection)>;
+/// "up_proj" for "gate_proj" and the reverse: of a model that swaps them.
+std::string other_half(const std::string& projection);
+
 /// down(silu(gate(x)) * up(x)).
-Tensor swiglu_mlp(const Context& ctx, const Tensor& x, const Tensor& gate, const Tensor& up,
-                  const Tensor& down, bool silu = true);
+Tensor swiglu_mlp(const Context& ctx, const Tensor& x, const ProjectionSource& weight_of,
+                  bool silu);
 /// Sum over chosen experts in ascending expert id. x [B,S,hidden], experts and weights [B,S,K].
 Tensor routed_experts(const Context& ctx, const Tensor& x, const Tensor& experts,
                       const Tensor& weights, LayerWeights& layer);

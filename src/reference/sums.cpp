@@ -85,8 +85,9 @@ struct RowSumsFunction : torch::autograd::Function<RowSumsFunction> {
 /// x [n,in] float64 times weight [out,in]^T float32, rows of the weight widened while they are in a
 /// cache.
 Tensor widened_product(const Tensor& x, const Tensor& weight) {
-  constexpr int64_t kRows = 64, kManyTokens = 256;
-  const int64_t rows = weight.size(0), step = x.size(0) < kManyTokens ? kRows : rows;
+  constexpr int64_t kRows = 64, kManyTokens = 256, kWidened = int64_t{1} << 24;
+  const int64_t rows = weight.size(0), many = std::max(kRows, kWidened / weight.size(1));
+  const int64_t step = x.size(0) < kManyTokens ? kRows : std::min(rows, many);
   Tensor out = torch::empty({x.size(0), rows}, x.options());
   for (int64_t first = 0; first < rows; first += step) {
     const int64_t count = std::min(step, rows - first);

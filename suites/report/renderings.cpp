@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <sstream>
 #include <string>
 
 #include "harness/report/diff.h"
+#include "harness/report/engines.h"
 #include "harness/report/fit.h"
 #include "harness/report/problems.h"
 #include "harness/report/report.h"
@@ -143,6 +145,63 @@ TEST(SelfReportProblems, EachVerdictIsASentence) {
   EXPECT_TRUE(verdict_sentence(report, group_verdicts(report), {}).starts_with("Not all of "));
   report.verdicts.back().trust = Trust::vacuous;
   EXPECT_TRUE(verdict_sentence(report, group_verdicts(report), {}).starts_with("No check of "));
+}
+
+// --- engines
+// -------------------------------------------------------------------------------------
+
+/// A second file of the fork of three_defects, which shows one of its defects and passes elsewhere.
+Report two_files() {
+  Report report = three_defects();
+  const Subject other{.party = Party::candidate, .label = "candidate wide.safetensors"};
+  report.judged.push_back({"tiny-wide", other, {{"sha256", "beef"}, {"transformers", "5.24.0"}}});
+  for (const auto& [tap, trust] : {std::pair{"layers.0.ix.k", Trust::fail},
+                                   std::pair{"layers.0.router.logits", Trust::pass}}) {
+    Verdict v = check(tap, Mode::staged, trust, trust == Trust::fail ? 9 : 1);
+    v.case_name = "tiny-wide";
+    v.subject = other;
+    report.verdicts.push_back(v);
+  }
+  report.findings.push_back({.case_name = "tiny-wide",
+                             .subject = other,
+                             .fault = Fault::candidate,
+                             .first_tap = "layers.0.ix.k",
+                             .defects = {defect("two", "layers.0.ix.k", 0.7)},
+                             .profile = "spec-1 + {two}"});
+  return report;
+}
+
+TEST(SelfReportEngines, FilesOfOneEngineMakeOneProfile) {
+  const Report report = two_files();
+  const std::vector<Engine> engines = engines_of(report, group_verdicts(report));
+  ASSERT_EQ(engines.size(), 1u);
+  const Engine& engine = engines.front();
+  EXPECT_EQ(engine.name, "transformers 5.24.0");
+  EXPECT_EQ(engine.files, 2u);
+  EXPECT_EQ(engine.profile, "spec-1 + {one, three, two}");
+  std::map<std::string, std::string> rows;
+  for (const ComponentRow& row : engine.rows) rows[row.component] = row.state + ": " + row.evidence;
+  EXPECT_EQ(rows.at("indexer"), "FAIL: words of two");
+  EXPECT_EQ(rows.at("selection"), "PASS: 1 check in 1 file");
+  EXPECT_EQ(rows.at("router"), "PASS: 1 check in 1 file");
+  EXPECT_EQ(rows.at("residual stream"), "FAIL: 1 of 1 check in 1 file, by what begins elsewhere");
+  EXPECT_EQ(rows.at("gradients"), "NOT TESTED: ");
+}
+
+TEST(SelfReportEngines, EveryRenderingShowsThem) {
+  const Report report = two_files();
+  EXPECT_TRUE(holds(to_terminal(report, false, false),
+                    "transformers 5.24.0, 2 files together: spec-1 + {one, three, two}\n"));
+  EXPECT_TRUE(holds(to_markdown(report), "| indexer | FAIL | words of two |"));
+  EXPECT_TRUE(holds(to_html(report), "id=\"engines\""));
+}
+
+TEST(SelfReportEngines, OneFileAndTwoEnginesAreNoProfile) {
+  const Report one = three_defects();
+  EXPECT_TRUE(engines_of(one, group_verdicts(one)).empty());
+  Report two = two_files();
+  two.judged.back().facts.back().second = "5.23.0";
+  EXPECT_TRUE(engines_of(two, group_verdicts(two)).empty());
 }
 
 // --- the page

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "harness/report/engines.h"
 #include "harness/report/html/html.h"
 #include "harness/report/text.h"
 
@@ -71,6 +72,19 @@ std::string article(const Page& page, const Problem& problem, size_t number) {
 }
 
 }  // namespace
+
+std::string engines_part(const Page& page) {
+  std::string tables;
+  for (const Engine& engine : engines_of(page.report, page.groups)) {
+    std::string rows;
+    for (const ComponentRow& row : engine.rows)
+      rows += table_row({text(row.component), text(row.state), text(row.evidence, 400)});
+    std::string name = text(engine.name) + ", " + std::to_string(engine.files) + " files";
+    if (!engine.profile.empty()) name += ": " + element("code", "", text(engine.profile, 500));
+    tables += element("p", "", name) + table({"part", "verdict", "evidence"}, rows);
+  }
+  return section("engines", "Each engine, all its files together", tables);
+}
 
 std::string defects_part(const Page& page) {
   if (page.problems.empty()) return "";

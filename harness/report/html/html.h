@@ -20,6 +20,8 @@ struct Page {
 std::string style();
 std::string verdict_part(const Page& page);
 std::string defects_part(const Page& page);
+/// What all files of one engine say together, part by part of the model.
+std::string engines_part(const Page& page);
 /// Layers by taps, shade = measured / limit.
 std::string where_part(const Page& page);
 /// What the errors of the first defects look like.

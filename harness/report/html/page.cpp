@@ -23,9 +23,9 @@ std::string to_html(const Report& report) {
   out += "<title>dsv32-verify: " + html::text(verdict_word(report)) + "</title>\n<style>" +
          html::style() + "</style>\n</head>\n<body>\n<main>\n";
   for (const auto& part :
-       {html::verdict_part, html::defects_part, html::where_part, html::looks_part,
-        html::decisions_part, html::gradients_part, html::training_part, html::untested_part,
-        html::judged_part, html::numbers_part}) {
+       {html::verdict_part, html::defects_part, html::engines_part, html::where_part,
+        html::looks_part, html::decisions_part, html::gradients_part, html::training_part,
+        html::untested_part, html::judged_part, html::numbers_part}) {
     out += part(page);
   }
   return out + "</main>\n</body>\n</html>\n";
