@@ -76,7 +76,8 @@ class Pyz(unittest.TestCase):
         with zipfile.ZipFile(built(self.folder / "dump.pyz")) as file:
             names = set(file.namelist())
         sources = {f"dsv32_dump/{path.name}" for path in PACKAGE.glob("*.py")}
-        others = {"__main__.py", "dsv32_trace.py", "dsv32_batch.py", "dsv32_dump/cases.json"}
+        tools = {f"dsv32_{name}.py" for name in ("trace", "batch", "publish")}
+        others = {"__main__.py", "dsv32_dump/cases.json"} | tools
         self.assertEqual(names, sources | others)
 
     def test_nothing_else_is_imported(self) -> None:
