@@ -83,7 +83,8 @@ class Pyz(unittest.TestCase):
     def test_nothing_else_is_imported(self) -> None:
         allowed = sys.stdlib_module_names | NEEDED | OPTIONAL | {"dsv32_trace"}
         for file in PACKAGE.glob("*.py"):
-            self.assertEqual(imports(file) - allowed, set(), file.name)
+            own = {"transformers"} if file.name == "own_callback.py" else set()  # when asked for
+            self.assertEqual(imports(file) - allowed, own, file.name)
 
     def test_the_trace_kit_needs_numpy_alone(self) -> None:
         kit = PACKAGE.parent / "dsv32_trace.py"
