@@ -347,6 +347,8 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     arguments.command = words[at + 1 :]
     if (arguments.report is None) == (not arguments.command):
         parser.error("expected a report.json, or `-- COMMAND`")
+    if not arguments.every > 0:
+        parser.error(f"--every: expected seconds above 0, got {arguments.every:g}")
     return arguments
 
 

@@ -175,6 +175,7 @@ class PublishTest(unittest.TestCase):
         self.say(ARTEFACT, scratch / "none.json", "--to", "jsonl")
         self.say(USAGE, self.file, "--to", "tensorboard")
         self.say(USAGE, "--to", "jsonl")
+        self.say(USAGE, self.file, "--to", "jsonl", "--every", "0")
         self.say(USAGE, self.file, "--to", "jsonl", "--", "true")
         self.say(USAGE, "--to", "jsonl", "--", "true")
 

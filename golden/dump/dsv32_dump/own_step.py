@@ -221,7 +221,7 @@ class OwnStep:
     def keep_gradients(self) -> None:
         """Those of the model's own loss, whatever the trainer multiplied it with."""
         if not self.factor or not self.gradients:
-            if "loss.lm" in self.run.out.taps:
+            if "loss.lm" in self.run.out.taps and not self.dirty:
                 self.note("gradients: none came from the model's own loss: left out")
             return
         by = self.scale / self.factor
