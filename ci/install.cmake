@@ -12,7 +12,8 @@ endfunction()
 
 set(data share/dsv32-verify)
 install(DIRECTORY configs DESTINATION ${data})
-install(DIRECTORY golden/data DESTINATION ${data}/golden)
+install(DIRECTORY golden/data DESTINATION ${data}/golden
+  PATTERN golden/data/demo EXCLUDE)  # read by no program
 install(DIRECTORY golden/dump DESTINATION ${data}/golden
   PATTERN __pycache__ EXCLUDE PATTERN "*.pyc" EXCLUDE)
 install(FILES LICENSE DESTINATION ${data})

@@ -116,7 +116,9 @@ def dump() -> Wheel:
     files.pop("__main__.py")
     files["dsv32_pytest.py"] = (FACES / "dsv32_pytest.py").read_bytes()
     files["dsv32_dump/cases.json"] = (ROOT / "configs" / "cases.json").read_bytes()
-    scripts = "[console_scripts]\ndsv32-dump = dsv32_dump:main\n"
+    scripts = (
+        "[console_scripts]\ndsv32-dump = dsv32_dump:main\ndsv32-publish = dsv32_publish:main\n"
+    )
     return Wheel(
         name="dsv32_dump",
         version=version(),

@@ -2,6 +2,7 @@
 
     .venv-golden/bin/python golden/make [--golden NAME ...] [--out DIR]
     .venv-golden/bin/python golden/make --check [--golden NAME ...] [--transformers 5.17]
+    .venv-golden/bin/python golden/make demo --model PATH    # the official demo: demo/command.py
 
 NAME is a case (tiny) or SUITE.CASE (loss_descent.tiny-wide); all of them by default. Every golden
 is made twice, from the checkpoint on; a file is kept only when both are the same bytes. --check
@@ -18,7 +19,11 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent / "dump"))
 
-from command import main
-
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["demo"]:
+        from demo.command import main as main_of_demo
+
+        sys.exit(main_of_demo(sys.argv[2:]))
+    from command import main
+
     sys.exit(main())

@@ -71,6 +71,44 @@ LIMITS = (
         1e-15,
         "eight float64 terms of size 1/8: a few ulps of 1",
     ),
+    # The official demo against docs/spec.md, before a trace of it may be called golden.
+    Row(
+        "demo.whole",
+        "norm of the difference / norm",
+        2e-6,
+        "a float32 run of two layers against float64 under its decisions; seen 1.1e-6",
+    ),
+    Row(
+        "demo.absorbed",
+        "norm of the difference / norm",
+        4e-6,
+        "two float32 runs, each within demo.whole of the exact value; seen 1.3e-6",
+    ),
+    Row(
+        "demo.bits",
+        "share of bf16 values of a tap that are other bits, two values free",
+        1e-3,
+        "sums in another order: a float32 last bit decides a tie in bf16; seen 2.4e-4",
+    ),
+    Row(
+        "demo.wide",
+        "norm of the difference / norm",
+        1e-4,
+        "a float32 tap of bf16 inputs; an expert output that falls to the other neighbour moves "
+        "moe.routed: seen 3.2e-6; elsewhere 9.3e-8",
+    ),
+    Row(
+        "demo.head",
+        "norm of the difference / norm",
+        1e-6,
+        "one row of logits by the demo, and by its head on all rows: float32 sums of 64 to 256",
+    ),
+    Row(
+        "demo.product",
+        "norm of the difference / norm",
+        1e-6,
+        "two blocks of 128 float32 terms against float64",
+    ),
     # The training goldens in themselves.
     Row(
         "golden.merged_lora",

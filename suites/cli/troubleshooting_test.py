@@ -117,6 +117,33 @@ def yarn() -> Seen:
     return said("--candidate", scratch / "x.safetensors")
 
 
+OWN_RUN = """
+import sys, peft, torch, transformers
+from dsv32_dump import follow
+from dsv32_dump.lora import plain_lora_targets
+load = transformers.AutoModelForCausalLM.from_pretrained
+model = load(sys.argv[1], dtype=torch.float32).train()
+with plain_lora_targets():
+    model = peft.get_peft_model(model, peft.LoraConfig(target_modules=["o_proj", "wq"]))
+with follow(model, torch.optim.SGD(model.parameters(), 1e-3), sys.argv[2]):
+    model(inputs_embeds=torch.zeros(1, 8, 64))
+"""
+
+
+def own_run() -> Seen:
+    command = [sys.executable, "-c", OWN_RUN, checkpoint("tiny-wide"), scratch / "own"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    return done.returncode, done.stderr
+
+
+def no_tracker() -> Seen:
+    said("--case", "tiny", "--impl", "reference", "--out", scratch / "report")
+    script = ROOT / "golden" / "dump" / "dsv32_publish.py"
+    command = [sys.executable, script, scratch / "report" / "report.json", "--to", "wandb"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    return done.returncode, done.stderr
+
+
 EXPECTED: dict[str, tuple[Callable[[], Seen], int]] = {
     "tokens in [0, 100), got a token outside": (ids_beyond, 4),
     "NaN, first in": (broken_weight, 0),
@@ -130,6 +157,8 @@ EXPECTED: dict[str, tuple[Callable[[], Seen], int]] = {
         lambda: dump("--checkpoint", checkpoint("tiny"), "--case", "tiny-wide"), 4),
     "expected a folder with config.json": (lambda: dump("--checkpoint", scratch / "none"), 4),
     "a plain torch stand-in takes its place": (stand_in, 0),
+    "0 modules matched": (own_run, 0),
+    "not taken": (own_run, 0),
     "loss alone hardly depends on the model": (
         lambda: said("--candidate", trace(loss_lm=np.float32(5.5))), 1),
     "NaN or infinite values, the first at": (nan_logits, 1),
@@ -139,6 +168,7 @@ EXPECTED: dict[str, tuple[Callable[[], Seen], int]] = {
     "contradicts --case": (
         lambda: said("--candidate", trace(logits=logits()), "--case", "tiny"), 4),
     "shape: expected": (wrong_shape, 4),
+    "expected it to import": (no_tracker, 6),
     "memory: expected": (lambda: said("--config", "full", "--suite", "forward"), 6),
     "cannot be written": (lambda: said("--config", "tiny", "--out", "/proc/x"), 6),
     "the time limit was reached": (lambda: said("--config", "small", "--timeout", "0.5"), 6),

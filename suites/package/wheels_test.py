@@ -190,6 +190,8 @@ class Dump(unittest.TestCase):
     def test_it_is_a_program(self) -> None:
         done = call(self.venv / "bin" / "dsv32-dump", "--help")
         self.assertIn("--checkpoint", done.stdout, done.stderr)
+        done = call(self.venv / "bin" / "dsv32-publish", "--help")
+        self.assertIn("wandb", done.stdout, done.stderr)
 
     def test_it_pins_nothing(self) -> None:
         with zipfile.ZipFile(next(WHEELS.glob("dsv32_dump-*.whl"))) as file:

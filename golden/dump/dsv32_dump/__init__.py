@@ -23,6 +23,8 @@ From the outside in:
     jobs, bounds  many dumps in one process, each in a child within limits; modular: the tree's own
                   check of generated files
     deliver       a live model to a trace file; parity: and to the judge
+    own_run       steps of somebody's own training; own_callback: by the Trainer of transformers;
+                  own_step: one of them; adapters: what LoRA was put on
     weights       what was loaded, bit for bit
     run           one capture; training, lora: one training run
     settings      Options; switches set on the model and put back
@@ -43,9 +45,12 @@ another transformers than asked for) · 6 environment (output not writable, a pa
 interrupted · 143 terminated.
 """
 
+from typing import Any
+
 from .command import main
 from .deliver import dump
 from .errors import Capture, DumpError, ModelCrash
+from .own_run import OwnRun, follow, judge
 from .parity import assert_parity
 from .run import capture
 from .settings import Options
@@ -56,9 +61,22 @@ __all__ = [
     "DumpError",
     "ModelCrash",
     "Options",
+    "OwnRun",
+    "ParityCallback",
     "assert_parity",
     "capture",
     "dump",
+    "follow",
+    "judge",
     "main",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """ParityCallback, which needs transformers, when it is asked for."""
+    if name != "ParityCallback":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .own_callback import ParityCallback
+
+    return ParityCallback

@@ -122,7 +122,7 @@ class Run:
         cache, start, out = None, 0, None
         for length in lengths:
             out = self.one_pass(recorder, start, start + length, cache, pieces)
-            cache = getattr(out, "past_key_values", None)
+            cache = getattr(out, self.cache_name, None)
             start += length
             if start < self.case["S"] and cache is None:
                 raise DumpError(4, "capture", "chunks", "a cache in the model's output", "none")
@@ -175,6 +175,12 @@ class Run:
             r.slopes.watch((-1, "logits"), Slope(value))
         taps.put("logits", None if value is None else keep(value), r.B, r.S, self.sizes.vocab)
 
+    @property
+    def cache_name(self) -> str:
+        """What the model calls its cache: `cache` from transformers 5.24 on."""
+        known = inspect.signature(self.model.forward).parameters
+        return "cache" if "cache" in known and "past_key_values" not in known else "past_key_values"
+
     def arguments(self, start: int, end: int, cache: Any) -> dict[str, Any]:
         """Keyword arguments of the model for tokens [start, end)."""
         device = next(self.model.parameters()).device
@@ -185,7 +191,7 @@ class Run:
         if self.options.mask == "given":
             out["attention_mask"] = tensors["attention_mask"][:, :end]
         if self.options.chunks:
-            return {**out, "past_key_values": cache, "use_cache": True}
+            return {**out, self.cache_name: cache, "use_cache": True}
         use_cache = False if self.options.gradient_checkpointing else self.options.use_cache
         if use_cache is not None:
             out["use_cache"] = use_cache

@@ -89,10 +89,15 @@ def _watched(recorder: Recorder, function: Callable[..., Any]) -> Callable[..., 
 
 
 @contextlib.contextmanager
-def watch_modules(recorder: Recorder) -> Iterator[None]:
-    """Tells the recorder of every module call, before and after."""
+def watch_modules(recorder: Recorder, whole: bool = True) -> Iterator[None]:
+    """Tells the recorder of every module call, before and after.
+
+    whole: the model itself too; not from within its own call, whose hooks torch has counted.
+    """
     handles = []
     for name, module in recorder.model.named_modules():
+        if not name and not whole:
+            continue
         before = functools.partial(recorder.before, name)
         after = functools.partial(recorder.after, name)
         handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
