@@ -45,6 +45,7 @@ class Case:
     pad_side: str = "left"
     position_offset: int = 0
     config_style: int = 4
+    weights: str = "synthetic"
 
     @property
     def sparse_attention(self) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 import safetensors
 import torch
-from dsv32_trace import case_values, unfused
+from dsv32_trace import case_values, unfused, weights_name
 from torch import Tensor, nn
 
 from .errors import DumpError
@@ -111,9 +111,9 @@ def compare_weights(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Any]:
 def weights_identity(
     tensors: Callable[[], Iterator[tuple[str, Tensor]]], case: dict[str, Any]
 ) -> str:
-    """`synthetic:SEED` when every tensor starts as the synthetic one does, else a digest."""
+    """The name of the case's own weights when every tensor starts as theirs does, else a digest."""
     if all(_is_synthetic(name, value, case) for name, value in tensors()):
-        return f"synthetic:{case['seed']}"
+        return weights_name(case)
     digests = {}
     for name, value in tensors():
         data = value.detach().cpu().float().contiguous().numpy().tobytes()
