@@ -141,7 +141,9 @@ std::optional<Trace> CaseRun::twin(RunOptions options, const std::string& what) 
 
 ForcedTraces CaseRun::forced_traces(const Dialect& dialect, const Trace* decisions) const {
   ForcedTraces traces{.dialect = dialect};
-  RunOptions options{.dtype = DType::float64, .dialect = dialect, .backward = backward_};
+  // Nothing trains in fp8 mode.
+  const bool backward = backward_ && !dialect.fp8.linear;
+  RunOptions options{.dtype = DType::float64, .dialect = dialect, .backward = backward};
   replay(options, decisions);
   traces.oracle = run(options, "oracle");
   const Trace in_force =

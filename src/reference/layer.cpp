@@ -91,11 +91,11 @@ class Layer {
         "q_latent", latent_norm(ctx_, q_raw, weight("self_attn.q_a_layernorm.weight"),
                                 eps_or(norm.eps_q_latent, c.rms_norm_eps), norm.q_latent_missing));
     const Tensor kv = linear(ctx_, x, weight("self_attn.kv_a_proj_with_mqa.weight"));
+    const Tensor kv_normed = latent_norm(
+        ctx_, kv.narrow(-1, 0, c.kv_lora_rank), weight("self_attn.kv_a_layernorm.weight"),
+        eps_or(norm.eps_kv_latent, c.rms_norm_eps), norm.kv_latent_missing);
     const Tensor kv_latent =
-        put("kv_latent",
-            latent_norm(ctx_, kv.narrow(-1, 0, c.kv_lora_rank),
-                        weight("self_attn.kv_a_layernorm.weight"),
-                        eps_or(norm.eps_kv_latent, c.rms_norm_eps), norm.kv_latent_missing));
+        put("kv_latent", ctx_.dialect.fp8.latent ? through_fp8(ctx_, kv_normed) : kv_normed);
 
     const Tensor q = linear(ctx_, q_latent, weight("self_attn.q_b_proj.weight"))
                          .unflatten(-1, {c.num_attention_heads, c.qk_head_dim()});

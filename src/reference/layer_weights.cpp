@@ -25,6 +25,8 @@ torch::Tensor LayerWeights::prepared(const HostTensor& stored, const WeightSpec&
   const bool narrow = style_.streamed && is_expert(spec) && !moved;
   torch::Tensor value = to_torch(stored).to(style_.device);
   if (!narrow || value.scalar_type() != torch::kFloat32) value = value.to(style_.type);
+  if (style_.fp8_as_bfloat16 && is_fp8_weight(spec.name))
+    value = value.to(torch::kBFloat16).to(value.scalar_type());
   if (moved) {
     const auto move = style_.streamed ? perturbed_by_counter : perturbed;
     value = move(value, style_.perturbation, style_.perturbation_seed, place);

@@ -21,6 +21,8 @@ struct WeightStyle {
   /// Of a segment's run, which sees a full-size layer: experts of a float64 run stay float32 (every
   /// product widens a part of them), signs of a perturbation come from a counter.
   bool streamed = false;
+  /// Weights that are kept in FP8 are rounded to bfloat16 once they are dequantised.
+  bool fp8_as_bfloat16 = false;
 };
 
 /// The weights of one layer (or of the embedding or the head), loaded when first asked for. Without

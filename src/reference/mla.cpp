@@ -31,7 +31,9 @@ Tensor unrounded_linear(const Context& ctx, const Tensor& x, const Tensor& weigh
 }
 
 Tensor linear(const Context& ctx, const Tensor& x, const Tensor& weight) {
-  return ctx.rounding.stored(unrounded_linear(ctx, x, weight));
+  const Fp8Variant& fp8 = ctx.dialect.fp8;
+  const Tensor input = fp8.linear && !fp8.input_exact ? through_fp8(ctx, x) : x;
+  return ctx.rounding.stored(unrounded_linear(ctx, input, weight));
 }
 
 ExpandedKv expand_kv(const Context& ctx, const Tensor& kv_latent, const Tensor& kv_b) {

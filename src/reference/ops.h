@@ -25,6 +25,7 @@ struct Context {
   torch::Device device = torch::kCPU;
   Objective objective = {};
   Summation sums = Summation::blocked;
+  Fp8Config fp8 = {};  // of the weights
   /// Attention over every visible key: by config, or in the dense warm-up (docs/spec.md 2, Eq. 3).
   bool dense_attention() const {
     return !config.use_sparse_attention || objective.kl == KlStage::warmup;
@@ -37,6 +38,24 @@ struct Context {
   }
   torch::TensorOptions real() const { return torch::dtype(rounding.compute_type()).device(device); }
 };
+
+// --- quant.cpp ----------------------------------------------------------------------------------
+
+/// Codes and scales of runs of the last axis, which has `run` values to a scale (the last run may
+/// be shorter).
+struct Quantized {
+  Tensor codes;   // [..,D] values of e4m3 codes, in x's dtype
+  Tensor scales;  // [..,ceil(D/run)]
+  int64_t run;
+};
+/// Q(x) of x rounded to bfloat16, made in float32. docs/spec.md 1, fp8 mode.
+Quantized quantize(const Context& ctx, const Tensor& x, int64_t run);
+/// code * scale, [..,D].
+Tensor restored(const Quantized& q);
+/// The same of Q(x); its gradient passes unquantised.
+Tensor through_fp8(const Context& ctx, const Tensor& x);
+/// Values of the last axis to a scale.
+int64_t run_of_activations(const Context& ctx);
 
 // --- norm.cpp -----------------------------------------------------------------------------------
 
@@ -68,7 +87,7 @@ Tensor hadamard(const Tensor& x);
 /// x [.., in] times weight [out, in]^T, in float32 or better.
 Tensor unrounded_linear(const Context& ctx, const Tensor& x, const Tensor& weight);
 /// The same as a layer of the model: its output is stored in the model's dtype (docs/spec.md 1,
-/// bf16 mode).
+/// bf16 mode); in fp8 mode its input is quantised, the weight is code * scale already.
 Tensor linear(const Context& ctx, const Tensor& x, const Tensor& weight);
 /// Key and value per head that the latent stands for.
 struct ExpandedKv {
