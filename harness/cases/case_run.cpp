@@ -79,6 +79,10 @@ bool shared_reference(const ForcedTraces& shared, const ModelConfig& config,
 
 }  // namespace
 
+DType mode_of(const JudgedTrace& judged) {
+  return judged.dialect.fp8.linear ? DType::fp8 : judged.dtype;
+}
+
 bool has_decisions(const Trace& trace) {
   return any_name(trace, [](const TapName& tap) { return tap.info.is_decision(); });
 }

@@ -39,7 +39,8 @@ CaseRun make_run(const Job& job, Case c, const WeightSource& weights, const Obje
     c.chunks.clear();
     batch.chunks.clear();
   }
-  const bool backward = contains(job.suites, "backward");
+  const bool trains = job.dtypes != std::vector<DType>{DType::fp8} || !job.candidates.empty();
+  const bool backward = contains(job.suites, "backward") && trains;
   if (is_streamed(job, c)) {
     refuse_what_does_not_fit(c, streaming_bytes(c, job), "one segment is held at a time");
   } else {
@@ -93,8 +94,13 @@ std::vector<Verdict> ops_verdicts(const JudgedTrace& file, std::vector<Verdict> 
   return verdicts;
 }
 
-/// The dtype that it was asked for in.
-DType own_mode(const JudgedTrace& own) { return own.dialect.fp8.linear ? DType::fp8 : own.dtype; }
+/// Of our implementations: on FP8 weights fp8 too, where nothing else was asked for.
+std::vector<DType> dtypes_of(const Job& job, const WeightSource& weights) {
+  std::vector<DType> dtypes = job.dtypes;
+  if (dtypes == Job{}.dtypes && weights.fp8() && job.candidates.empty())
+    dtypes.push_back(DType::fp8);
+  return dtypes;
+}
 
 std::vector<Verdict> file_verdicts(const CaseRun& run, const JudgedTrace& file) {
   std::vector<Verdict> staged = run.judge_staged(file);
@@ -358,7 +364,7 @@ std::vector<JudgedTrace> CaseJob::own_traces() {
   std::vector<JudgedTrace> traces;
   std::string reason;
   for (const std::string& impl : job_.impls) {
-    for (const DType dtype : job_.dtypes) {
+    for (const DType dtype : dtypes_of(job_, *weights_)) {
       const std::string why = why_not(impl, dtype);
       if (why.empty()) {
         traces.push_back(own_trace(impl, dtype));
@@ -378,7 +384,7 @@ std::vector<JudgedTrace> CaseJob::own_traces() {
 /// On a free run with its own decisions. They are about forward taps alone.
 std::vector<Verdict> CaseJob::staged_verdicts(JudgedTrace own) const {
   if (!contains(job_.suites, "forward")) return {};
-  const Trace free = run_.run({.dtype = own.dtype, .dialect = in_dtype({}, own_mode(own))},
+  const Trace free = run_.run({.dtype = own.dtype, .dialect = in_dtype({}, mode_of(own))},
                               own.subject.label, own.impl);
   own.trace = &free;
   return run_.judge_staged(own);
@@ -387,8 +393,8 @@ std::vector<Verdict> CaseJob::staged_verdicts(JudgedTrace own) const {
 /// End to end under the decisions that all subjects share.
 Trace CaseJob::forced_run(const JudgedTrace& own, const Trace& decisions) const {
   const RunOptions options{.dtype = own.dtype,
-                           .dialect = in_dtype({}, own_mode(own)),
-                           .backward = run_.backward() && own_mode(own) != DType::fp8,
+                           .dialect = in_dtype({}, mode_of(own)),
+                           .backward = run_.backward() && mode_of(own) != DType::fp8,
                            .feeding = Feeding::forced,
                            .feed = &decisions};
   return run_.run(options, own.subject.label, own.impl);
@@ -398,7 +404,7 @@ Trace CaseJob::forced_run(const JudgedTrace& own, const Trace& decisions) const 
 void CaseJob::judge_own(JudgedTrace own, std::vector<Verdict> staged, const Trace& decisions,
                         const ForcedTraces& shared) {
   const bool made = own.subject.party == Party::reference && shared.reference &&
-                    shared.reference_dtype == own_mode(own);
+                    shared.reference_dtype == mode_of(own);
   Trace forced = made ? *shared.reference : forced_run(own, decisions);
   put_decisions(decisions, forced);
   own.trace = &forced;

@@ -104,14 +104,14 @@ Tensor fp8_index_scores(const Context& ctx, const Tensor& q, const Tensor& k, co
 
 }  // namespace
 
-Tensor index_query(const Context& ctx, const Tensor& q_latent, const Tensor& wq_b,
+Tensor index_query(const Context& ctx, const Tensor& q_latent, const Weight& wq_b,
                    const RopeTable& table) {
   const Tensor q = linear(ctx, q_latent, wq_b)
                        .unflatten(-1, {ctx.config.index_n_heads, ctx.config.index_head_dim});
   return rotate_lanes(ctx, q, table);
 }
 
-Tensor index_key(const Context& ctx, const Tensor& x, const Tensor& wk, const Tensor& norm_weight,
+Tensor index_key(const Context& ctx, const Tensor& x, const Weight& wk, const Tensor& norm_weight,
                  const Tensor& norm_bias, const RopeTable& table) {
   const Tensor k = index_key_norm(ctx, linear(ctx, x, wk), norm_weight, norm_bias);
   return rotate_lanes(ctx, ctx.rounding.stored(k), table);

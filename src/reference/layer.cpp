@@ -73,7 +73,7 @@ class Layer {
     if (ctx_.rounding.is_16bit() || trains_indexer()) return {};
     return flow_.skip(layer_, first, last);
   }
-  Tensor weight(const std::string& name) { return weights_.get(name); }
+  Weight weight(const std::string& name) { return weights_.get(name); }
   Tensor put(const char* tap, const Tensor& own) { return flow_.put(layer_tap(layer_, tap), own); }
 
   Tensor attention_input(const Residual& in) {
@@ -114,7 +114,7 @@ class Layer {
     const Indexed indexed = index_keys(x, q_raw, q_latent);
 
     if (const Tensor known = skip("attn.logits", "attn.out"); known.defined()) return known;
-    const Tensor kv_b = weight("self_attn.kv_b_proj.weight");
+    const Weight kv_b = weight("self_attn.kv_b_proj.weight");
     const AttentionOperands operands =
         attention_operands(ctx_, q_nope, q_rope, keys, rope_keys, kv_b);
     const int64_t S = q_nope.size(1);
@@ -268,7 +268,7 @@ class Layer {
   }
 
   Tensor mlp(const Tensor& y, const std::string& prefix, bool swapped, bool silu) {
-    const Tensor gate = weight(prefix + "gate_proj.weight"), up = weight(prefix + "up_proj.weight");
+    const Weight gate = weight(prefix + "gate_proj.weight"), up = weight(prefix + "up_proj.weight");
     return swiglu_mlp(ctx_, y, swapped ? up : gate, swapped ? gate : up,
                       weight(prefix + "down_proj.weight"), silu);
   }

@@ -128,7 +128,8 @@ class Pass {
             options_.perturbation,
             options_.perturbation_seed,
             options_.segment.has_value(),
-            ctx_.rounding.is_16bit() && source_.fp8() && !ctx_.dialect.fp8.linear};
+            ctx_.rounding.is_16bit() && source_.fp8() && !ctx_.dialect.fp8.linear,
+            ctx_.dialect.fp8.linear && options_.perturbation == 0};
   }
   LayerWeights layer_weights(int64_t layer, bool requires_grad) const {
     const std::string prefix = "model.layers." + std::to_string(layer) + ".";

@@ -2,8 +2,8 @@
 
 namespace dsv32::reference {
 
-Tensor swiglu_mlp(const Context& ctx, const Tensor& x, const Tensor& gate, const Tensor& up,
-                  const Tensor& down, bool silu) {
+Tensor swiglu_mlp(const Context& ctx, const Tensor& x, const Weight& gate, const Weight& up,
+                  const Weight& down, bool silu) {
   const Tensor gated = linear(ctx, x, gate);
   const Tensor activated = silu ? torch::silu(gated) : gated;
   const Tensor inner = ctx.rounding.stored(ctx.rounding.cast(activated) * linear(ctx, x, up));
@@ -20,8 +20,8 @@ Tensor routed_experts(const Context& ctx, const Tensor& x, const Tensor& experts
     const auto hits = torch::where(chosen == e);  // token and slot of each use
     if (hits[0].numel() == 0) continue;
     const auto weight_of = [&](const char* projection) {
-      const Tensor w = layer.get("mlp.experts." + std::to_string(e) + "." + projection + ".weight");
-      return e == ctx.dialect.moe.dropped_gradient_expert ? w.detach() : w;
+      const Weight w = layer.get("mlp.experts." + std::to_string(e) + "." + projection + ".weight");
+      return e == ctx.dialect.moe.dropped_gradient_expert ? Weight(w.value.detach()) : w;
     };
     const bool swapped = ctx.dialect.moe.swapped_routed;
     const Tensor y = swiglu_mlp(ctx, tokens.index_select(0, hits[0]),

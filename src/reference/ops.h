@@ -54,6 +54,8 @@ Quantized quantize(const Context& ctx, const Tensor& x, int64_t run);
 Tensor restored(const Quantized& q);
 /// The same of Q(x); its gradient passes unquantised.
 Tensor through_fp8(const Context& ctx, const Tensor& x);
+/// x [..,in] times weight [out,in]^T: sum over runs of s_x s_w (codes . codes), not rounded.
+Tensor fp8_product(const Context& ctx, const Quantized& x, const Weight& weight);
 /// Values of the last axis to a scale.
 int64_t run_of_activations(const Context& ctx);
 
@@ -87,14 +89,14 @@ Tensor hadamard(const Tensor& x);
 /// x [.., in] times weight [out, in]^T, in float32 or better.
 Tensor unrounded_linear(const Context& ctx, const Tensor& x, const Tensor& weight);
 /// The same as a layer of the model: its output is stored in the model's dtype (docs/spec.md 1,
-/// bf16 mode); in fp8 mode its input is quantised, the weight is code * scale already.
-Tensor linear(const Context& ctx, const Tensor& x, const Tensor& weight);
+/// bf16 mode); in fp8 mode codes are multiplied.
+Tensor linear(const Context& ctx, const Tensor& x, const Weight& weight);
 /// Key and value per head that the latent stands for.
 struct ExpandedKv {
   Tensor k_nope;  // [B,T,H,nope]
   Tensor v;       // [B,T,H,v]
 };
-ExpandedKv expand_kv(const Context& ctx, const Tensor& kv_latent, const Tensor& kv_b);
+ExpandedKv expand_kv(const Context& ctx, const Tensor& kv_latent, const Weight& kv_b);
 /// What attention multiplies. Expanded (MHA) or absorbed (MQA on the latent): the same function.
 struct AttentionOperands {
   Tensor q;          // [B,H,S,*]
@@ -105,7 +107,7 @@ struct AttentionOperands {
 /// From q_nope [B,S,H,nope], q_rope [B,S,H,rope], kv_latent [B,T,kv_lora], k_rope [B,T,rope].
 AttentionOperands attention_operands(const Context& ctx, const Tensor& q_nope, const Tensor& q_rope,
                                      const Tensor& kv_latent, const Tensor& k_rope,
-                                     const Tensor& kv_b);
+                                     const Weight& kv_b);
 /// Scaled attention logits [B,H,S,T] of some or all queries.
 Tensor attention_logits(const Context& ctx, const Tensor& q, const Tensor& k);
 /// Softmax over the supported keys only; support [B,1|H,S,T] bool. A query without keys gets zeros.
@@ -118,10 +120,10 @@ Tensor attention_context(const Context& ctx, const Tensor& probs,
 // --- indexer.cpp --------------------------------------------------------------------------------
 
 /// ix.q [B,S,H_I,D_I] from the normalised q_latent. docs/spec.md 1.5.
-Tensor index_query(const Context& ctx, const Tensor& q_latent, const Tensor& wq_b,
+Tensor index_query(const Context& ctx, const Tensor& q_latent, const Weight& wq_b,
                    const RopeTable& table);
 /// ix.k [B,S,D_I] from the normed hidden state.
-Tensor index_key(const Context& ctx, const Tensor& x, const Tensor& wk, const Tensor& norm_weight,
+Tensor index_key(const Context& ctx, const Tensor& x, const Weight& wk, const Tensor& norm_weight,
                  const Tensor& norm_bias, const RopeTable& table);
 /// ix.weights [B,S,H_I], both scales folded in; float32 or better.
 Tensor index_weights(const Context& ctx, const Tensor& x, const Tensor& weights_proj);
@@ -156,8 +158,8 @@ Tensor routing_weights(const Context& ctx, const Tensor& logits, const Tensor& b
 // --- moe.cpp ------------------------------------------------------------------------------------
 
 /// down(silu(gate(x)) * up(x)).
-Tensor swiglu_mlp(const Context& ctx, const Tensor& x, const Tensor& gate, const Tensor& up,
-                  const Tensor& down, bool silu = true);
+Tensor swiglu_mlp(const Context& ctx, const Tensor& x, const Weight& gate, const Weight& up,
+                  const Weight& down, bool silu = true);
 /// Sum over chosen experts in ascending expert id. x [B,S,hidden], experts and weights [B,S,K].
 Tensor routed_experts(const Context& ctx, const Tensor& x, const Tensor& experts,
                       const Tensor& weights, LayerWeights& layer);

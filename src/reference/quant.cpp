@@ -46,6 +46,22 @@ Tensor through_fp8(const Context& ctx, const Tensor& x) {
   return torch::GradMode::is_enabled() ? x + (value - x).detach() : value;
 }
 
+Tensor fp8_product(const Context& ctx, const Quantized& x, const Weight& weight) {
+  const int64_t inner = weight.codes.size(1), outs = weight.codes.size(0);
+  const Tensor out_scales =
+      weight.scales.repeat_interleave(weight.block_rows, 0).narrow(0, 0, outs);  // [out,blocks]
+  Tensor sum;
+  for (int64_t first = 0, run = 0; first < inner; first += x.run, ++run) {
+    const int64_t width = std::min(x.run, inner - first);
+    const Tensor part = product_with_weight(ctx.products(), x.codes.narrow(-1, first, width),
+                                            weight.codes.narrow(-1, first, width));
+    const Tensor scale =
+        x.scales.narrow(-1, run, 1) * out_scales.select(1, first / weight.block_columns);
+    sum = sum.defined() ? sum + part * scale : part * scale;
+  }
+  return sum;
+}
+
 int64_t run_of_activations(const Context& ctx) {
   const int64_t run = ctx.fp8.block_columns;
   return ctx.dialect.fp8.half_runs ? std::max<int64_t>(run / 2, 1) : run;
