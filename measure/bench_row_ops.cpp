@@ -224,6 +224,38 @@ OpCase fp8_quant(const Setting& s) {
           .composition = [=] { return eager_fp8_quant(x); }};
 }
 
+OpCase fp8_quant_runs(const Setting& s) {
+  const Tensor x = rows(s);
+  return {.size = size_of(x),
+          .work = {.bytes = static_cast<double>(x.numel()) * (1 + s.width())},
+          .arguments = {x, kFp8Block, true},
+          .composition = [=] { return eager_fp8_quant(x); }};
+}
+
+OpCase fp8_linear(const Setting& s) {
+  const int64_t out = s.config.intermediate_size, in = s.config.hidden_size;
+  const int64_t runs = (in + kFp8Block - 1) / kFp8Block;
+  const auto codes = [](int64_t count, int64_t width) {
+    return at::randn({count, width}).to(at::kFloat8_e4m3fn).view(at::kByte);
+  };
+  const Tensor x = codes(rows(s).flatten(0, -2).size(0), in), w = codes(out, in);
+  const Tensor x_scales = at::rand({x.size(0), runs}) + 0.5;
+  const Tensor w_scales = at::rand({(out + kFp8Block - 1) / kFp8Block, runs}) + 0.5;
+  const double products = 2.0 * static_cast<double>(x.numel()) * static_cast<double>(out);
+  return {.size = size_of(x),
+          .work = {.flops = products},
+          .arguments = {x, x_scales, w, w_scales, kFp8Block, kFp8Block},
+          .composition = [=] {
+            const auto values = [](const Tensor& c) {
+              return c.view(at::kFloat8_e4m3fn).to(at::kFloat);
+            };
+            const Tensor wide = x_scales.repeat_interleave(kFp8Block, -1);
+            const Tensor left = values(x) * wide.narrow(-1, 0, in);
+            const Tensor y = at::linear(left, values(w) * spread(w_scales, w));
+            return Tensors{y.to(at::kBFloat16)};
+          }};
+}
+
 }  // namespace
 
 std::vector<OpEntry> row_ops() {
@@ -245,6 +277,8 @@ std::vector<OpEntry> row_ops() {
       {"cache_append", "", kBoth, cache_append},
       {"fp8_dequant", "", kBoth, fp8_dequant},
       {"fp8_quant", "", kBoth, fp8_quant},
+      {"fp8_quant_runs", "", kBoth, fp8_quant_runs},
+      {"fp8_linear", "", {at::kBFloat16}, fp8_linear},
   };
 }
 

@@ -38,12 +38,14 @@ EXTRA_KEYS: dict[str, Any] = {
     "pad_side": "left",
     "position_offset": 0,
     "config_style": 4,
+    "weights": "synthetic",
 }
 EDIT_KEYS = ("name", "row", "column", "scale", "add")
-WEIGHT_KEYS = ("config", "overrides", "seed", "bias_offset", "edits")  # the weights depend on them
+# The weights depend on them.
+WEIGHT_KEYS = ("config", "overrides", "seed", "bias_offset", "edits", "weights")
 CASE_FILE = "dsv32_case.json"
 MODES = ("forward", "backward", "kl-warmup", "kl-sparse", "train", "ops")
-DTYPES = ("float64", "float32", "bfloat16", "float16")
+DTYPES = ("float64", "float32", "bfloat16", "float16", "fp8")
 STORED = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32"}
 
 
@@ -149,6 +151,9 @@ def _check_extras(case: dict[str, Any], where: str) -> None:
         raise DumpError(4, where, "case.position_offset", "an integer >= 0", got)
     if case["config_style"] not in (4, 5):
         raise DumpError(4, where, "case.config_style", "4 or 5", repr(case["config_style"]))
+    if case["weights"] not in ("synthetic", "synthetic-fp8"):
+        want = "synthetic or synthetic-fp8"
+        raise DumpError(4, where, "case.weights", want, repr(case["weights"]))
 
 
 def plain_case(case: dict[str, Any]) -> dict[str, Any]:
@@ -270,8 +275,80 @@ def synthetic_values(
 def case_values(case: dict[str, Any], name: str, shape: tuple[int, ...], count: int) -> np.ndarray:
     """The first `count` values, float32, of a weight of the case, its edits done.
 
-    `shape` is the whole weight's. Throws DumpError where a result is not exact in bfloat16.
+    `shape` is the whole weight's. Throws DumpError where a result is not exact in bfloat16. Of FP8
+    weights these are the dequantised values.
     """
+    if case.get("weights") == "synthetic-fp8" and is_fp8_weight(name):
+        return _fp8_values(case, name, shape, count)
+    return _plain_values(case, name, shape, count)
+
+
+def weights_name(case: dict[str, Any]) -> str:
+    """What metadata `weights` says of the case's own weights."""
+    return f"{case.get('weights', 'synthetic')}:{case['seed']}"
+
+
+FP8_WEIGHTS = (
+    "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj", "indexer.wq_b",
+    "indexer.wk", "gate_proj", "up_proj", "down_proj",
+)  # fmt: skip
+LARGEST_E4M3 = 448.0
+RELEASED_FP8 = {"weight_block_size": [128, 128], "scale_fmt": "ue8m0"}
+
+
+def is_fp8_weight(name: str) -> bool:
+    """Whether FP8 checkpoints quantise this weight."""
+    return name.endswith(tuple(f".{module}.weight" for module in FP8_WEIGHTS))
+
+
+def fp8_format(case: dict[str, Any]) -> tuple[int, int, bool]:
+    """Rows and columns of a block of the case's FP8 weights; whether scales are powers of two."""
+    config = case["config"] if isinstance(case["config"], dict) else {}
+    config = {"quantization_config": RELEASED_FP8, **config, **case.get("overrides", {})}
+    said = config["quantization_config"]
+    rows, columns = said.get("weight_block_size", RELEASED_FP8["weight_block_size"])
+    return rows, columns, bool(said.get("scale_fmt"))
+
+
+def nearest_e4m3(values: np.ndarray) -> np.ndarray:
+    """Each float32 value rounded to e4m3, ties to even; beyond 448 it is 448."""
+    size = np.minimum(np.abs(values), np.float32(LARGEST_E4M3))
+    exponent = np.maximum(np.frexp(size)[1] - 1, -6)
+    step = np.ldexp(np.float32(1), exponent - 3)
+    rounded = np.minimum(np.rint(size / step) * step, np.float32(LARGEST_E4M3))
+    return np.copysign(rounded, values).astype(np.float32)
+
+
+def quantized_and_back(
+    values: np.ndarray, block_rows: int, block_columns: int, powers: bool
+) -> np.ndarray:
+    """float32 [rows, columns] through e4m3 codes with a scale per block, and back."""
+    out = np.empty_like(values)
+    for first in range(0, values.shape[0], block_rows):
+        for begin in range(0, values.shape[1], block_columns):
+            at = np.s_[first : first + block_rows, begin : begin + block_columns]
+            highest = np.abs(values[at]).max()
+            scale = highest / np.float32(LARGEST_E4M3) if highest else np.float32(1)
+            if powers:
+                mantissa, exponent = np.frexp(scale)
+                scale = np.ldexp(np.float32(1), exponent - int(mantissa == 0.5))
+            out[at] = nearest_e4m3(values[at] / scale) * scale
+    return out
+
+
+def _fp8_values(case: dict[str, Any], name: str, shape: tuple[int, ...], count: int) -> np.ndarray:
+    """The value of each block times 2^(((3 r + 2 c) mod 5) - 3), quantised and restored."""
+    rows, columns, powers = fp8_format(case)
+    needed = min(-(-count // (rows * shape[1])) * rows, shape[0])  # whole rows of blocks
+    values = _plain_values(case, name, shape, needed * shape[1]).reshape(needed, shape[1])
+    r, c = np.arange(needed)[:, None] // rows, np.arange(shape[1])[None, :] // columns
+    spread = np.ldexp(np.float32(1), (3 * r + 2 * c) % 5 - 3)
+    return quantized_and_back(values * spread, rows, columns, powers).reshape(-1)[:count]
+
+
+def _plain_values(
+    case: dict[str, Any], name: str, shape: tuple[int, ...], count: int
+) -> np.ndarray:
     values = synthetic_values(case["seed"], name, shape[-1], count, case["bias_offset"])
     for edit in case.get("edits", ()):
         pattern = "[0-9]+".join(map(re.escape, edit["name"].split("*")))
@@ -673,7 +750,7 @@ class Trace:
             "dtype": dtype,
             "rope_layout": "interleaved",
             "mask": "none" if case.attention_mask is None else "given",
-            "weights": f"synthetic:{case.fields['seed']}",
+            "weights": weights_name(case.fields),
             "forced": "true" if forced else "false",
             "attn_implementation": attn_implementation,
             "producer": producer,

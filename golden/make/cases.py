@@ -10,7 +10,7 @@ import h5file
 import numpy as np
 import provenance
 from dsv32_dump import Capture, Options, capture
-from dsv32_trace import canonical_json
+from dsv32_trace import canonical_json, weights_name
 from real import THREADS, GoldenError, open_model
 from synthetic import Case, is_trainable, weight_specs
 
@@ -52,7 +52,7 @@ def attributes(case: Case, metadata: dict[str, str], weights: dict) -> dict[str,
         "dialect": "hf",
         "config": config,
         "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
-        "weights": f"synthetic:{case.seed}",
+        "weights": weights_name(case.fields()),
         "weights_loaded": canonical_json(weights),
         "seed": case.seed,
         "producer": provenance.producer(case.name, __name__, environment, **more),

@@ -45,6 +45,7 @@ class Case:
     pad_side: str = "left"
     position_offset: int = 0
     config_style: int = 4
+    weights: str = "synthetic"
 
     @property
     def sparse_attention(self) -> bool:
@@ -98,10 +99,13 @@ def case_weight(case: Case, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def styled_config(case: Case) -> dict:
-    """config.json as it is written: as released, or (config_style 5) as transformers 5 does it."""
+    """config.json as it is written: as released, or (config_style 5) as transformers 5 does it.
+
+    The tensors beside it are float32: those of FP8 weights are dequantised.
+    """
+    config = {key: value for key, value in case.config.items() if key != "quantization_config"}
     if case.config_style == 4:
-        return case.config
-    config = dict(case.config)
+        return config
     scaling = config.pop("rope_scaling", None) or {"type": "default"}
     rope = {"rope_type": scaling["type"], "rope_theta": config.pop("rope_theta")}
     rope |= {key: value for key, value in scaling.items() if key != "type"}

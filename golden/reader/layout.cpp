@@ -7,6 +7,7 @@
 #include "src/io/json.h"
 #include "src/io/text.h"
 #include "src/model/batch.h"
+#include "src/model/weights.h"
 
 namespace dsv32::golden {
 namespace {
@@ -97,7 +98,7 @@ void check_attributes(const Golden& golden, const ManifestEntry& entry, const Ca
   require(golden, "forced", "false", where);
   require(golden, "dtype", "float32", where);
   require(golden, "seed", std::to_string(c.seed), where);
-  require(golden, "weights", "synthetic:" + std::to_string(c.seed), where);
+  require(golden, "weights", SyntheticWeights(c).identity(), where);
   check_config(golden, c, where);
 }
 

@@ -137,7 +137,7 @@ void check_identity(const TrainingGolden& golden, const ManifestEntry& entry, co
   require(golden, "forced", "false", where);
   require(golden, "mask", c.mask_given ? "given" : "none", where);
   require(golden, "seed", std::to_string(c.seed), where);
-  require(golden, "weights", "synthetic:" + std::to_string(c.seed), where);
+  require(golden, "weights", SyntheticWeights(c).identity(), where);
 }
 
 void check_config(const TrainingGolden& golden, const Case& c, const std::string& where) {

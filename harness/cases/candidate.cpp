@@ -92,8 +92,8 @@ std::vector<Verdict> verdicts_on_loading(const Candidate& candidate,
     const int64_t all = w.identical + static_cast<int64_t>(w.different.size() + w.missing.size());
     check("load.weights", w.all_there(), loading_note(w), all);
   }
-  const std::string wrong =
-      dtype_contradiction(candidate.trace, parse_dtype(candidate.trace.metadata.at("dtype")));
+  const std::string wrong = dtype_contradiction(
+      candidate.trace, stored_type(parse_dtype(candidate.trace.metadata.at("dtype"))));
   if (!wrong.empty()) check("load.dtype", false, wrong, 1);
   return verdicts;
 }

@@ -81,6 +81,10 @@ bool shared_reference(const ForcedTraces& shared, const ModelConfig& config,
 
 }  // namespace
 
+DType mode_of(const JudgedTrace& judged) {
+  return judged.dialect.fp8.linear ? DType::fp8 : judged.dtype;
+}
+
 bool has_decisions(const Trace& trace) {
   return any_name(trace, [](const TapName& tap) { return tap.info.is_decision(); });
 }
@@ -149,7 +153,9 @@ std::optional<Trace> CaseRun::twin(RunOptions options, const std::string& what) 
 
 ForcedTraces CaseRun::forced_traces(const Dialect& dialect, const Trace* decisions) const {
   ForcedTraces traces{.dialect = dialect};
-  RunOptions options{.dtype = DType::float64, .dialect = dialect, .backward = backward_};
+  // Nothing trains in fp8 mode.
+  const bool backward = backward_ && !dialect.fp8.linear;
+  RunOptions options{.dtype = DType::float64, .dialect = dialect, .backward = backward};
   replay(options, decisions);
   traces.oracle = run(options, "oracle");
   const Trace in_force =

@@ -40,6 +40,9 @@ struct JudgedTrace {
   bool against_reference = true;  // false: it is the reference itself, judged by the cap alone
 };
 
+/// The dtype that it was asked for in: fp8 stores bfloat16.
+DType mode_of(const JudgedTrace& judged);
+
 /// End-to-end traces under one set of decisions, kept between subjects that share them.
 struct ForcedTraces {
   Dialect dialect = {};

@@ -83,7 +83,7 @@ class Doctor {
       : run_(run),
         judged_(judged),
         verdicts_(verdicts),
-        toggles_(toggles_for(run.the_case().config, run.objective())),
+        toggles_(toggles_for(run.the_case().config, run.objective(), judged.dtype)),
         severity_(run, judged) {
     for (const Verdict& verdict : verdicts)
       if (parse_tap(verdict.tap) && judged.trace->has(verdict.tap)) sort_in(verdict);
@@ -391,6 +391,7 @@ class Doctor {
     }
     for (Dialect preset : dialect_presets()) {
       const std::string name = preset.name;
+      preset = in_dtype(preset, judged_.dtype);
       preset.router.norm_eps = all.router.norm_eps;  // below every rounding
       if (same_function(run_.the_case().config, all, preset)) return name;
     }

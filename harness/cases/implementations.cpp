@@ -48,8 +48,8 @@ std::unique_ptr<Implementation> make_model(const std::string& name, const ModelC
 std::string cannot_run(const std::string& name, const ModelConfig& config, DType dtype,
                        const std::string& device) {
   if (name == kReference) return "";
-  if (dtype != DType::float32 && dtype != DType::bfloat16)
-    return std::string(to_string(dtype)) + ": expected float32 or bfloat16";
+  if (dtype != DType::float32 && dtype != DType::bfloat16 && dtype != DType::fp8)
+    return std::string(to_string(dtype)) + ": expected float32, bfloat16 or fp8";
   if (device != "cpu" && name == kSimt) return device + ": the executor runs on the CPU";
   if (device != "cpu" && !optimized::has_device_kernels())
     return device + ": this build has no CUDA kernels";

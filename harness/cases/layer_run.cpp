@@ -149,7 +149,7 @@ class Chain {
   /// Is it the very run that others of its dtype are measured with?
   bool is_reference_side(const JudgedTrace& subject) const {
     return subject.impl == kReference && subject.layer_dialects.empty() &&
-           forced_.at(subject.dtype).reference->options.dialect == subject.dialect;
+           forced_.at(mode_of(subject)).reference->options.dialect == subject.dialect;
   }
 
   RunOptions forced(DType dtype, const Dialect& dialect) const {
@@ -158,15 +158,16 @@ class Chain {
 
   void add(const JudgedTrace& subject) {
     Judged judged{.about = subject};
-    RunOptions own = forced(subject.dtype, {});
+    RunOptions own = forced(subject.dtype, in_dtype({}, mode_of(subject)));
     own.layer_dialects = subject.layer_dialects;
     judged.side = side(subject.subject.label, own, subject.impl);
     judged.staged = sides(
         "staged", {.dtype = subject.dtype, .dialect = subject.dialect, .feeding = Feeding::staged},
         subject.against_reference);
     judged_.push_back(std::move(judged));
-    if (!forced_.contains(subject.dtype)) {
-      forced_[subject.dtype] = sides("forced", forced(subject.dtype, subject.dialect), true);
+    const DType mode = mode_of(subject);
+    if (!forced_.contains(mode)) {
+      forced_[mode] = sides("forced", forced(subject.dtype, subject.dialect), true);
     }
   }
 
@@ -191,7 +192,7 @@ class Chain {
       if (sides.twin) visit(*sides.twin);
     };
     visit(lead_);
-    for (auto& [dtype, sides] : forced_) visit_all(sides);
+    for (auto& [mode, sides] : forced_) visit_all(sides);
     for (Judged& judged : judged_) {
       visit(judged.side);
       visit_all(judged.staged);
@@ -218,31 +219,33 @@ class Chain {
     return harness::drawn_out(run_.the_case(), std::move(probe), oracle);
   }
 
-  /// The runs of float64 and of the probe serve every dtype. `lead` is the float32 reference.
-  YardstickTraces forced_traces(DType dtype, const Trace& lead, const YardstickTraces* first) {
-    YardstickSides& sides = forced_.at(dtype);
+  /// The runs of float64 and of the probe serve every dtype but fp8, which is another function.
+  /// `lead` is the float32 reference.
+  YardstickTraces forced_traces(DType mode, const Trace& lead, const YardstickTraces* first) {
+    YardstickSides& sides = forced_.at(mode);
+    if (mode == DType::fp8) first = nullptr;
     YardstickTraces traces;
     traces.oracle = first != nullptr ? first->oracle : advance(sides.oracle);
     const auto measured = [&](Side& side) { return advance(side, &traces.oracle, &decisions_); };
     traces.probe =
         first != nullptr ? first->probe : drawn_out(measured(sides.probe), traces.oracle);
-    traces.reference = dtype == DType::float32     ? lead
-                       : has_reference_side(dtype) ? advance(*sides.reference)
-                                                   : measured(*sides.reference);
-    if (sides.twin && needs_reference(dtype)) traces.twin = measured(*sides.twin);
+    traces.reference = mode == DType::float32     ? lead
+                       : has_reference_side(mode) ? advance(*sides.reference)
+                                                  : measured(*sides.reference);
+    if (sides.twin && needs_reference(mode)) traces.twin = measured(*sides.twin);
     return traces;
   }
 
   /// Some subject is the reference of this dtype itself.
-  bool has_reference_side(DType dtype) const {
+  bool has_reference_side(DType mode) const {
     return std::any_of(judged_.begin(), judged_.end(), [&](const Judged& judged) {
-      return judged.about.dtype == dtype && is_reference_side(judged.about);
+      return mode_of(judged.about) == mode && is_reference_side(judged.about);
     });
   }
 
-  bool needs_reference(DType dtype) const {
+  bool needs_reference(DType mode) const {
     return std::any_of(judged_.begin(), judged_.end(), [&](const Judged& judged) {
-      return judged.about.dtype == dtype && judged.about.against_reference;
+      return mode_of(judged.about) == mode && judged.about.against_reference;
     });
   }
 
@@ -250,11 +253,11 @@ class Chain {
   std::vector<Trace> judge_forced(Trace lead) {
     std::vector<Trace> own(judged_.size());
     std::optional<YardstickTraces> first;
-    for (const auto& [dtype, unused] : forced_) {
-      YardstickTraces traces = forced_traces(dtype, lead, first ? &*first : nullptr);
+    for (const auto& [mode, unused] : forced_) {
+      YardstickTraces traces = forced_traces(mode, lead, first ? &*first : nullptr);
       for (size_t i = 0; i < judged_.size(); ++i) {
         Judged& judged = judged_[i];
-        if (judged.about.dtype != dtype) continue;
+        if (mode_of(judged.about) != mode) continue;
         own[i] = leads(judged.about)               ? lead
                  : is_reference_side(judged.about) ? *traces.reference
                                                    : advance(judged.side);

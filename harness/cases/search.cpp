@@ -13,6 +13,8 @@ namespace {
 constexpr size_t kMostMovers = 12;
 /// A hypothesis that leaves more of the distance than this is not measured against rounding.
 constexpr double kNear = 0.5;
+/// The same of a hypothesis that quantises: codes of values that were rounded elsewhere turn.
+constexpr double kNearInCodes = 0.9;
 /// A smaller change of a distance is no move.
 constexpr double kMove = 1e-3;
 
@@ -141,6 +143,7 @@ void Search::measure_first(Look& look) {
 void Search::measure(const Dialect& dialect, Look& look) const {
   const Taps reached_taps = reached(dialect, taps_);
   const Trace oracle = run(dialect, DType::float64, reached_taps);
+  const double nearest = dialect.fp8 == judged_.dialect.fp8 ? kNear : kNearInCodes;
   Taps near;
   for (const std::string& tap : reached_taps) {
     View& view = look[tap];
@@ -151,7 +154,7 @@ void Search::measure(const Dialect& dialect, Look& look) const {
       view.agrees = agrees_as_before(first_, tap, *oracle.find(tap), dialect);
     if (!fails) continue;
     view.agrees = false;
-    if (view.gap <= kNear * before) near.insert(tap);
+    if (view.gap <= nearest * before) near.insert(tap);
   }
   if (near.empty()) return;
   const Trace reference = run(dialect, judged_.dtype, near), other = twin(dialect, near);

@@ -1,6 +1,7 @@
 #include "harness/cases/toggles.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 
 #include "src/model/trace.h"
@@ -97,7 +98,8 @@ bool is_shown_by(const KnownBug& bug, const Objective& objective) {
 
 }  // namespace
 
-std::vector<Toggle> toggles_for(const ModelConfig& config, const Objective& objective) {
+std::vector<Toggle> toggles_for(const ModelConfig& config, const Objective& objective,
+                                DType dtype) {
   std::vector<Toggle> toggles;
   for (const KnownBug& bug : known_bugs()) {
     if (!is_shown_by(bug, objective)) continue;
@@ -110,6 +112,9 @@ std::vector<Toggle> toggles_for(const ModelConfig& config, const Objective& obje
       toggle.taps = {"attn_norm", "q_latent", "kv_latent", "ffn_norm", "final_norm"};
     toggles.push_back(std::move(toggle));
   }
+  if (is_narrow(dtype))
+    for (const KnownBug& bug : fp8_toggles())
+      toggles.push_back({bug.name, bug.description, bug.plant});
   add_parts(config, toggles);
   add_eps(config, toggles);
   return toggles;
@@ -125,6 +130,24 @@ Stems products_of(ProductOf a, ProductOf b) {
   return {"q_latent",      "kv_latent",  "q_nope",     "q_rope",      "k_rope",   "ix.q",
           "ix.k",          "ix.weights", "ix.scores",  "attn.logits", "attn.ctx", "attn.out",
           "router.logits", "moe.routed", "moe.shared", "mlp.out",     "logits"};
+}
+
+/// The ops that two variants quantise otherwise.
+Stems quantised_ops(const Fp8Variant& a, const Fp8Variant& b) {
+  const auto codes = [](const Fp8Variant& v) {
+    return std::array{v.plain_scale, v.scale_below, v.half_runs};
+  };
+  const auto of_layers = [&](const Fp8Variant& v) { return std::array{v.linear, v.input_exact}; };
+  const auto of_scores = [&](const Fp8Variant& v) { return std::array{v.indexer, v.unrotated}; };
+  const bool all = codes(a) != codes(b);
+  Stems stems;
+  if (all || a.latent != b.latent) stems.push_back("kv_latent");
+  if (all || of_scores(a) != of_scores(b)) stems.push_back("ix.scores");
+  if (all || of_layers(a) != of_layers(b))
+    stems.insert(stems.end(),
+                 {"q_latent", "kv_latent", "q_nope", "q_rope", "k_rope", "ix.q", "ix.k",
+                  "attn.logits", "attn.ctx", "attn.out", "moe.routed", "moe.shared", "mlp.out"});
+  return stems;
 }
 
 std::vector<std::string> changed_ops(const Dialect& a, const Dialect& b) {
@@ -143,6 +166,7 @@ std::vector<std::string> changed_ops(const Dialect& a, const Dialect& b) {
   add(!(a.moe == b.moe), {"moe.routed", "moe.shared", "mlp.out"});
   add(!(a.residual == b.residual), {"attn_norm", "ffn_norm", "hidden"});
   if (!(a.linear == b.linear)) add(true, products_of(a.linear.where, b.linear.where));
+  if (!(a.fp8 == b.fp8)) add(true, quantised_ops(a.fp8, b.fp8));
   add(!(a.loss == b.loss), {"loss.lm"});
   add(!(a.kl == b.kl), kl);
   return stems;

@@ -26,10 +26,11 @@ struct Toggle {
   bool gradients_only() const { return first_tap.starts_with("grad."); }
 };
 
-/// All that is tried on a model of this config under this objective, in the order in which names
-/// are preferred: the catalogue of known bugs, then the parts of the dialects and the values of eps
-/// that no known bug has.
-std::vector<Toggle> toggles_for(const ModelConfig& config, const Objective& objective);
+/// All that is tried on a model of this config under this objective, in this dtype, in the order in
+/// which names are preferred: the catalogue of known bugs, then the parts of the dialects and the
+/// values of eps that no known bug has.
+std::vector<Toggle> toggles_for(const ModelConfig& config, const Objective& objective,
+                                DType dtype = DType::float32);
 
 /// Taps (as tap_stem) whose ops read a part in which the two dialects differ.
 std::vector<std::string> changed_ops(const Dialect& a, const Dialect& b);

@@ -207,6 +207,10 @@ Options finish(Parser& parser) {
   }
   if (options.command == Command::launch) read_launch(raw, options);
   if (options.command == Command::fork) read_fork(raw, options.fork);
+  if (!raw.format.empty()) {
+    expect_one_of("--format", "format", raw.format, {"bf16", "fp8", "demo"});
+    options.format = raw.format;
+  }
   if (!raw.config_style.empty())
     options.config_style = static_cast<int>(parse_count("--config-style", raw.config_style, 4, 5));
   constexpr int64_t kMostAdapterRank = 1 << 16;

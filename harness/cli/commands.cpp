@@ -69,8 +69,8 @@ ExitCode dump_command(const Options& options) {
   Watch watch(options);
   const auto step = [&](const std::string& text) { watch.step(text); };
   step(c.name + ": " + impl + " " + options.mode);
-  const Trace trace =
-      make_trace(c, impl, dtype, options.mode, dialect, {.device = device, .progress = step});
+  const Trace trace = make_trace(c, impl, dtype, options.mode, dialect,
+                                 {.device = device, .progress = step}, options.weights);
   watch.stop.disarm();
   watch.stop.check();
   io::write_trace(*options.out, options.sketch ? sketched(trace, c) : trace);
@@ -87,10 +87,16 @@ Case case_to_make(const Options& options) {
   return c;
 }
 
+io::CheckpointFormat checkpoint_format(const std::string& name) {
+  if (name == "fp8") return io::CheckpointFormat::fp8;
+  return name == "demo" ? io::CheckpointFormat::demo : io::CheckpointFormat::plain;
+}
+
 ExitCode weights_make_command(const Options& options) {
   const Case c = case_to_make(options);
   io::MakeCheckpointOptions how{.config_style = options.config_style};
   if (!options.dtypes.empty()) how.dtype = options.dtypes.front();
+  if (options.format) how.format = checkpoint_format(*options.format);
   if (!options.layers.empty())
     how.only = selected_specs(parse_layers(options.layers, c.config), c.config);
   probe_outputs(options);
@@ -114,8 +120,9 @@ ExitCode weights_check_command(const Options& options) {
   io::CheckpointReport report;
   {
     Watch watch(options);
-    watch.step("values of " + folder);
-    report = io::check_checkpoint(folder);
+    watch.step(folder);
+    report = io::check_checkpoint(folder, options.full,
+                                  [&](const std::string& tensor) { watch.step(tensor); });
   }
   std::cout << report.text;
   return report.good ? ExitCode::ok : ExitCode::artefact;

@@ -81,6 +81,8 @@ std::string list_dialects() {
   }
   text += "  toggles, alone or in a sum (spec-1+kl-sum-over-layers, hf+k-norm-eps):\n";
   for (const KnownBug& bug : known_bugs()) text += row(bug.name, bug.description);
+  text += "  toggles of 16-bit models:\n";
+  for (const KnownBug& bug : fp8_toggles()) text += row(bug.name, bug.description);
   return text;
 }
 

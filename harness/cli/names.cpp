@@ -70,16 +70,16 @@ void check_impls(const Options& options) {
 }
 
 void check_weights(const std::string& weights) {
-  const std::string kSeeded = "synthetic:";
-  if (weights == "synthetic") return;
-  if (weights.starts_with(kSeeded)) {
-    parse_seed("--weights synthetic", weights.substr(kSeeded.size()));
+  const std::string kind = weights.substr(0, weights.find(':'));
+  if (kind == "synthetic" || kind == "synthetic-fp8") {
+    if (kind != weights) parse_seed("--weights " + kind, weights.substr(kind.size() + 1));
   } else if (!std::filesystem::is_directory(weights)) {
-    throw Error(ExitCode::artefact, {.where = "--weights",
-                                     .what = "source of the weights",
-                                     .expected = "synthetic, synthetic:SEED or a checkpoint folder",
-                                     .got = "\"" + weights + "\", which is no folder",
-                                     .hint = "dsv32-verify weights make makes one"});
+    throw Error(ExitCode::artefact,
+                {.where = "--weights",
+                 .what = "source of the weights",
+                 .expected = "synthetic, synthetic-fp8, either with :SEED, or a checkpoint folder",
+                 .got = "\"" + weights + "\", which is no folder",
+                 .hint = "dsv32-verify weights make makes one"});
   }
 }
 
@@ -98,6 +98,12 @@ void check_dump(const Options& options) {
 
 /// A checkpoint is made for a case or for a config.
 void check_weights_make(const Options& options) {
+  if (options.dtypes == std::vector<DType>{DType::fp8})
+    throw Error(ExitCode::usage, {.where = "--dtype",
+                                  .what = "dtype of what is not FP8",
+                                  .expected = "bfloat16 or float32",
+                                  .got = "fp8",
+                                  .hint = "--format fp8"});
   if (options.case_name.has_value() != options.config.has_value()) return;
   throw Error(ExitCode::usage, {.where = "weights make",
                                 .what = "what the weights are for",
@@ -183,7 +189,7 @@ double parse_seconds(const std::string& where, const std::string& text) {
 }
 
 DType parse_float_type(const std::string& where, const std::string& text) {
-  expect_one_of(where, "dtype", text, {"float64", "float32", "bfloat16"});
+  expect_one_of(where, "dtype", text, {"float64", "float32", "bfloat16", "fp8"});
   return parse_dtype(text);
 }
 

@@ -94,6 +94,8 @@ struct Options {
   std::string mode = "forward";        // dump
   bool sketch = false;                 // dump
   std::optional<int> config_style;     // weights make
+  std::optional<std::string> format;   // weights make: bf16, fp8, demo
+  bool full = false;                   // weights check
   std::vector<std::string> arguments;  // compare A B, list GROUP, launch -- COMMAND, ...
   int64_t nproc = 0, nnodes = 1, node_rank = 0, master_port = 0;  // launch
   std::optional<std::string> master_addr;                         // launch

@@ -86,8 +86,8 @@ void add_judged(CLI::App& app, Raw& raw) {
       kJudged);
   add(app, "--dialect", raw.dialect, "NAME",
       "what the candidate declares to be, as hf or hf+k-norm-eps; default spec-1", kJudged);
-  add(app, "--weights", o.weights, "SOURCE", "synthetic (default), synthetic:SEED or a folder",
-      kJudged);
+  add(app, "--weights", o.weights, "SOURCE",
+      "synthetic (default), synthetic-fp8, either with :SEED, or a folder", kJudged);
   add(app, "--batch", raw.batch, "FILE", "own input_ids, attention_mask, labels (no golden)",
       kJudged);
   add(app, "--seed", raw.seed, "N", "another seed for weights and batch (no golden)", kJudged);
@@ -102,8 +102,8 @@ void add_how(CLI::App& app, Raw& raw) {
   add(app, "-k", o.filter, "TEXT", "only checks whose \"case/[suite/]subject/check\" contains this",
       kHow);
   add(app, "--device", o.device, "NAME", "auto (default), cpu or cuda", kHow);
-  add(app, "--dtype", raw.dtypes, "TYPE,..", "of our implementations; default float32,bfloat16",
-      kHow)
+  add(app, "--dtype", raw.dtypes, "TYPE,..",
+      "of our implementations; default float32,bfloat16; also fp8", kHow)
       ->delimiter(',')
       ->allow_extra_args(false);
   add(app, "--impl", o.impls, "NAME,..",
@@ -154,7 +154,9 @@ void add_dump(Parser& parser) {
       ->delimiter(',')
       ->allow_extra_args(false);
   add(dump, "--mode", o.mode, "NAME", "forward (default), backward, kl-warmup, kl-sparse or train");
-  add(dump, "--dtype", raw.dtypes, "TYPE", "float64, float32 (default) or bfloat16")->expected(1);
+  add(dump, "--dtype", raw.dtypes, "TYPE", "float64, float32 (default), bfloat16 or fp8")
+      ->expected(1);
+  add(dump, "--weights", o.weights, "SOURCE", "as of a judgement; default synthetic");
   add(dump, "--dialect", raw.dialect, "NAME", "run as this dialect; default spec-1");
   add(dump, "--device", o.device, "NAME", "auto (default), cpu or cuda");
   dump.add_flag("--sketch", o.sketch, "chosen rows, norms and projections in place of whole taps");
@@ -221,13 +223,18 @@ void add_weights(Parser& parser) {
   add(make, "--config", raw.config, "NAME|PATH|JSON", "or a config; its case is made up");
   add(make, "--seed", raw.seed, "N", "another seed");
   add(make, "--layers", raw.options.layers, "N,..", "these layers alone; also embed, head");
-  add(make, "--dtype", raw.dtypes, "TYPE", "bfloat16 (default) or float32")->expected(1);
+  add(make, "--format", raw.format, "NAME",
+      "bf16; fp8 with block scales; demo: as DeepSeek's inference demo names it");
+  add(make, "--dtype", raw.dtypes, "TYPE", "bfloat16 (default) or float32, of what is not FP8")
+      ->expected(1);
   add(make, "--config-style", raw.config_style, "4|5",
       "config.json as released, or as transformers 5 writes it");
   add(make, "--out", raw.out, "DIR", "the folder (required)")->required();
   CLI::App& check = *add_verb(parser, weights, Command::weights_check, "check",
-                              "check names, shapes and values of a checkpoint folder");
+                              "check a checkpoint folder: names, shapes, dtypes, scales, holes");
   add_words(check, raw, "folder", "DIR")->expected(1);
+  add_flag(check, "--full", raw.options.full, "read every byte: finite, the values; and a digest",
+           "");
 }
 
 void add_adapter(Parser& parser) {

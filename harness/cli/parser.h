@@ -20,7 +20,8 @@ struct Raw {
   Options options;
   std::string config, case_name, dialect, batch, seed, timeout, out, junit, markdown, html,
       annotations, color, width;
-  std::string nproc, nnodes, node_rank, master_addr, master_port, rank, scale, config_style, noise;
+  std::string nproc, nnodes, node_rank, master_addr, master_port, rank, scale, config_style, noise,
+      format;
   std::vector<std::string> dtypes;
   std::string path, base, python, cls, device_map, attn, experts, job_seconds, job_gib;  // fork
   std::vector<std::string> cases;

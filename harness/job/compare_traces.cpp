@@ -20,7 +20,8 @@ class Pair {
   Pair(const Trace& a, const Trace& b, Case c, Batch batch, Subject subject)
       : a_(a), b_(b), case_(std::move(c)), batch_(std::move(batch)), subject_(std::move(subject)) {
     const auto coarser = [](DType x, DType y) { return epsilon(x) > epsilon(y) ? x : y; };
-    dtype_ = coarser(parse_dtype(a.metadata.at("dtype")), parse_dtype(b.metadata.at("dtype")));
+    dtype_ = stored_type(
+        coarser(parse_dtype(a.metadata.at("dtype")), parse_dtype(b.metadata.at("dtype"))));
   }
 
   std::vector<Verdict> verdicts() const {

@@ -11,6 +11,7 @@
 #include "harness/job/memory.h"
 #include "harness/job/provenance.h"
 #include "harness/job/streaming.h"
+#include "harness/job/weights.h"
 #include "harness/judge/noise.h"
 #include "src/io/io.h"
 #include "src/io/sha256.h"
@@ -23,18 +24,6 @@ const Subject kGolden{.party = Party::golden, .label = "golden"};
 
 bool contains(const std::vector<std::string>& list, const std::string& word) {
   return std::find(list.begin(), list.end(), word) != list.end();
-}
-
-std::unique_ptr<const WeightSource> open_weights(const Job& job, const Case& c) {
-  const std::string seeded = "synthetic:";
-  if (job.weights.rfind(seeded, 0) == 0) {
-    return std::make_unique<SyntheticWeights>(std::stoull(job.weights.substr(seeded.size())),
-                                              c.bias_offset, c.edits);
-  }
-  if (job.weights == "synthetic") return std::make_unique<SyntheticWeights>(c);
-  if (job.layers.empty()) return io::open_checkpoint(job.weights, c.config);
-  return io::open_checkpoint(job.weights, c.config,
-                             selected_specs(parse_layers(job.layers, c.config), c.config));
 }
 
 CaseRun make_run(const Job& job, Case c, const WeightSource& weights, const Objective& objective,
@@ -51,7 +40,8 @@ CaseRun make_run(const Job& job, Case c, const WeightSource& weights, const Obje
     c.chunks.clear();
     batch.chunks.clear();
   }
-  const bool backward = contains(job.suites, "backward");
+  const bool trains = job.dtypes != std::vector<DType>{DType::fp8} || !job.candidates.empty();
+  const bool backward = contains(job.suites, "backward") && trains;
   if (is_streamed(job, c)) {
     refuse_what_does_not_fit(c, streaming_bytes(c, job), "one segment is held at a time");
   } else {
@@ -105,6 +95,14 @@ std::vector<Verdict> ops_verdicts(const JudgedTrace& file, std::vector<Verdict> 
   return verdicts;
 }
 
+/// Of our implementations: on FP8 weights fp8 too, where nothing else was asked for.
+std::vector<DType> dtypes_of(const Job& job, const WeightSource& weights) {
+  std::vector<DType> dtypes = job.dtypes;
+  if (dtypes == Job{}.dtypes && weights.fp8() && job.candidates.empty())
+    dtypes.push_back(DType::fp8);
+  return dtypes;
+}
+
 std::vector<Verdict> file_verdicts(const CaseRun& run, const JudgedTrace& file) {
   std::vector<Verdict> staged = run.judge_staged(file);
   for (Verdict& verdict : judge_staged_rows(run, file)) staged.push_back(std::move(verdict));
@@ -123,11 +121,14 @@ std::vector<Verdict> of_whole_taps(const JudgedTrace& file, std::vector<Verdict>
 CaseJob::CaseJob(const Job& job, Case c, const Objective& objective, Report& report)
     : job_(job),
       report_(report),
-      weights_(open_weights(job, c)),
+      weights_(open_weights(job.weights, c, job.layers)),
       heartbeat_(is_streamed(job, c) ? job.folder : std::filesystem::path(), c.name),
       run_(make_run(job, std::move(c), *weights_, objective, heartbeat_)),
       findings_(job, report, run_.the_case().name),
-      store_(job.cache.empty() ? job.cache : job.cache / "verdicts") {}
+      store_(job.cache.empty() ? job.cache : job.cache / "verdicts") {
+  for (const std::string& note : weights_->notes())
+    report.not_tested.push_back(job.weights + ": " + note);
+}
 
 void CaseJob::run_golden_and_own() {
   const Case& c = run_.the_case();
@@ -319,9 +320,10 @@ Trace CaseJob::held_by(const Candidate& candidate, const io::CandidateNotes& not
 }
 
 JudgedTrace CaseJob::judged_file(const Candidate& candidate, const Trace& held) const {
+  const DType dtype = parse_dtype(candidate.trace.metadata.at("dtype"));
   return {.subject = candidate.subject,
-          .dtype = parse_dtype(candidate.trace.metadata.at("dtype")),
-          .dialect = find_dialect(job_.dialect),
+          .dtype = stored_type(dtype),
+          .dialect = in_dtype(find_dialect(job_.dialect), dtype),
           .trace = &held,
           .ops_only = candidate.mode == "ops",
           .is_file = true};
@@ -374,7 +376,7 @@ std::optional<golden::Golden> CaseJob::load_golden() {
 void CaseJob::judge_golden(const golden::Golden& golden, const ForcedTraces* shared) {
   const JudgedTrace judged{.subject = kGolden,
                            .dtype = golden.dtype,
-                           .dialect = find_dialect(golden.dialect),
+                           .dialect = in_dtype(find_dialect(golden.dialect), golden.dtype),
                            .trace = &golden.trace,
                            .golden = &golden};
   findings_.add(kGolden, run_.judge_subject(judged, shared));
@@ -385,10 +387,23 @@ JudgedTrace CaseJob::own_trace(const std::string& impl, DType dtype) const {
   std::string note = " " + std::string(to_string(dtype));
   if (run_.objective().kl == KlStage::warmup) note += ", kl-warmup";
   if (run_.objective().kl == KlStage::sparse) note += ", kl-sparse";
-  JudgedTrace own{.subject = implementation_subject(impl, note), .impl = impl, .dtype = dtype};
+  JudgedTrace own{.subject = implementation_subject(impl, note),
+                  .impl = impl,
+                  .dtype = stored_type(dtype),
+                  .dialect = in_dtype({}, dtype)};
   own.against_reference = own.subject.party != Party::reference;
   if (is_narrow(dtype) && rounds_every_op(impl)) own.dialect.rounding = RoundingStyle::transformers;
   return own;
+}
+
+/// Why it cannot run so in this case; empty: it can.
+std::string CaseJob::why_not(const std::string& impl, DType dtype) const {
+  if (dtype == DType::fp8 && !weights_->fp8())
+    return "fp8: expected FP8 weights, got " + weights_->identity() +
+           " (--weights synthetic-fp8 or an FP8 checkpoint)";
+  if (dtype == DType::fp8 && run_.objective().kl != KlStage::none)
+    return "fp8: expected a forward pass, nothing trains in this mode";
+  return cannot_run(impl, run_.the_case().config, dtype, job_.device);
 }
 
 /// Every implementation in every dtype that it has; the others are named with their reason.
@@ -397,8 +412,8 @@ std::vector<JudgedTrace> CaseJob::own_traces() {
   std::vector<JudgedTrace> traces;
   std::string reason;
   for (const std::string& impl : job_.impls) {
-    for (const DType dtype : job_.dtypes) {
-      const std::string why = cannot_run(impl, c.config, dtype, job_.device);
+    for (const DType dtype : dtypes_of(job_, *weights_)) {
+      const std::string why = why_not(impl, dtype);
       if (why.empty()) {
         traces.push_back(own_trace(impl, dtype));
       } else {
@@ -417,7 +432,8 @@ std::vector<JudgedTrace> CaseJob::own_traces() {
 /// On a free run with its own decisions. They are about forward taps alone.
 std::vector<Verdict> CaseJob::staged_verdicts(JudgedTrace own) const {
   if (!contains(job_.suites, "forward")) return {};
-  const Trace free = run_.run({.dtype = own.dtype}, own.subject.label, own.impl);
+  const Trace free = run_.run({.dtype = own.dtype, .dialect = in_dtype({}, mode_of(own))},
+                              own.subject.label, own.impl);
   own.trace = &free;
   return run_.judge_staged(own);
 }
@@ -425,7 +441,8 @@ std::vector<Verdict> CaseJob::staged_verdicts(JudgedTrace own) const {
 /// End to end under the decisions that all subjects share.
 Trace CaseJob::forced_run(const JudgedTrace& own, const Trace& decisions) const {
   const RunOptions options{.dtype = own.dtype,
-                           .backward = run_.backward(),
+                           .dialect = in_dtype({}, mode_of(own)),
+                           .backward = run_.backward() && mode_of(own) != DType::fp8,
                            .feeding = Feeding::forced,
                            .feed = &decisions};
   return run_.run(options, own.subject.label, own.impl);
@@ -435,7 +452,7 @@ Trace CaseJob::forced_run(const JudgedTrace& own, const Trace& decisions) const 
 void CaseJob::judge_own(JudgedTrace own, std::vector<Verdict> staged, const Trace& decisions,
                         const ForcedTraces& shared) {
   const bool made = own.subject.party == Party::reference && shared.reference &&
-                    shared.reference_dtype == own.dtype;
+                    shared.reference_dtype == mode_of(own);
   Trace forced = made ? *shared.reference : forced_run(own, decisions);
   put_decisions(decisions, forced);
   own.trace = &forced;

@@ -43,6 +43,7 @@ class CaseJob {
   std::optional<golden::Golden> load_golden();
   void judge_golden(const golden::Golden& golden, const ForcedTraces* shared);
   JudgedTrace own_trace(const std::string& impl, DType dtype) const;
+  std::string why_not(const std::string& impl, DType dtype) const;
   std::vector<JudgedTrace> own_traces();
   std::vector<Verdict> staged_verdicts(JudgedTrace own) const;
   Trace forced_run(const JudgedTrace& own, const Trace& decisions) const;

@@ -12,6 +12,7 @@
 #include "harness/job/provenance.h"
 #include "harness/job/streaming.h"
 #include "harness/job/training_part.h"
+#include "harness/job/weights.h"
 #include "harness/training/train_candidate.h"
 #include "src/bridge/runtime.h"
 #include "src/io/io.h"
@@ -97,18 +98,36 @@ Report run_job(const Job& job) {
   return report;
 }
 
+/// Throws Error (usage).
+static void expect_fp8(const WeightSource& weights, const std::string& mode) {
+  if (mode != "forward")
+    throw Error(ExitCode::usage, {.where = "--dtype fp8",
+                                  .what = "mode",
+                                  .expected = "forward: nothing trains in FP8",
+                                  .got = mode});
+  if (!weights.fp8())
+    throw Error(ExitCode::usage, {.where = "--dtype fp8",
+                                  .what = "weights",
+                                  .expected = "FP8 ones",
+                                  .got = weights.identity(),
+                                  .hint = "--weights synthetic-fp8, or an FP8 checkpoint"});
+}
+
 Trace make_trace(const Case& c, const std::string& impl, DType dtype, const std::string& mode,
-                 const Dialect& dialect, const RunSettings& settings) {
+                 const Dialect& dialect, const RunSettings& settings, const std::string& weights) {
   refuse_what_does_not_fit(c, estimate_of_dump(c, dtype, mode).bytes);
   const bool training = mode == "train";
   const Objective objective = objective_of_mode(mode);
   const bool backward = mode == "backward" || objective.kl != KlStage::none;
-  const CaseRun run(c, backward, settings, objective);
-  Trace trace =
-      training
-          ? make_train_trace(c, impl, dtype, dialect, settings)
-          : run.run({.dtype = dtype, .dialect = dialect, .backward = backward && run.backward()},
-                    impl, impl == "oracle" ? "reference" : impl);
+  const std::unique_ptr<const WeightSource> source = open_weights(weights, c);
+  if (dtype == DType::fp8) expect_fp8(*source, mode);
+  const CaseRun run(c, make_batch(c), *source, backward, settings, objective);
+  Trace trace = training
+                    ? make_train_trace(c, impl, dtype, dialect, settings)
+                    : run.run({.dtype = stored_type(dtype),
+                               .dialect = impl == "oracle" ? dialect : in_dtype(dialect, dtype),
+                               .backward = backward && run.backward()},
+                              impl, impl == "oracle" ? "reference" : impl);
   trace.metadata.merge(std::map<std::string, std::string>{
       {"format", "dsv32-verify.trace"},
       {"version", "1"},

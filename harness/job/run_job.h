@@ -16,9 +16,11 @@ namespace dsv32::harness {
 /// docs/architecture.md 4 says so; wrong input throws Error.
 Report run_job(const Job& job);
 
-/// A trace in the exchange format, for `dump`.
+/// A trace in the exchange format, for `dump`. `weights`: as `--weights` says; a training has the
+/// case's own.
 Trace make_trace(const Case& c, const std::string& impl, DType dtype, const std::string& mode,
-                 const Dialect& dialect, const RunSettings& settings);
+                 const Dialect& dialect, const RunSettings& settings,
+                 const std::string& weights = "synthetic");
 
 /// The same with every tap sketched (docs/formats.md 4); decisions and scalars stay whole.
 Trace sketched(const Trace& trace, const Case& c);

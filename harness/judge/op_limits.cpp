@@ -32,6 +32,7 @@ constexpr OpLimit kOpLimits[] = {
     {"layer_norm.dbias", 6, 6, "as rms_norm.dweight"},
     {"rope.y", 3, 1.1, "two products and a sum; scale is their magnitude"},
     {"hadamard.y", 4, 1.1, "log2 n additions; scale is the sum of magnitudes"},
+    {"fp8_linear.y", 1.1, 1.1, "bf16; scale is the sum of the terms' magnitudes"},
     {"swiglu.y", 8, 1.1, "exponential, quotient, two products"},
     {"swiglu.dgate", 8, 1.1, "as y, and 1 + g (1 - s); scale is the sum of magnitudes"},
     {"swiglu.dup", 8, 1.1, "as y"},

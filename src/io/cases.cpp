@@ -24,8 +24,8 @@ constexpr size_t kNameDigits = 8;     // hex digits in the name of an unlisted c
 const std::set<std::string> kCaseKeys = {"config", "overrides", "seed",        "B",
                                          "S",      "pad",       "bias_offset", "chunks"};
 /// Left out where they say what holds anyway.
-const std::set<std::string> kOptionalKeys = {"edits", "pad_side", "position_offset",
-                                             "config_style"};
+const std::set<std::string> kOptionalKeys = {"edits", "pad_side", "position_offset", "config_style",
+                                             "weights"};
 /// The first two: dsv32_case.json.
 const std::set<std::string> kTraceKeys = {"name", "mask", "batch"};
 const std::set<std::string> kListKeys = {"name",     "mask_given", "sparse",
@@ -150,6 +150,12 @@ void read_extras(const Json& object, Case& c, const std::string& where) {
   const int64_t style = fields.integer_or("config_style", 4);
   if (style != 4 && style != 5) fields.wrong("config_style", "4 or 5", style);
   c.config_style = static_cast<int>(style);
+  if (const Json* weights = fields.find("weights")) {
+    if (*weights != "synthetic" && *weights != "synthetic-fp8")
+      fields.wrong("weights", "synthetic or synthetic-fp8", *weights);
+    c.fp8 = *weights == "synthetic-fp8";
+    if (c.fp8 && !c.config.fp8) c.config.fp8.emplace();
+  }
 }
 
 void read_shape(const Json& object, Case& c, const std::string& where) {
@@ -367,6 +373,7 @@ void put_extras(const Case& c, Json& out) {
   if (c.pad_side == PadSide::right) out["pad_side"] = "right";
   if (c.position_offset != 0) out["position_offset"] = c.position_offset;
   if (c.config_style != 4) out["config_style"] = c.config_style;
+  if (c.fp8) out["weights"] = "synthetic-fp8";
 }
 
 }  // namespace

@@ -4,151 +4,19 @@
 #include <mutex>
 #include <optional>
 #include <set>
-#include <unordered_map>
+#include <utility>
 
 #include "src/io/cases.h"
+#include "src/io/checkpoint_match.h"
+#include "src/io/config.h"
 #include "src/io/sha256.h"
 #include "src/io/text.h"
 
 namespace dsv32::io {
 namespace {
 
-/// Where one tensor of the unfused layout lies.
-struct Source {
-  const SafetensorsFile* file;
-  std::string stored_name;
-  int64_t first = 0;  // element of the stored tensor
-};
-
-/// What is wrong with a checkpoint, all of it.
-struct Findings {
-  std::vector<std::string> missing, unexpected, misshapen, wrong_type, quantized, demo;
-};
-
-/// A stored tensor that may be asked for: its file, and whether something took it.
-struct Stored {
-  const SafetensorsFile* file;
-  const TensorEntry* entry;
-  bool used = false;
-};
-
-bool is_quantized(const std::string& name, const TensorEntry& entry) {
-  return entry.stored.starts_with("F8_") || name.ends_with("_scale_inv") ||
-         name.ends_with(".scale");
-}
-
-/// Names of the inference demo's own checkpoints.
-bool is_demo(const std::string& name) {
-  return name.starts_with("layers.") || name == "embed.weight" || name == "head.weight" ||
-         name == "norm.weight";
-}
-
-/// "model.layers.3.mlp.experts.5.gate_proj.weight" in its three parts.
-struct ExpertName {
-  std::string experts;  // "model.layers.3.mlp.experts."
-  int64_t expert;
-  std::string part;  // "gate_proj"
-};
-
-std::optional<ExpertName> parse_expert(const std::string& name) {
-  constexpr std::string_view kExperts = ".mlp.experts.", kWeight = ".weight";
-  const size_t at = name.find(kExperts);
-  if (at == std::string::npos || !name.ends_with(kWeight)) return std::nullopt;
-  const size_t number = at + kExperts.size(), dot = name.find('.', number);
-  return ExpertName{name.substr(0, number), std::stoll(name.substr(number, dot - number)),
-                    name.substr(dot + 1, name.size() - kWeight.size() - dot - 1)};
-}
-
-/// Matches the tensors of the model with those of the files.
-class Matcher {
- public:
-  Matcher(const std::vector<SafetensorsFile>& files, const ModelConfig& config) : config_(config) {
-    const std::string ignored = "model.layers." + std::to_string(config.num_hidden_layers) + ".";
-    for (const SafetensorsFile& file : files)
-      for (const auto& [name, entry] : file.tensors())
-        if (!name.starts_with(ignored))
-          stored_.emplace(name, Stored{&file, &entry});  // docs/spec.md 1.11: the MTP layer
-  }
-
-  /// `needed`: names that must be there; empty: every one of the model.
-  std::unordered_map<std::string, Source> match(const std::set<std::string>& needed) {
-    for (const WeightSpec& spec : weight_specs(config_))
-      match_one(spec, needed.empty() || needed.contains(spec.name));
-    for (const auto& [name, stored] : stored_) {
-      if (is_quantized(name, *stored.entry)) {
-        findings_.quantized.push_back(name);
-      } else if (!stored.used) {
-        (is_demo(name) ? findings_.demo : findings_.unexpected).push_back(name);
-      }
-    }
-    return std::move(sources_);
-  }
-  const Findings& findings() const { return findings_; }
-
- private:
-  void match_one(const WeightSpec& spec, bool needed) {
-    if (take(spec.name, spec.shape)) {
-      sources_.emplace(spec.name, Source{stored_.at(spec.name).file, spec.name});
-    } else if (const auto expert = parse_expert(spec.name);
-               (!expert || !match_fused(spec, *expert)) && needed) {
-      findings_.missing.push_back(spec.name);
-    }
-  }
-
-  /// gate_up_proj [E,2I,hidden], gate first; down_proj [E,hidden,I].
-  bool match_fused(const WeightSpec& spec, const ExpertName& name) {
-    const bool down = name.part == "down_proj";
-    const std::string fused = name.experts + (down ? "down_proj" : "gate_up_proj");
-    const int64_t E = config_.n_routed_experts, I = config_.moe_intermediate_size,
-                  hidden = config_.hidden_size;
-    if (!take(fused, down ? Shape{E, hidden, I} : Shape{E, 2 * I, hidden})) return false;
-    const int64_t per_expert = (down ? 1 : 2) * I * hidden;
-    const int64_t offset = name.part == "up_proj" ? I * hidden : 0;
-    sources_.emplace(spec.name,
-                     Source{stored_.at(fused).file, fused, name.expert * per_expert + offset});
-    return true;
-  }
-
-  /// Is the tensor there? A wrong shape or dtype is noted once and counts as there.
-  bool take(const std::string& name, const Shape& shape) {
-    const auto it = stored_.find(name);
-    if (it == stored_.end()) return false;
-    Stored& stored = it->second;
-    const TensorEntry& entry = *stored.entry;
-    if (!stored.used && entry.shape != shape)
-      findings_.misshapen.push_back(name + " " + to_string(entry.shape) + " instead of " +
-                                    to_string(shape));
-    const bool readable = entry.readable && is_floating(entry.dtype);
-    if (!stored.used && !readable && !is_quantized(name, entry))
-      findings_.wrong_type.push_back(name + " " + std::string(entry.stored));
-    stored.used = true;
-    return true;
-  }
-
-  const ModelConfig& config_;
-  std::map<std::string, Stored> stored_;
-  std::unordered_map<std::string, Source> sources_;
-  Findings findings_;
-};
-
-/// All complaints in one text; an empty text: none.
-std::string complaints(const Findings& f) {
-  std::string out;
-  const auto add = [&out](const char* title, const std::vector<std::string>& names) {
-    if (!names.empty()) out += (out.empty() ? "" : "; ") + std::string(title) + " " + listed(names);
-  };
-  add("FP8 tensors", f.quantized);
-  add("tensors under the inference demo's names", f.demo);
-  add("missing", f.missing);
-  add("unexpected", f.unexpected);
-  add("wrong shape", f.misshapen);
-  add("wrong dtype", f.wrong_type);
-  return out;
-}
-
 /// Layers of which every tensor is there: "0 3 60"; "" when that is all of them or none.
-std::string whole_layers(const std::unordered_map<std::string, Source>& sources,
-                         const ModelConfig& config) {
+std::string whole_layers(const Sources& sources, const ModelConfig& config) {
   std::string list;
   int64_t whole = 0;
   for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
@@ -162,26 +30,58 @@ std::string whole_layers(const std::unordered_map<std::string, Source>& sources,
   return whole == config.num_hidden_layers ? "" : list;
 }
 
-std::string hint(const Findings& f, const std::string& layers) {
-  if (!layers.empty() && f.quantized.empty() && f.demo.empty())
-    return "of its layers it has these whole: " + layers + " (--layers " + layers + ")";
-  if (!f.quantized.empty())
-    return "FP8 checkpoints are read from a later version on: convert to bfloat16";
-  if (!f.demo.empty())
-    return "convert to the Hugging Face names (model.layers.N.self_attn.q_a_proj.weight, ...)";
-  return "is this the checkpoint of that config?";
-}
-
 void require_clean(const Findings& findings, const fs::path& dir, const ModelConfig& config,
                    const std::string& layers) {
   const std::string got = complaints(findings);
   if (got.empty()) return;
+  const bool fp8 = !findings.scales_missing.empty() || !findings.scales_unused.empty();
   refuse({.where = dir.string(),
           .what = "tensors",
-          .expected =
-              "names and shapes of config " + printable(config.name) + ", in F64, F32, BF16 or F16",
+          .expected = "names and shapes of config " + printable(config.name) +
+                      ", in F64, F32, BF16, F16 or, with scales, F8_E4M3",
           .got = got,
-          .hint = hint(findings, layers)});
+          .hint = fp8 ? "a converter that drops or leaves scales gives weights that are off by a "
+                        "factor per block"
+                  : layers.empty() ? "is this the checkpoint of that config?"
+                                   : "of its layers it has these whole: " + layers + " (--layers " +
+                                         layers + ")"});
+}
+
+std::set<std::string> names_of(const std::vector<WeightSpec>& specs) {
+  std::set<std::string> names;
+  for (const WeightSpec& spec : specs) names.insert(spec.name);
+  return names;
+}
+
+/// How the checkpoint is quantised: as its own config.json says, else as the model's config, else
+/// as released.
+Fp8Config fp8_format(const fs::path& dir, const ModelConfig& config) {
+  constexpr uint64_t kLimit = uint64_t{1} << 20;
+  const fs::path path = dir / "config.json";
+  std::error_code error;
+  if (fs::exists(path, error)) {
+    const Json json = parse_json(read_file(path, kLimit), path.string());
+    std::vector<std::string> warnings;
+    const auto own = json.is_object() ? fp8_from_json(json, path.string(), warnings) : std::nullopt;
+    if (own) return *own;
+  }
+  return config.fp8.value_or(Fp8Config());
+}
+
+/// The same values under another shape.
+HostTensor reshaped(const HostTensor& tensor, const Shape& shape) {
+  if (tensor.shape() == shape) return tensor;
+  HostTensor out(tensor.dtype(), shape);
+  std::copy_n(tensor.raw(), tensor.bytes(), out.raw());
+  return out;
+}
+
+/// Puts a matrix into a larger one of its dtype.
+void place(const HostTensor& part, int64_t row, int64_t column, HostTensor& whole) {
+  const int64_t item = item_size(part.dtype()), width = whole.shape().at(1) * item;
+  const int64_t bytes = part.shape().at(1) * item;
+  for (int64_t i = 0; i < part.shape().at(0); ++i)
+    std::copy_n(part.raw() + i * bytes, bytes, whole.raw() + (row + i) * width + column * item);
 }
 
 class Checkpoint : public WeightSource {
@@ -189,22 +89,37 @@ class Checkpoint : public WeightSource {
   Checkpoint(const fs::path& dir, const ModelConfig& config, const std::vector<WeightSpec>& needed)
       : files_(open_checkpoint_files(dir)),
         dir_(dir),
-        specs_(needed.empty() ? weight_specs(config) : needed) {
-    std::set<std::string> names;
-    for (const WeightSpec& spec : needed) names.insert(spec.name);
-    Matcher matcher(files_, config);
-    sources_ = matcher.match(names);
-    require_clean(matcher.findings(), dir, config, whole_layers(sources_, config));
+        format_(fp8_format(dir, config)),
+        specs_(needed.empty() ? weight_specs(config) : needed),
+        match_(match_checkpoint(files_, config, format_, names_of(needed))) {
+    require_clean(match_.findings, dir, config, whole_layers(match_.sources, config));
     const auto c = case_of_checkpoint(dir);
     if (c) synthetic_ = SyntheticWeights(*c);
   }
 
-  HostTensor load(const WeightSpec& spec) const override { return read(spec.name, 0, spec.shape); }
+  HostTensor load(const WeightSpec& spec) const override { return read(spec, 0, spec.shape.at(0)); }
 
   HostTensor load_rows(const WeightSpec& spec, int64_t begin, int64_t end) const override {
-    const Shape shape = shape_of_rows(spec, begin, end);
-    return read(spec.name, begin * row_size(spec), shape);
+    shape_of_rows(spec, begin, end);
+    return read(spec, begin, end);
   }
+
+  std::optional<Fp8Matrix> load_fp8(const WeightSpec& spec) const override {
+    const Source& source = source_of(spec.name);
+    if (source.front().scale.empty()) return std::nullopt;
+    Fp8Matrix out{.codes = HostTensor(DType::uint8, spec.shape),
+                  .scales = HostTensor(DType::float32, fp8_scale_shape(spec.shape, format_)),
+                  .block_rows = format_.block_rows,
+                  .block_columns = format_.block_columns};
+    for (const Piece& piece : source) put_codes(spec, piece, out);
+    return out;
+  }
+
+  std::optional<Fp8Config> fp8() const override {
+    return match_.has_fp8 ? std::optional(format_) : std::nullopt;
+  }
+
+  std::vector<std::string> notes() const override { return match_.notes; }
 
   std::string identity() const override {
     std::call_once(identified_, [this] {
@@ -214,19 +129,76 @@ class Checkpoint : public WeightSource {
   }
 
  private:
-  /// `shape` elements of a tensor from element `first` on.
-  HostTensor read(const std::string& name, int64_t first, const Shape& shape) const {
-    const auto it = sources_.find(name);
-    if (it == sources_.end())
+  const Source& source_of(const std::string& name) const {
+    const auto it = match_.sources.find(name);
+    if (it == match_.sources.end())
       refuse({.where = dir_.string(),
               .what = "tensor",
               .expected = name,
               .got = "no tensor of that name"});
-    const Source& source = it->second;
-    const HostTensor stored =
-        source.file->read_range(source.stored_name, source.first + first, shape);
+    return it->second;
+  }
+
+  /// Rows [begin, end) of a tensor, float64 where it is stored so, else float32.
+  HostTensor read(const WeightSpec& spec, int64_t begin, int64_t end) const {
+    const Source& source = source_of(spec.name);
+    HostTensor out;
+    for (const Piece& piece : source) {
+      const int64_t first = std::max(begin, piece.row);
+      const int64_t last = std::max(first, std::min(end, piece.row + piece.rows));
+      const HostTensor part = rows_of(piece, first - piece.row, last - piece.row);
+      if (source.size() == 1) return reshaped(part, shape_of_rows(spec, begin, end));
+      if (!out.defined()) out = HostTensor(part.dtype(), shape_of_rows(spec, begin, end));
+      place(part, first - begin, piece.column, out);
+    }
+    return out;
+  }
+
+  /// Rows [begin, end) of a piece.
+  HostTensor rows_of(const Piece& piece, int64_t begin, int64_t end) const {
+    const int64_t row = piece.from + begin, count = end - begin;
+    const int64_t first = (piece.matrix * piece.stored_rows + row) * piece.columns;
+    const Shape shape = {count, piece.columns};
+    if (!piece.scale.empty()) return dequantized_rows(piece, row, first, shape);
+    const HostTensor stored = piece.file->read_range(piece.name, first, shape);
     const bool wide = stored.dtype() == DType::float64 || stored.dtype() == DType::float32;
     return wide ? stored : stored.cast(DType::float32);
+  }
+
+  HostTensor dequantized_rows(const Piece& piece, int64_t row, int64_t first,
+                              const Shape& shape) const {
+    HostTensor out(DType::float32, shape);
+    if (out.numel() == 0) return out;
+    const int64_t block = format_.block_rows, top = row / block;
+    const HostTensor codes = piece.file->read_bytes(piece.name, first, shape);
+    const HostTensor scales =
+        read_scales(piece, format_, top, (row + shape[0] + block - 1) / block);
+    const auto width = static_cast<size_t>(piece.columns);
+    const auto across = static_cast<size_t>(scales.shape()[1]);
+    for (int64_t i = 0; i < shape[0]; ++i) {
+      const auto at = static_cast<size_t>(i) * width;
+      const auto down = static_cast<size_t>((row + i) / block - top);
+      dequantize_row(codes.data<uint8_t>().subspan(at, width),
+                     scales.data<float>().subspan(down * across, across), format_.block_columns,
+                     out.data<float>().subspan(at, width));
+    }
+    return out;
+  }
+
+  /// A piece whose blocks are blocks of the whole tensor.
+  void put_codes(const WeightSpec& spec, const Piece& piece, Fp8Matrix& out) const {
+    const auto [down, across] = std::pair(format_.block_rows, format_.block_columns);
+    if (piece.from % down != 0 || piece.row % down != 0 || piece.column % across != 0)
+      refuse({.where = dir_.string(),
+              .what = piece.name + ": FP8 blocks",
+              .expected = "none that parts of " + spec.name + " share with others, for fp8 mode",
+              .got = "blocks of " + std::to_string(down) + " x " + std::to_string(across)});
+    const int64_t first = (piece.matrix * piece.stored_rows + piece.from) * piece.columns;
+    place(piece.file->read_bytes(piece.name, first, {piece.rows, piece.columns}), piece.row,
+          piece.column, out.codes);
+    const int64_t top = piece.from / down;
+    place(read_scales(piece, format_, top, top + (piece.rows + down - 1) / down), piece.row / down,
+          piece.column / across, out.scales);
   }
 
   /// Looks at the first row of every tensor: a synthetic value depends on its index and the width
@@ -255,10 +227,11 @@ class Checkpoint : public WeightSource {
     return model.hex();
   }
 
-  std::vector<SafetensorsFile> files_;
+  CheckpointFiles files_;
   fs::path dir_;
+  Fp8Config format_;
   std::vector<WeightSpec> specs_;
-  std::unordered_map<std::string, Source> sources_;
+  Match match_;
   SyntheticWeights synthetic_{1};  // of its case
   mutable std::once_flag identified_;
   mutable std::string identity_;

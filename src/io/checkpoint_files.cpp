@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <charconv>
+
 #include "src/io/checkpoint.h"
 #include "src/io/json.h"
 #include "src/io/text.h"
@@ -71,35 +74,109 @@ void check_total_size(const Index& index, const std::vector<SafetensorsFile>& fi
             .got = kind_of(index.total_size)});
 }
 
+/// Opens files one after the other; what is wrong with them comes together.
+class Opener {
+ public:
+  /// `check` may throw Error as well.
+  template <typename Check>
+  void open(const fs::path& path, Check check) {
+    try {
+      SafetensorsFile file(path);
+      check(file);
+      files_.push_back(std::move(file));
+    } catch (const Error& error) {
+      errors_.push_back(error);
+    }
+  }
+  /// Throws the one Error, or all of them in one.
+  std::vector<SafetensorsFile> take(const fs::path& dir, size_t count) {
+    if (errors_.size() == 1) throw errors_.front();
+    if (errors_.empty()) return std::move(files_);
+    constexpr size_t kShown = 5;
+    std::string texts;
+    for (size_t i = 0; i < std::min(kShown, errors_.size()); ++i)
+      texts += (i > 0 ? " | " : "") + std::string(errors_[i].what());
+    if (errors_.size() > kShown)
+      texts += " | ... and " + std::to_string(errors_.size() - kShown) + " more";
+    refuse({.where = dir.string(),
+            .what = "shards",
+            .expected = std::to_string(count) + " that can be read",
+            .got = std::to_string(errors_.size()) + " that cannot: " + texts});
+  }
+
+ private:
+  std::vector<SafetensorsFile> files_;
+  std::vector<Error> errors_;
+};
+
 std::vector<SafetensorsFile> open_shards(const fs::path& dir) {
   const fs::path path = dir / kIndexFile;
   const Index index = read_index(path);
-  std::vector<SafetensorsFile> files;
-  for (const auto& [shard, names] : index.shards) {
-    files.emplace_back(dir / shard);
-    check_shard(files.back(), names, kIndexFile);
-  }
+  Opener opener;
+  for (const auto& [shard, names] : index.shards)
+    opener.open(dir / shard,
+                [&](const SafetensorsFile& file) { check_shard(file, names, kIndexFile); });
+  std::vector<SafetensorsFile> files = opener.take(dir, index.shards.size());
   check_total_size(index, files, path.string());
   return files;
 }
 
+/// The number of ranks in "model0-mp8.safetensors"; 0 for any other name.
+int64_t ranks_in(const std::string& name) {
+  constexpr std::string_view kFirst = "model0-mp", kEnd = ".safetensors";
+  if (!name.starts_with(kFirst) || !name.ends_with(kEnd)) return 0;
+  const std::string digits = name.substr(kFirst.size(), name.size() - kFirst.size() - kEnd.size());
+  int64_t ranks = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), ranks);
+  const bool plain = error == std::errc() && std::to_string(ranks) == digits;
+  return plain && ranks > 0 && end == digits.data() + digits.size() ? ranks : 0;
+}
+
+/// 0 where the folder holds no part of rank 0.
+int64_t ranks_of(const fs::path& dir) {
+  std::error_code error;
+  int64_t ranks = 0;
+  for (const auto& entry : fs::directory_iterator(dir, error)) {
+    const int64_t found = ranks_in(entry.path().filename().string());
+    if (found > 0 && ranks > 0)
+      refuse({.where = dir.string(),
+              .what = "shards of ranks",
+              .expected = "those of one world size",
+              .got = "mp" + std::to_string(std::min(ranks, found)) + " and mp" +
+                     std::to_string(std::max(ranks, found))});
+    ranks = std::max(ranks, found);
+  }
+  return ranks;
+}
+
+CheckpointFiles open_ranks(const fs::path& dir, int64_t ranks) {
+  Opener opener;
+  for (int64_t rank = 0; rank < ranks; ++rank)
+    opener.open(dir / demo_shard_name(rank, ranks), [](const SafetensorsFile&) {});
+  return {opener.take(dir, static_cast<size_t>(ranks)), ranks};
+}
+
 }  // namespace
 
-std::vector<SafetensorsFile> open_checkpoint_files(const fs::path& dir) {
+std::string demo_shard_name(int64_t rank, int64_t ranks) {
+  return "model" + std::to_string(rank) + "-mp" + std::to_string(ranks) + ".safetensors";
+}
+
+CheckpointFiles open_checkpoint_files(const fs::path& dir) {
   std::error_code error;
   // The order of Hugging Face's from_pretrained.
   if (fs::exists(dir / kSingleFile, error)) {
-    std::vector<SafetensorsFile> files;
-    files.emplace_back(dir / kSingleFile);
-    return files;
+    CheckpointFiles single;
+    single.files.emplace_back(dir / kSingleFile);
+    return single;
   }
-  if (fs::exists(dir / kIndexFile, error)) return open_shards(dir);
-  refuse(
-      {.where = dir.string(),
-       .what = "checkpoint",
-       .expected = std::string(kSingleFile) + " or " + kIndexFile,
-       .got = fs::is_directory(dir, error) ? "a folder without either" : "no folder of that name",
-       .hint = "dsv32-verify weights make writes a synthetic checkpoint"});
+  if (fs::exists(dir / kIndexFile, error)) return {open_shards(dir)};
+  if (const int64_t ranks = ranks_of(dir); ranks > 0) return open_ranks(dir, ranks);
+  refuse({.where = dir.string(),
+          .what = "checkpoint",
+          .expected = std::string(kSingleFile) + ", " + kIndexFile + " or " + demo_shard_name(0, 1),
+          .got = fs::is_directory(dir, error) ? "a folder without any" : "no folder of that name",
+          .hint = "dsv32-verify weights make writes a synthetic checkpoint"});
 }
 
 }  // namespace dsv32::io

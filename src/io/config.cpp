@@ -56,10 +56,10 @@ const std::set<std::string> kRead = {"num_key_value_heads",  "routed_scaling_fac
                                      "rms_norm_eps",         "rope_theta",
                                      "rope_scaling",         "rope_parameters",
                                      "use_sparse_attention", "qk_head_dim",
-                                     "num_experts",          "model_type"};
+                                     "num_experts",          "model_type",
+                                     "quantization_config"};
 
-/// Known, and without effect on the numbers that are judged. quantization_config speaks of the
-/// stored weights: the checkpoint reader looks at the tensors themselves.
+/// Known, and without effect on the numbers that are judged.
 const std::set<std::string> kIgnored = {"_attn_implementation",
                                         "_name_or_path",
                                         "architectures",
@@ -83,7 +83,6 @@ const std::set<std::string> kIgnored = {"_attn_implementation",
                                         "pad_token_id",
                                         "pretraining_tp",
                                         "problem_type",
-                                        "quantization_config",
                                         "return_dict",
                                         "router_aux_loss_coef",
                                         "seq_aux",
@@ -255,6 +254,15 @@ Json yarn_to_json(const YarnConfig& yarn) {
           {"mscale_all_dim", yarn.mscale_all_dim}};
 }
 
+Json fp8_to_json(const Fp8Config& fp8) {
+  Json out = {{"activation_scheme", "dynamic"},
+              {"fmt", "e4m3"},
+              {"quant_method", "fp8"},
+              {"weight_block_size", {fp8.block_rows, fp8.block_columns}}};
+  if (fp8.ue8m0()) out["scale_fmt"] = fp8.scale_fmt;
+  return out;
+}
+
 }  // namespace
 
 bool is_config_field(const std::string& field) {
@@ -266,6 +274,33 @@ bool is_config_field(const std::string& field) {
 }
 
 bool is_ignored_config_field(const std::string& field) { return kIgnored.contains(field); }
+
+std::optional<Fp8Config> fp8_from_json(const Json& object, const std::string& where,
+                                       std::vector<std::string>& warnings) {
+  const Fields fields(object, where);
+  const Json* block = fields.find("quantization_config");
+  if (!block) return std::nullopt;
+  if (!block->is_object()) fields.wrong("quantization_config", "an object", *block);
+  const Fields fp8(*block, where, "quantization_config.");
+  const Json* method = fp8.find("quant_method");
+  if (method && *method != "fp8") {
+    warnings.push_back("config: quantization_config.quant_method " + kind_of(*method) +
+                       " is not read, only \"fp8\"");
+    return std::nullopt;
+  }
+  const Json *format = fp8.find("fmt"), *size = fp8.find("weight_block_size");
+  if (format && *format != "e4m3") fp8.wrong("fmt", "\"e4m3\"", *format);
+  Fp8Config read;
+  if (size) {
+    const auto whole = [](const Json& n) { return n.is_number_integer() && n > 0; };
+    if (!size->is_array() || size->size() != 2 || !whole((*size)[0]) || !whole((*size)[1]))
+      fp8.wrong("weight_block_size", "two sizes above 0, as [128, 128]", *size);
+    read.block_rows = (*size)[0].get<int64_t>();
+    read.block_columns = (*size)[1].get<int64_t>();
+  }
+  read.scale_fmt = fp8.find("scale_fmt") ? fp8.text("scale_fmt") : "";
+  return read;
+}
 
 ModelConfig config_from_json(const Json& object, const std::string& where) {
   if (!object.is_object())
@@ -281,6 +316,7 @@ ModelConfig config_from_json(const Json& object, const std::string& where) {
   config.use_sparse_attention = fields.boolean_or("use_sparse_attention", true);
   read_dense_layers(fields, config);
   read_rope(fields, config);
+  config.fp8 = fp8_from_json(object, where, config.warnings);
   check_layer_types(fields);
   check_fixed(fields);
   config.validate();
@@ -312,6 +348,7 @@ Json config_to_json(const ModelConfig& config, const std::string& torch_dtype) {
   out["rms_norm_eps"] = config.rms_norm_eps;
   out["rope_theta"] = config.rope_theta;
   out["rope_scaling"] = config.yarn ? yarn_to_json(*config.yarn) : Json(nullptr);
+  if (config.fp8) out["quantization_config"] = fp8_to_json(*config.fp8);
   // Upstream does not know the field: said only where it says something.
   if (!config.use_sparse_attention) out["use_sparse_attention"] = false;
   return out;

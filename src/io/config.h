@@ -10,6 +10,10 @@ namespace dsv32::io {
 
 /// Reads a config.json object of either style. `where` names it in errors.
 ModelConfig config_from_json(const Json& object, const std::string& where);
+/// `quantization_config` of such an object; nullopt for none, or for one that is no block-wise FP8
+/// (a warning says so).
+std::optional<Fp8Config> fp8_from_json(const Json& object, const std::string& where,
+                                       std::vector<std::string>& warnings);
 /// Writes a config in the released style, with every field that Hugging Face saves for this model.
 Json config_to_json(const ModelConfig& config, const std::string& torch_dtype);
 /// The same as transformers 5 writes it: rope_parameters, mlp_layer_types, dtype.

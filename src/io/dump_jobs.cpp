@@ -2,6 +2,7 @@
 
 #include "src/io/json.h"
 #include "src/model/errors.h"
+#include "src/model/weights.h"
 
 namespace dsv32::io {
 namespace {
@@ -76,7 +77,7 @@ void write_failure_trace(const DumpJob& job, const std::string& where, const std
       {"forced", "false"},
       {"attn_implementation", "unknown"},
       {"producer", "{}"},
-      {"weights", "synthetic:" + std::to_string(c.seed)},
+      {"weights", SyntheticWeights(c).identity()},
       {"mask", c.mask_given ? "given" : "none"},
       {"failure",
        canonical_json(

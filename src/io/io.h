@@ -75,8 +75,9 @@ std::string case_metadata(const Case& c);
 struct TensorEntry {
   DType dtype;
   Shape shape;
-  uint64_t begin = 0, end = 0;   // bytes in the data section
-  std::string_view stored = {};  // spelling in the file: "BF16", "F8_E4M3"
+  uint64_t begin = 0, end = 0;  // bytes in the data section
+  /// Spelling in the file: "BF16", "F8_E4M3". A writer takes it where it is given.
+  std::string_view stored = {};
   /// False for a valid type that this version does not read; dtype means nothing then.
   bool readable = true;
 };
@@ -96,11 +97,16 @@ class SafetensorsFile {
   /// Reads a part of a tensor: `shape` elements from element `first` on (one expert of a fused
   /// tensor).
   HostTensor read_range(const std::string& name, int64_t first, const Shape& shape) const;
+  /// The same of a tensor of any type with elements of one byte, as uint8: FP8 codes and exponents.
+  HostTensor read_bytes(const std::string& name, int64_t first, const Shape& shape) const;
   const fs::path& path() const { return path_; }
   uint64_t size() const;
 
  private:
   const TensorEntry& entry(const std::string& name) const;
+  const TensorEntry& known(const std::string& name) const;
+  HostTensor read_elements(const std::string& name, const TensorEntry& stored, int64_t first,
+                           const Shape& shape) const;
 
   fs::path path_;
   std::unique_ptr<InputFile> file_;
@@ -177,10 +183,12 @@ Batch batch_of_case(const Case& c, const std::optional<fs::path>& file, const st
 
 // --- checkpoints --------------------------------------------------------------------------------
 
-/// Opens a checkpoint directory (sharded or single safetensors). Names, shapes and dtypes are
-/// checked against the config at once: all missing, unexpected and wrong-shaped names in one Error.
-/// Fused and unfused experts are read. Stored float64 is returned as float64, everything else as
-/// float32 (exact). identity(): `synthetic:SEED` when every tensor starts as the synthetic one of
+/// Opens a checkpoint directory: sharded or single safetensors, or the inference demo's files of
+/// ranks. Names, shapes, dtypes and FP8 scales are checked against the config at once: all missing,
+/// unexpected and wrong-shaped names in one Error. Fused and unfused experts, both styles of names
+/// and FP8 in blocks of config.fp8 are read; MTP layers are left out, and notes() says so. Stored
+/// float64 is returned as float64, FP8 as code * scale in float32, everything else as float32
+/// (exact). identity(): `synthetic:SEED` when every tensor starts as the synthetic one of
 /// dsv32_case.json does (seed 1 without that file), else "sha256:" of the whole model as in
 /// docs/formats.md 1: in sorted name order, each unfused name and the 32 bytes of the sha256 of its
 /// little-endian float32 values. The digest is made when it is first asked for: it reads everything
@@ -189,9 +197,15 @@ Batch batch_of_case(const Case& c, const std::optional<fs::path>& file, const st
 std::unique_ptr<WeightSource> open_checkpoint(const fs::path& dir, const ModelConfig& config,
                                               const std::vector<WeightSpec>& needed = {});
 
+/// How `weights make` writes a model: in Hugging Face's layout as it is (`plain`) or with FP8
+/// linear layers, or in one file under the inference demo's names (FP8 where the case's weights
+/// are).
+enum class CheckpointFormat { plain, fp8, demo };
+
 struct MakeCheckpointOptions {
   int64_t shard_bytes = int64_t{1} << 30;
-  DType dtype = DType::bfloat16;
+  DType dtype = DType::bfloat16;                // of what is not FP8
+  std::optional<CheckpointFormat> format = {};  // fp8 where the case's weights are, else plain
   /// The tensors to write, in the model's order; empty: all of them.
   std::vector<WeightSpec> only = {};
   std::optional<int> config_style = {};  // 4 or 5; the case's own by default
@@ -201,17 +215,21 @@ struct MakeCheckpointOptions {
 /// Writes the synthetic checkpoint of a case in Hugging Face layout: config.json,
 /// model-0000i-of-0000n.safetensors, index; and dsv32_case.json: the keys of case_json plus `name`
 /// and `mask` (given or none). Memory: one tensor. e_score_correction_bias is float32, as released.
-/// A folder that holds another checkpoint is refused (usage).
+/// Format fp8 makes the case one of synthetic-fp8 weights (docs/formats.md 7). A folder that holds
+/// another checkpoint is refused (usage).
 void make_checkpoint(const Case& c, const fs::path& dir, const MakeCheckpointOptions& options);
 
 struct CheckpointReport {
   bool good = false;
   std::string text;  // for people: counts, then every complaint on a line of its own
 };
-/// Does what `weights check DIR` asks for: checks names, shapes and dtypes against DIR/config.json
-/// (an Error when they are wrong), then every value: finite, and the synthetic bits if
-/// dsv32_case.json is there. Memory: one tensor.
-CheckpointReport check_checkpoint(const fs::path& dir);
+/// Does what `weights check DIR` asks for: checks names, shapes, dtypes, scales and holes against
+/// DIR/config.json (an Error when they are wrong). `full`: then every byte is read: values are
+/// finite, those of dsv32_case.json if it is there, what several ranks hold is the same; and the
+/// digest of the model is told (as WeightSource::identity). `progress` is called before each tensor
+/// and may throw to stop. Memory: one tensor.
+CheckpointReport check_checkpoint(const fs::path& dir, bool full,
+                                  const std::function<void(const std::string&)>& progress = {});
 
 // --- adapters -----------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 
 #include "src/io/cases.h"
 #include "src/io/checkpoint.h"
+#include "src/io/checkpoint_names.h"
 #include "src/io/config.h"
 #include "src/io/file.h"
 #include "src/io/json.h"
@@ -12,18 +13,63 @@
 namespace dsv32::io {
 namespace {
 
+/// A tensor of the files.
+using Entry = std::pair<std::string, TensorEntry>;
+
 struct Shard {
   std::string name;
   std::vector<WeightSpec> specs;
 };
 
-/// The released checkpoints keep the correction bias in float32.
-DType stored_dtype(const WeightSpec& spec, DType dtype) {
-  return is_buffer(spec.name) ? DType::float32 : dtype;
+/// How tensors are kept.
+struct Layout {
+  DType dtype = DType::bfloat16;
+  std::optional<Fp8Config> fp8;  // of the linear layers
+  bool demo_names = false;
+
+  /// The released checkpoints keep the correction bias in float32.
+  DType plain_dtype(const WeightSpec& spec) const {
+    return is_buffer(spec.name) ? DType::float32 : dtype;
+  }
+  std::string name(const std::string& released) const {
+    return demo_names ? demo_name(released) : released;
+  }
+  /// A tensor, or its codes and scales.
+  std::vector<Entry> entries(const WeightSpec& spec) const {
+    if (!fp8 || !is_fp8_weight(spec.name))
+      return {{name(spec.name), {.dtype = plain_dtype(spec), .shape = spec.shape}}};
+    return {{name(spec.name), {.dtype = DType::uint8, .shape = spec.shape, .stored = "F8_E4M3"}},
+            {name(spec.name + std::string(kScaleSuffix)),
+             {.dtype = DType::float32, .shape = fp8_scale_shape(spec.shape, *fp8)}}};
+  }
+  int64_t bytes(const WeightSpec& spec) const {
+    int64_t sum = 0;
+    for (const auto& [name, entry] : entries(spec))
+      sum += numel(entry.shape) * item_size(entry.dtype);
+    return sum;
+  }
+};
+
+/// The case whose weights are written, which a format may turn into one of FP8 weights.
+Case case_of_format(Case c, const MakeCheckpointOptions& options) {
+  const CheckpointFormat format =
+      options.format.value_or(c.fp8 ? CheckpointFormat::fp8 : CheckpointFormat::plain);
+  if (format == CheckpointFormat::fp8) c.fp8 = true;
+  if (c.fp8 && !c.config.fp8) c.config.fp8.emplace();
+  if (format == CheckpointFormat::plain && c.fp8 && options.dtype != DType::float32)
+    throw Error(ExitCode::usage, {.where = "weights make",
+                                  .what = "dtype of FP8 weights in format bf16",
+                                  .expected = "float32, which holds their dequantised values",
+                                  .got = std::string(to_string(options.dtype)),
+                                  .hint = "--dtype float32, or --format fp8"});
+  return c;
 }
 
-int64_t stored_bytes(const WeightSpec& spec, DType dtype) {
-  return numel(spec.shape) * item_size(stored_dtype(spec, dtype));
+Layout layout_of(const Case& c, const MakeCheckpointOptions& options) {
+  const bool plain = options.format == CheckpointFormat::plain;
+  return {.dtype = options.dtype,
+          .fp8 = c.fp8 && !plain ? c.config.fp8 : std::nullopt,
+          .demo_names = options.format == CheckpointFormat::demo};
 }
 
 std::string shard_name(size_t index, size_t count) {
@@ -32,20 +78,24 @@ std::string shard_name(size_t index, size_t count) {
   return name;
 }
 
-/// Fills shards in the model's order; a tensor larger than a shard gets one of its own.
-std::vector<Shard> split(const ModelConfig& config, const MakeCheckpointOptions& options) {
+/// Fills shards in the model's order; a tensor larger than a shard gets one of its own. The demo
+/// takes one file per rank.
+std::vector<Shard> split(const ModelConfig& config, const MakeCheckpointOptions& options,
+                         const Layout& layout) {
   std::vector<Shard> shards(1);
   int64_t filled = 0;
   for (const WeightSpec& spec : options.only.empty() ? weight_specs(config) : options.only) {
-    const int64_t bytes = stored_bytes(spec, options.dtype);
-    if (!shards.back().specs.empty() && filled + bytes > options.shard_bytes) {
+    const int64_t bytes = layout.bytes(spec);
+    const bool full = filled + bytes > options.shard_bytes && !layout.demo_names;
+    if (!shards.back().specs.empty() && full) {
       shards.emplace_back();
       filled = 0;
     }
     shards.back().specs.push_back(spec);
     filled += bytes;
   }
-  for (size_t i = 0; i < shards.size(); ++i) shards[i].name = shard_name(i, shards.size());
+  for (size_t i = 0; i < shards.size(); ++i)
+    shards[i].name = layout.demo_names ? demo_shard_name(0, 1) : shard_name(i, shards.size());
   return shards;
 }
 
@@ -74,31 +124,42 @@ std::vector<fs::path> older_files(const fs::path& dir) {
                                        printable(old.front().filename().string()) + ")"});
 }
 
-void write_shard(const Shard& shard, OutputFile& file, const WeightSource& weights, DType dtype) {
-  std::vector<std::pair<std::string, TensorEntry>> specs;
+void write_shard(const Shard& shard, OutputFile& file, const WeightSource& weights,
+                 const Layout& layout) {
+  std::vector<Entry> entries;
   for (const WeightSpec& spec : shard.specs)
-    specs.push_back({spec.name, {.dtype = stored_dtype(spec, dtype), .shape = spec.shape}});
+    for (Entry& entry : layout.entries(spec)) entries.push_back(std::move(entry));
   // transformers before 5 refuses a file that does not say this.
-  SafetensorsWriter writer(file, {{"format", "pt"}}, specs);
-  for (const WeightSpec& spec : shard.specs)
-    writer.append(weights.load(spec).cast(stored_dtype(spec, dtype)));
+  SafetensorsWriter writer(file, {{"format", "pt"}}, entries);
+  for (const WeightSpec& spec : shard.specs) {
+    if (layout.fp8 && is_fp8_weight(spec.name)) {
+      const std::optional<Fp8Matrix> matrix = weights.load_fp8(spec);
+      writer.append(matrix->codes);
+      writer.append(matrix->scales);
+    } else {
+      writer.append(weights.load(spec).cast(layout.plain_dtype(spec)));
+    }
+  }
   writer.finish();
 }
 
-std::string index_text(const std::vector<Shard>& shards, int64_t total) {
+std::string index_text(const std::vector<Shard>& shards, const Layout& layout, int64_t total) {
   Json map = Json::object();
   for (const Shard& shard : shards)
-    for (const WeightSpec& spec : shard.specs) map[spec.name] = shard.name;
+    for (const WeightSpec& spec : shard.specs)
+      for (const auto& [name, entry] : layout.entries(spec)) map[name] = shard.name;
   return Json{{"metadata", {{"total_size", total}}}, {"weight_map", map}}.dump(2) + "\n";
 }
 
 /// Shards of an older checkpoint that has more or fewer of them: no mixture can be opened.
-void remove_superfluous(const std::vector<fs::path>& older, const std::vector<Shard>& shards) {
+void remove_superfluous(const std::vector<fs::path>& older, const std::vector<Shard>& shards,
+                        const Layout& layout) {
   for (const fs::path& path : older) {
     const std::string name = path.filename().string();
     const bool kept = std::any_of(shards.begin(), shards.end(),
                                   [&](const Shard& shard) { return shard.name == name; });
-    if (is_model_file(name) && name != kIndexFile && !kept) fs::remove(path);
+    const bool indexed = name == kIndexFile && !layout.demo_names;
+    if (is_model_file(name) && !indexed && !kept) fs::remove(path);
   }
 }
 
@@ -110,10 +171,12 @@ std::string case_text(const Case& c) {
 }
 
 /// In the style of the case, with fields of its overrides that change nothing, as they are.
-std::string config_text(const Case& c, const MakeCheckpointOptions& options) {
+std::string config_text(const Case& c, const MakeCheckpointOptions& options, const Layout& layout) {
   const std::string dtype(to_string(options.dtype));
   const bool newer = options.config_style.value_or(c.config_style) == 5;
-  Json config = newer ? config_to_json_5(c.config, dtype) : config_to_json(c.config, dtype);
+  ModelConfig stored = c.config;
+  stored.fp8 = layout.fp8;
+  Json config = newer ? config_to_json_5(stored, dtype) : config_to_json(stored, dtype);
   const Json overrides = parse_json(c.overrides_json, "overrides");
   for (const auto& [field, value] : overrides.items())
     if (is_ignored_config_field(field) && !config.contains(field)) config[field] = value;
@@ -122,11 +185,13 @@ std::string config_text(const Case& c, const MakeCheckpointOptions& options) {
 
 }  // namespace
 
-void make_checkpoint(const Case& c, const fs::path& dir, const MakeCheckpointOptions& options) {
-  const std::vector<Shard> shards = split(c.config, options);
+void make_checkpoint(const Case& asked, const fs::path& dir, const MakeCheckpointOptions& options) {
+  const Case c = case_of_format(asked, options);
+  const Layout layout = layout_of(c, options);
+  const std::vector<Shard> shards = split(c.config, options, layout);
   int64_t total = 0;
   for (const Shard& shard : shards)
-    for (const WeightSpec& spec : shard.specs) total += stored_bytes(spec, options.dtype);
+    for (const WeightSpec& spec : shard.specs) total += layout.bytes(spec);
   make_directory(dir);
   const std::vector<fs::path> older = older_files(dir);
   remove_dead_temporaries(dir, is_ours);
@@ -136,14 +201,14 @@ void make_checkpoint(const Case& c, const fs::path& dir, const MakeCheckpointOpt
   // First the mark of our own folders, last the index: without it nobody takes half a checkpoint
   // for a whole one.
   files.put(dir / kCaseFile, case_text(c));
-  files.put(dir / kConfigFile, config_text(c, options));
+  files.put(dir / kConfigFile, config_text(c, options, layout));
   for (const Shard& shard : shards) {
     if (options.progress) options.progress(shard.name);
-    write_shard(shard, files.add(dir / shard.name), weights, options.dtype);
+    write_shard(shard, files.add(dir / shard.name), weights, layout);
   }
-  files.put(dir / kIndexFile, index_text(shards, total));
+  if (!layout.demo_names) files.put(dir / kIndexFile, index_text(shards, layout, total));
   files.commit();
-  remove_superfluous(older, shards);
+  remove_superfluous(older, shards, layout);
 }
 
 }  // namespace dsv32::io

@@ -67,19 +67,24 @@ std::vector<std::string> SafetensorsFile::names_by_offset() const {
   return names;
 }
 
-const TensorEntry& SafetensorsFile::entry(const std::string& name) const {
+const TensorEntry& SafetensorsFile::known(const std::string& name) const {
   const auto it = tensors_.find(name);
   if (it == tensors_.end())
     refuse({.where = path_.string(),
             .what = "tensor",
             .expected = printable(name),
             .got = "no tensor of that name"});
-  if (!it->second.readable)
+  return it->second;
+}
+
+const TensorEntry& SafetensorsFile::entry(const std::string& name) const {
+  const TensorEntry& stored = known(name);
+  if (!stored.readable)
     refuse({.where = path_.string(),
             .what = "tensor " + printable(name) + ": dtype",
             .expected = "F64, F32, BF16, F16, I64, I32 or U8",
-            .got = std::string(it->second.stored)});
-  return it->second;
+            .got = std::string(stored.stored)});
+  return stored;
 }
 
 HostTensor SafetensorsFile::read(const std::string& name) const {
@@ -88,7 +93,24 @@ HostTensor SafetensorsFile::read(const std::string& name) const {
 
 HostTensor SafetensorsFile::read_range(const std::string& name, int64_t first,
                                        const Shape& shape) const {
-  const TensorEntry& stored = entry(name);
+  return read_elements(name, entry(name), first, shape);
+}
+
+HostTensor SafetensorsFile::read_bytes(const std::string& name, int64_t first,
+                                       const Shape& shape) const {
+  const TensorEntry& stored = known(name);
+  if (static_cast<int64_t>(stored.end - stored.begin) != numel(stored.shape))
+    refuse({.where = path_.string(),
+            .what = "tensor " + printable(name) + ": dtype",
+            .expected = "one of elements of one byte",
+            .got = std::string(stored.stored)});
+  TensorEntry bytes = stored;
+  bytes.dtype = DType::uint8;
+  return read_elements(name, bytes, first, shape);
+}
+
+HostTensor SafetensorsFile::read_elements(const std::string& name, const TensorEntry& stored,
+                                          int64_t first, const Shape& shape) const {
   const int64_t item = item_size(stored.dtype);
   const int64_t available = static_cast<int64_t>(stored.end - stored.begin) / item;
   const int64_t count = numel(shape);

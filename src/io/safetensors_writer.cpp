@@ -31,9 +31,10 @@ void place(Specs& specs) {
 }
 
 std::string member(const std::string& name, const TensorEntry& entry) {
-  const Json value = {{"dtype", safetensors_dtype(entry.dtype)},
-                      {"shape", entry.shape},
-                      {"data_offsets", {entry.begin, entry.end}}};
+  const Json value = {
+      {"dtype", entry.stored.empty() ? safetensors_dtype(entry.dtype) : entry.stored},
+      {"shape", entry.shape},
+      {"data_offsets", {entry.begin, entry.end}}};
   return Json(name).dump() + ":" + value.dump();
 }
 

@@ -170,7 +170,8 @@ HostTensor read_tap(const SafetensorsFile& file, const TapName& tap, const Metad
   HostTensor value = file.read(tap.full);
   if (tap.info.is_decision()) return narrowed(value, tap.full, file.path().string());
   if (tap.info.kind == TapKind::scalar) return as_scalar(value);
-  if (tap.info.kind == TapKind::scores) return masked(value, parse_dtype(metadata.at("dtype")));
+  if (tap.info.kind == TapKind::scores)
+    return masked(value, stored_type(parse_dtype(metadata.at("dtype"))));
   const int64_t lanes = deinterleaved_lanes(tap, metadata, config);
   return lanes > 0 ? interleaved(value, lanes) : value;
 }

@@ -8,6 +8,7 @@
 #include "src/io/cases.h"
 #include "src/io/json.h"
 #include "src/io/text.h"
+#include "src/model/weights.h"
 
 namespace dsv32::io {
 namespace {
@@ -21,7 +22,7 @@ const Keys& required_keys() {
       {"version", {"1"}},
       {"case", {}},
       {"mode", {"forward", "backward", "kl-warmup", "kl-sparse", "train", "ops"}},
-      {"dtype", {"float64", "float32", "bfloat16", "float16"}}};
+      {"dtype", {"float64", "float32", "bfloat16", "float16", "fp8"}}};
   return keys;
 }
 
@@ -74,14 +75,14 @@ void check_weights(const std::string& text, const std::string& where) {
   uint64_t seed = 0;
   const char* end = text.data() + text.size();
   bool good = colon != std::string::npos && colon > 0 && colon + 1 < text.size();
-  if (good && text.starts_with("synthetic:")) {
+  if (good && (text.starts_with("synthetic:") || text.starts_with("synthetic-fp8:"))) {
     const auto parsed = std::from_chars(text.data() + colon + 1, end, seed);
     good = parsed.ec == std::errc() && parsed.ptr == end;
   }
   if (!good)
     refuse({.where = where,
             .what = "metadata.weights",
-            .expected = "synthetic:SEED or sha256:DIGEST",
+            .expected = "synthetic:SEED, synthetic-fp8:SEED or sha256:DIGEST",
             .got = printable(text)});
 }
 
@@ -113,7 +114,7 @@ Metadata checked_metadata(const Metadata& stored, const std::string& where) {
   metadata.merge(Metadata{{"rope_layout", "interleaved"},
                           {"index_layout", "canonical"},
                           {"producer", "{}"},
-                          {"weights", "synthetic:" + std::to_string(c.seed)},
+                          {"weights", SyntheticWeights(c).identity()},
                           {"forced", "false"},
                           {"attn_implementation", "unknown"},
                           {"mask", c.mask_given ? "given" : "none"}});

@@ -43,6 +43,7 @@ struct Case {
   int config_style = 4;         // of the config.json that is written: 4 as released, 5 as
                                 // transformers 5 writes it
   std::string batch;            // sha256 of a user's batch file; empty: synthetic batches
+  bool fp8 = false;             // its weights are the synthetic-fp8 ones. docs/formats.md 7
   bool mask_given = true;       // false: no attention mask is passed at all (tiny-nopad)
   bool sparse = true;           // selection must be exercised: else the check is vacuous
   bool made_up = false;         // not of the list, or with own data: some row must select

@@ -164,6 +164,9 @@ void ModelConfig::validate() const {
   check_indexer(*this, check);
   check_experts(*this, check);
   check_rope(*this, check);
+  if (!fp8) return;
+  check.positive("quantization_config.weight_block_size", fp8->block_rows);
+  check.positive("quantization_config.weight_block_size", fp8->block_columns);
 }
 
 }  // namespace dsv32

@@ -20,6 +20,17 @@ struct YarnConfig {
 /// 0.1 mscale ln(factor) + 1; 1 without interpolation. docs/spec.md 1.3.
 double yarn_mscale(double factor, double mscale);
 
+/// How weights are quantised to FP8 (`quantization_config` of config.json), as released unless said
+/// otherwise. docs/formats.md 7.
+struct Fp8Config {
+  int64_t block_rows = 128, block_columns = 128;  // weight_block_size
+  std::string scale_fmt = "ue8m0";                // empty: scales are float32
+
+  /// Scales are powers of two, whatever scale_fmt says.
+  bool ue8m0() const { return !scale_fmt.empty(); }
+  bool operator==(const Fp8Config&) const = default;
+};
+
 /// What follows from a config with YaRN. docs/spec.md 1.3.
 struct YarnNumbers {
   /// Pairs up to `low` keep their frequency, those from `high` on are divided by the factor.
@@ -60,6 +71,7 @@ struct ModelConfig {
   double rms_norm_eps = 1e-6;
   double rope_theta = 10000;
   std::optional<YarnConfig> yarn;
+  std::optional<Fp8Config> fp8;  // of its FP8 checkpoints
   bool use_sparse_attention = true;
 
   std::vector<std::string> warnings;  // unknown fields and the like; the report repeats them

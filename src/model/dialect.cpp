@@ -30,6 +30,8 @@ void plant_off_exp(Dialect& d) {
 void plant_off_v32(Dialect& d) {
   d.attention.mscale_from_mscale = true;
   d.router.norm_eps = 0;
+  d.fp8.latent = true;
+  d.fp8.indexer = true;
 }
 
 void plant_fork_test(Dialect& d) {
@@ -72,7 +74,8 @@ const std::vector<Preset>& presets() {
        "2025-11-17): other keys are selected beyond index_topk tokens, long contexts get worse"},
       {"off-v32", plant_off_v32,
        "takes the softmax scale from mscale in place of mscale_all_dim: the same for the "
-       "released config, another softmax temperature where the two differ"},
+       "released config, another softmax temperature where the two differ; in 16 bits keeps the "
+       "key-value latent and the indexer's queries and keys in FP8: a few rows select other keys"},
       {"fork-test", plant_fork_test,
        "eps 1e-5 in the indexer's k_norm (tokens of low variance get other index scores) and "
        "excluded expert groups filled with 0 (wrong experts as soon as biased scores are "
@@ -108,7 +111,8 @@ std::vector<std::string> preset_names() {
   std::vector<std::string> names = preset_names();
   std::string known;
   for (const std::string& each : names) known += (known.empty() ? "" : ", ") + each;
-  for (const KnownBug& bug : known_bugs()) names.push_back(bug.name);
+  for (const auto* bugs : {&known_bugs(), &fp8_toggles()})
+    for (const KnownBug& bug : *bugs) names.push_back(bug.name);
   const std::string near = nearest(name, names);
   throw Error(ExitCode::usage, {.where = "--dialect",
                                 .what = "unknown dialect",
@@ -122,8 +126,9 @@ std::vector<std::string> preset_names() {
 Part find_part(const std::string& name) {
   for (const Preset& preset : presets())
     if (preset.name == name) return {preset.plant, preset.consequence};
-  for (const KnownBug& bug : known_bugs())
-    if (bug.name == name) return {bug.plant, bug.description};
+  for (const auto* bugs : {&known_bugs(), &fp8_toggles()})
+    for (const KnownBug& bug : *bugs)
+      if (bug.name == name) return {bug.plant, bug.description};
   refuse_part(name);
 }
 
@@ -154,6 +159,12 @@ Dialect find_dialect(const std::string& name) {
   Dialect dialect;
   for (const std::string& part : parts_of(name)) find_part(part).plant(dialect);
   dialect.name = name;
+  return dialect;
+}
+
+Dialect in_dtype(Dialect dialect, DType dtype) {
+  if (!is_narrow(dtype)) dialect.fp8 = {};
+  if (dtype == DType::fp8) dialect.fp8.linear = dialect.fp8.latent = dialect.fp8.indexer = true;
   return dialect;
 }
 

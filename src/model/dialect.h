@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "src/model/objective.h"
+#include "src/model/tensor.h"
 
 namespace dsv32 {
 
@@ -182,6 +183,21 @@ struct LinearVariant {
   bool operator==(const LinearVariant&) const = default;
 };
 
+/// FP8 inside a 16-bit model, as the official release computes it (docs/spec.md 1, fp8 mode). The
+/// rest are faults of it.
+struct Fp8Variant {
+  bool linear = false;       // linear layers multiply codes; weights are FP8
+  bool latent = false;       // kv_latent is quantised and restored
+  bool indexer = false;      // scores are made of codes of the rotated queries and keys
+  bool plain_scale = false;  // float32 scales of activations, whatever scale_fmt says
+  bool input_exact = false;  // linear layers do not quantise their input
+  bool scale_below = false;  // scales are the power of two below, not above
+  bool unrotated = false;    // no Hadamard rotation before the indexer's codes
+  bool half_runs = false;    // runs of half the width share a scale
+
+  bool operator==(const Fp8Variant&) const = default;
+};
+
 /// Where a 16-bit model rounds (docs/spec.md 1, bf16 mode). Both are right.
 /// `spec`: as the official demo. `transformers`: also normed values before their weight,
 /// silu(gate), weighted expert outputs and logits; its norms read the rounded residual sum.
@@ -200,6 +216,7 @@ struct Dialect {
   LossVariant loss;
   KlVariant kl;
   LinearVariant linear;
+  Fp8Variant fp8;
   RoundingStyle rounding = RoundingStyle::spec;
 
   bool operator==(const Dialect&) const = default;
@@ -210,6 +227,9 @@ const std::vector<Dialect>& dialect_presets();
 /// A dialect by its name: a preset, a toggle of the catalogue (KnownBug), or a sum of them,
 /// "hf+k-norm-eps", planted from left to right. Throws Error (usage) with the nearest name.
 Dialect find_dialect(const std::string& name);
+/// What a model of this dialect computes in a dtype: `fp8` quantises all that the release does, and
+/// only 16-bit models quantise anything.
+Dialect in_dtype(Dialect dialect, DType dtype);
 /// For people: what a model of this dialect does differently, part by part, and what follows.
 std::string dialect_consequence(const std::string& name);
 
@@ -223,5 +243,8 @@ struct KnownBug {
   Objective objective = {};  // under which it shows
 };
 const std::vector<KnownBug>& known_bugs();
+/// What FP8 adds to a 16-bit model, and bugs in it. They show in 16 bits alone, those of fp8 mode
+/// in fp8 mode alone.
+const std::vector<KnownBug>& fp8_toggles();
 
 }  // namespace dsv32

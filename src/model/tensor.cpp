@@ -30,7 +30,7 @@ struct DTypeInfo {
 };
 
 // In the order of the enum.
-constexpr std::array<DTypeInfo, 7> kDTypes = {{
+constexpr std::array<DTypeInfo, 8> kDTypes = {{
     {DType::float64, "float64", 8, true, 5.5e-17, 0x1p-52},
     {DType::float32, "float32", 4, true, 3e-8, 0x1p-23},
     {DType::bfloat16, "bfloat16", 2, true, 1.66e-3, 0x1p-7},
@@ -38,6 +38,7 @@ constexpr std::array<DTypeInfo, 7> kDTypes = {{
     {DType::int64, "int64", 8, false, 0, 0},
     {DType::int32, "int32", 4, false, 0, 0},
     {DType::uint8, "uint8", 1, false, 0, 0},
+    {DType::fp8, "fp8", 2, true, 1.66e-3, 0x1p-7},
 }};
 
 const DTypeInfo& info_of(DType dtype) { return kDTypes.at(static_cast<size_t>(dtype)); }
@@ -124,6 +125,8 @@ decltype(auto) dispatch(DType dtype, F&& f) {
       return f(static_cast<int32_t*>(nullptr));
     case DType::uint8:
       return f(static_cast<uint8_t*>(nullptr));
+    case DType::fp8:
+      break;
   }
   throw Error(ExitCode::internal, {.where = "tensor",
                                    .what = "unknown dtype",
@@ -199,7 +202,10 @@ bool matches(DType dtype) {
 int64_t item_size(DType dtype) { return info_of(dtype).size; }
 std::string_view to_string(DType dtype) { return info_of(dtype).name; }
 bool is_floating(DType dtype) { return info_of(dtype).floating; }
-bool is_narrow(DType dtype) { return dtype == DType::bfloat16 || dtype == DType::float16; }
+bool is_narrow(DType dtype) {
+  return dtype == DType::bfloat16 || dtype == DType::float16 || dtype == DType::fp8;
+}
+DType stored_type(DType dtype) { return dtype == DType::fp8 ? DType::bfloat16 : dtype; }
 double rounding_floor(DType dtype) { return info_of(dtype).rounding_floor; }
 double epsilon(DType dtype) { return info_of(dtype).epsilon; }
 

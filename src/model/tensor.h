@@ -10,7 +10,8 @@
 
 namespace dsv32 {
 
-enum class DType { float64, float32, bfloat16, float16, int64, int32, uint8 };
+/// `fp8` is no type of tensors but a mode of models (docs/spec.md 1): what it stores is bfloat16.
+enum class DType { float64, float32, bfloat16, float16, int64, int32, uint8, fp8 };
 
 /// Bytes per element.
 int64_t item_size(DType dtype);
@@ -19,8 +20,10 @@ std::string_view to_string(DType dtype);
 /// The inverse of to_string; throws Error (usage) that names the known ones.
 DType parse_dtype(std::string_view text);
 bool is_floating(DType dtype);
-/// bfloat16 or float16.
+/// bfloat16 or float16, or fp8, which stores bfloat16.
 bool is_narrow(DType dtype);
+/// The type in which a model of this dtype stores its values.
+DType stored_type(DType dtype);
 /// Relative L2 error of one round-to-nearest in this type: 1.66e-3 bf16, 2.1e-4 f16, 3e-8
 /// f32, 5.5e-17 f64.
 double rounding_floor(DType dtype);

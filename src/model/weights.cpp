@@ -158,6 +158,24 @@ void apply(const WeightEdit& edit, const WeightSpec& spec, int64_t first, std::s
   }
 }
 
+/// Neighbouring blocks differ along both axes: times 2^(((3 r + 2 c) mod 5) - 3) in block (r, c).
+/// docs/formats.md 7.
+void spread_over_blocks(const Fp8Config& format, int64_t first_row, int64_t width,
+                        std::span<float> values) {
+  constexpr int64_t kDown = 3, kAcross = 2, kFactors = 5, kCentre = 3;
+  const auto size = static_cast<int64_t>(values.size());
+  for (int64_t start = 0; start < size; start += width) {
+    const int64_t r = (first_row + start / width) / format.block_rows;
+    for (int64_t begin = 0; begin < width; begin += format.block_columns) {
+      const int64_t c = begin / format.block_columns;
+      const float factor =
+          std::ldexp(1.0F, static_cast<int>((kDown * r + kAcross * c) % kFactors - kCentre));
+      const int64_t end = std::min(begin + format.block_columns, width);
+      for (int64_t i = start + begin; i < start + end; ++i) values[i] *= factor;
+    }
+  }
+}
+
 }  // namespace
 
 int64_t row_size(const WeightSpec& spec) {
@@ -199,11 +217,12 @@ bool names_weight(const WeightEdit& edit, std::string_view name) {
   return name.empty();
 }
 
-SyntheticWeights::SyntheticWeights(uint64_t seed, double bias_offset, std::vector<WeightEdit> edits)
-    : seed_(seed), bias_offset_(bias_offset), edits_(std::move(edits)) {}
+SyntheticWeights::SyntheticWeights(uint64_t seed, double bias_offset, std::vector<WeightEdit> edits,
+                                   std::optional<Fp8Config> fp8)
+    : seed_(seed), bias_offset_(bias_offset), edits_(std::move(edits)), fp8_(std::move(fp8)) {}
 
 SyntheticWeights::SyntheticWeights(const Case& c)
-    : SyntheticWeights(c.seed, c.bias_offset, c.edits) {}
+    : SyntheticWeights(c.seed, c.bias_offset, c.edits, c.fp8 ? c.config.fp8 : std::nullopt) {}
 
 HostTensor SyntheticWeights::load(const WeightSpec& spec) const {
   if (spec.shape.empty()) {
@@ -216,6 +235,33 @@ HostTensor SyntheticWeights::load(const WeightSpec& spec) const {
 }
 
 HostTensor SyntheticWeights::load_rows(const WeightSpec& spec, int64_t begin, int64_t end) const {
+  if (!is_quantized(spec)) return plain_rows(spec, begin, end);
+  const Shape shape = shape_of_rows(spec, begin, end);
+  // A scale is that of its whole block.
+  const int64_t block = fp8_->block_rows, first = begin / block * block;
+  const int64_t last = std::min((end + block - 1) / block * block, spec.shape[0]);
+  const HostTensor whole = dequantized(quantized_rows(spec, first, last));
+  HostTensor rows(DType::float32, shape);
+  const auto skipped = static_cast<size_t>((begin - first) * spec.shape[1]);
+  const auto values = whole.data<float>().subspan(skipped, static_cast<size_t>(rows.numel()));
+  std::copy(values.begin(), values.end(), rows.data<float>().begin());
+  return rows;
+}
+
+/// `begin` is the first row of a block.
+Fp8Matrix SyntheticWeights::quantized_rows(const WeightSpec& spec, int64_t begin,
+                                           int64_t end) const {
+  HostTensor values = plain_rows(spec, begin, end);
+  spread_over_blocks(*fp8_, begin, spec.shape[1], values.data<float>());
+  return quantized(values, *fp8_);
+}
+
+std::optional<Fp8Matrix> SyntheticWeights::load_fp8(const WeightSpec& spec) const {
+  if (!is_quantized(spec)) return std::nullopt;
+  return quantized_rows(spec, 0, spec.shape[0]);
+}
+
+HostTensor SyntheticWeights::plain_rows(const WeightSpec& spec, int64_t begin, int64_t end) const {
   HostTensor rows(DType::float32, shape_of_rows(spec, begin, end));
   const Stream stream{{seed_, fnv1a64(spec.name)}, affine_of(spec, bias_offset_)};
   const int64_t first = begin * row_size(spec), last = end * row_size(spec);
@@ -230,7 +276,9 @@ HostTensor SyntheticWeights::load_rows(const WeightSpec& spec, int64_t begin, in
   return rows;
 }
 
-std::string SyntheticWeights::identity() const { return "synthetic:" + std::to_string(seed_); }
+std::string SyntheticWeights::identity() const {
+  return (fp8_ ? "synthetic-fp8:" : "synthetic:") + std::to_string(seed_);
+}
 
 HostTensor bell_stream(uint64_t seed, const std::string& name, const Shape& shape, int exponent) {
   HostTensor values(DType::float32, shape);

@@ -9,6 +9,7 @@
 
 #include "src/model/case.h"
 #include "src/model/config.h"
+#include "src/model/fp8.h"
 #include "src/model/tensor.h"
 
 namespace dsv32 {
@@ -51,27 +52,41 @@ class WeightSource {
   /// Rows [begin, end) of its first axis: the bits and the dtype of `load`. Throws Error (internal)
   /// for rows that it does not have. Here: out of the whole tensor.
   virtual HostTensor load_rows(const WeightSpec& spec, int64_t begin, int64_t end) const;
-  /// Says what a trace's metadata say: `synthetic:SEED` or `sha256:...`.
+  /// The codes and scales that `load` multiplies; nullopt for a tensor that is not kept in FP8.
+  virtual std::optional<Fp8Matrix> load_fp8(const WeightSpec&) const { return std::nullopt; }
+  /// How its FP8 tensors are quantised; nullopt where it has none.
+  virtual std::optional<Fp8Config> fp8() const { return std::nullopt; }
+  /// Says what a trace's metadata say: `synthetic:SEED`, `synthetic-fp8:SEED` or `sha256:...`.
   virtual std::string identity() const = 0;
+  /// What is there and plays no part, for people; empty: nothing.
+  virtual std::vector<std::string> notes() const { return {}; }
 };
 
 /// The weights of docs/formats.md 1: each element is a function of (seed, name, index) only.
-/// Tensors are returned as float32 (every value is exact in bfloat16).
+/// Tensors are returned as float32 (every value is exact in bfloat16). With `fp8` linear layers are
+/// those of docs/formats.md 7: spread over blocks, quantised and dequantised again.
 class SyntheticWeights : public WeightSource {
  public:
   explicit SyntheticWeights(uint64_t seed, double bias_offset = 0,
-                            std::vector<WeightEdit> edits = {});
+                            std::vector<WeightEdit> edits = {}, std::optional<Fp8Config> fp8 = {});
   /// The weights of a case, its edits done. load() throws Error (artefact) where a result is not
   /// exact in bfloat16.
   explicit SyntheticWeights(const Case& c);
   HostTensor load(const WeightSpec& spec) const override;
   HostTensor load_rows(const WeightSpec& spec, int64_t begin, int64_t end) const override;
+  std::optional<Fp8Matrix> load_fp8(const WeightSpec& spec) const override;
+  std::optional<Fp8Config> fp8() const override { return fp8_; }
   std::string identity() const override;
 
  private:
+  bool is_quantized(const WeightSpec& spec) const { return fp8_ && is_fp8_weight(spec.name); }
+  HostTensor plain_rows(const WeightSpec& spec, int64_t begin, int64_t end) const;
+  Fp8Matrix quantized_rows(const WeightSpec& spec, int64_t begin, int64_t end) const;
+
   uint64_t seed_;
   double bias_offset_;
   std::vector<WeightEdit> edits_;
+  std::optional<Fp8Config> fp8_;
 };
 
 /// The edit speaks of this weight.

@@ -68,6 +68,14 @@ Tensor before_scores(const Context& ctx, const Tensor& x, bool is_query) {
   return narrow(hadamard(narrow(x)));
 }
 
+/// Queries or keys as fp8 mode caches them: rotated, rounded to bfloat16, one run to a vector.
+Quantized index_codes(const Context& ctx, const Tensor& x) {
+  const Tensor values = x.to(torch::kFloat32);
+  const int64_t size = ctx.config.index_head_dim;
+  return quantize(ctx, ctx.dialect.fp8.unrotated ? values : hadamard(values),
+                  ctx.dialect.fp8.half_runs ? std::max<int64_t>(size / 2, 1) : size);
+}
+
 /// The weights of the heads as the scores read them.
 Tensor used_weights(const Context& ctx, const Tensor& weights) {
   const HeadWeights variant = ctx.dialect.indexer.head_weights;
@@ -77,16 +85,33 @@ Tensor used_weights(const Context& ctx, const Tensor& weights) {
   return torch::full_like(weights, std::pow(size, -0.5));
 }
 
+/// s_k sum_j relu(q8_j . k8) (w_j s_q,j). docs/spec.md 1, fp8 mode.
+Tensor fp8_index_scores(const Context& ctx, const Tensor& q, const Tensor& k, const Tensor& weights,
+                        const Tensor& visible) {
+  const Quantized query = index_codes(ctx, q), key = index_codes(ctx, k);
+  const auto real = ctx.rounding.compute_type();
+  const bool one_run = query.scales.size(-1) == 1;
+  const Tensor q8 = (one_run ? query.codes : restored(query)).to(real);
+  const Tensor k8 = (one_run ? key.codes : restored(key)).to(real);
+  Tensor w = used_weights(ctx, weights);
+  if (one_run) w = w * query.scales.squeeze(-1).to(real);
+  Tensor scores = torch::zeros_like(visible, ctx.real());
+  for (int64_t j = 0; j < q.size(2); ++j)
+    scores = scores + head_scores(ctx, q8.select(2, j), k8, w.select(2, j));
+  if (one_run) scores = scores * key.scales.squeeze(-1).to(real).unsqueeze(1);
+  return scores.masked_fill(~visible, -std::numeric_limits<double>::infinity());
+}
+
 }  // namespace
 
-Tensor index_query(const Context& ctx, const Tensor& q_latent, const Tensor& wq_b,
+Tensor index_query(const Context& ctx, const Tensor& q_latent, const Weight& wq_b,
                    const RopeTable& table) {
   const Tensor q = linear(ctx, q_latent, wq_b)
                        .unflatten(-1, {ctx.config.index_n_heads, ctx.config.index_head_dim});
   return rotate_lanes(ctx, q, table);
 }
 
-Tensor index_key(const Context& ctx, const Tensor& x, const Tensor& wk, const Tensor& norm_weight,
+Tensor index_key(const Context& ctx, const Tensor& x, const Weight& wk, const Tensor& norm_weight,
                  const Tensor& norm_bias, const RopeTable& table) {
   const Tensor k = index_key_norm(ctx, linear(ctx, x, wk), norm_weight, norm_bias);
   return rotate_lanes(ctx, ctx.rounding.stored(k), table);
@@ -103,6 +128,7 @@ Tensor index_weights(const Context& ctx, const Tensor& x, const Tensor& weights_
 
 Tensor index_scores(const Context& ctx, const Tensor& q, const Tensor& k, const Tensor& weights,
                     const Tensor& visible) {
+  if (ctx.dialect.fp8.indexer) return fp8_index_scores(ctx, q, k, weights, visible);
   const Tensor query = before_scores(ctx, q, true), key = before_scores(ctx, k, false);
   const Tensor w = used_weights(ctx, weights);
   Tensor scores = torch::zeros_like(visible, ctx.real());

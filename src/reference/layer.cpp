@@ -73,7 +73,7 @@ class Layer {
     if (ctx_.rounding.is_16bit() || trains_indexer()) return {};
     return flow_.skip(layer_, first, last);
   }
-  Tensor weight(const std::string& name) { return weights_.get(name); }
+  Weight weight(const std::string& name) { return weights_.get(name); }
   Tensor put(const char* tap, const Tensor& own) { return flow_.put(layer_tap(layer_, tap), own); }
 
   Tensor attention_input(const Residual& in) {
@@ -91,11 +91,11 @@ class Layer {
         "q_latent", latent_norm(ctx_, q_raw, weight("self_attn.q_a_layernorm.weight"),
                                 eps_or(norm.eps_q_latent, c.rms_norm_eps), norm.q_latent_missing));
     const Tensor kv = linear(ctx_, x, weight("self_attn.kv_a_proj_with_mqa.weight"));
+    const Tensor kv_normed = latent_norm(
+        ctx_, kv.narrow(-1, 0, c.kv_lora_rank), weight("self_attn.kv_a_layernorm.weight"),
+        eps_or(norm.eps_kv_latent, c.rms_norm_eps), norm.kv_latent_missing);
     const Tensor kv_latent =
-        put("kv_latent",
-            latent_norm(ctx_, kv.narrow(-1, 0, c.kv_lora_rank),
-                        weight("self_attn.kv_a_layernorm.weight"),
-                        eps_or(norm.eps_kv_latent, c.rms_norm_eps), norm.kv_latent_missing));
+        put("kv_latent", ctx_.dialect.fp8.latent ? through_fp8(ctx_, kv_normed) : kv_normed);
 
     Tensor q = linear(ctx_, q_latent, weight("self_attn.q_b_proj.weight"))
                    .unflatten(-1, {c.num_attention_heads, c.qk_head_dim()});
@@ -114,7 +114,7 @@ class Layer {
     const Indexed indexed = index_keys(x, q_raw, q_latent);
 
     if (const Tensor known = skip("attn.logits", "attn.out"); known.defined()) return known;
-    const Tensor kv_b = weight("self_attn.kv_b_proj.weight");
+    const Weight kv_b = weight("self_attn.kv_b_proj.weight");
     const AttentionOperands operands =
         attention_operands(ctx_, q_nope, q_rope, keys, rope_keys, kv_b);
     const int64_t B = q_nope.size(0), S = q_nope.size(1);

@@ -34,6 +34,8 @@ torch::Tensor LayerWeights::prepared(const HostTensor& stored, const WeightSpec&
   const bool narrow = style_.streamed && is_large(spec) && !moved;
   torch::Tensor value = to_torch(stored).to(style_.device);
   if (!narrow || value.scalar_type() != torch::kFloat32) value = value.to(style_.type);
+  if (style_.fp8_as_bfloat16 && is_fp8_weight(spec.name))
+    value = value.to(torch::kBFloat16).to(value.scalar_type());
   if (moved) {
     const auto move = style_.streamed ? perturbed_by_counter : perturbed;
     value = move(value, style_.perturbation, style_.perturbation_seed, place);
@@ -51,15 +53,27 @@ const WeightSpec& LayerWeights::spec_of(const std::string& full_name) const {
                                    .got = full_name});
 }
 
-torch::Tensor LayerWeights::get(const std::string& name) {
+Weight LayerWeights::loaded(const WeightSpec& spec) const {
+  const auto matrix = style_.fp8_codes ? source_.load_fp8(spec) : std::nullopt;
+  if (!matrix) return prepared(source_.load(spec), spec, spec.name);
+  Weight weight(prepared(dequantized(*matrix), spec, spec.name));
+  const auto to_own = [&](const torch::Tensor& t) { return t.to(style_.device, style_.type); };
+  weight.codes = to_own(to_torch(matrix->codes).view(torch::kFloat8_e4m3fn));
+  weight.scales = to_own(to_torch(matrix->scales));
+  weight.block_rows = matrix->block_rows;
+  weight.block_columns = matrix->block_columns;
+  return weight;
+}
+
+Weight LayerWeights::get(const std::string& name) {
   const std::string full = prefix_ + name;
   if (const auto kept = kept_.find(full); kept != kept_.end()) return kept->second;
   const WeightSpec& spec = spec_of(full);
-  torch::Tensor value = prepared(source_.load(spec), spec, full);
+  Weight weight = loaded(spec);
   const bool transient =
       !style_.requires_grad && (is_expert(spec) || (style_.streamed && is_large(spec)));
-  if (!transient) kept_[full] = value;
-  return value;
+  if (!transient) kept_.emplace(full, weight);
+  return weight;
 }
 
 torch::Tensor LayerWeights::get_rows(const std::string& name,
@@ -77,7 +91,7 @@ torch::Tensor LayerWeights::get_range(const std::string& name, int64_t begin, in
 torch::Tensor LayerWeights::gradient(const std::string& full_name) const {
   const auto kept = kept_.find(full_name);
   if (kept == kept_.end()) return {};
-  return kept->second.grad();
+  return kept->second.value.grad();
 }
 
 }  // namespace dsv32::reference

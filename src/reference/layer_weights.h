@@ -11,6 +11,17 @@
 
 namespace dsv32::reference {
 
+/// A weight as the layers use it: its values, and in fp8 mode what they are the product of.
+struct Weight {
+  Weight(torch::Tensor values) : value(std::move(values)) {}  // NOLINT(google-explicit-constructor)
+  operator const torch::Tensor&() const { return value; }     // NOLINT(google-explicit-constructor)
+
+  torch::Tensor value;
+  torch::Tensor codes;   // [out,in] values of e4m3 codes; undefined outside of fp8 mode
+  torch::Tensor scales;  // [ceil(out/block_rows),ceil(in/block_columns)]
+  int64_t block_rows = 0, block_columns = 0;
+};
+
 /// How a run wants its weights.
 struct WeightStyle {
   torch::ScalarType type = torch::kFloat32;
@@ -22,6 +33,9 @@ struct WeightStyle {
   /// (every product widens a part of them) and are not kept; signs of a perturbation come from a
   /// counter.
   bool streamed = false;
+  /// Weights that are kept in FP8 are rounded to bfloat16 once they are dequantised.
+  bool fp8_as_bfloat16 = false;
+  bool fp8_codes = false;  // codes and scales beside the values
 };
 
 /// The weights of one layer (or of the embedding or the head), loaded when first asked for. Without
@@ -33,7 +47,7 @@ class LayerWeights {
                WeightStyle style);
 
   /// "self_attn.q_a_proj.weight"; throws Error (internal) for a name outside the specs.
-  torch::Tensor get(const std::string& name);
+  Weight get(const std::string& name);
   /// Rows `ids` of a tensor, read one by one and not kept.
   torch::Tensor get_rows(const std::string& name, const std::vector<int64_t>& ids) const;
   /// Rows [begin, end) of a tensor, not kept.
@@ -44,6 +58,7 @@ class LayerWeights {
 
  private:
   const WeightSpec& spec_of(const std::string& full_name) const;
+  Weight loaded(const WeightSpec& spec) const;
   torch::Tensor prepared(const HostTensor& stored, const WeightSpec& spec,
                          const std::string& place) const;
 
@@ -52,7 +67,7 @@ class LayerWeights {
   std::string prefix_;
   WeightStyle style_;
   std::map<std::string, const WeightSpec*> by_name_;
-  std::map<std::string, torch::Tensor> kept_;
+  std::map<std::string, Weight> kept_;
 };
 
 }  // namespace dsv32::reference

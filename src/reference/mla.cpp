@@ -30,11 +30,16 @@ Tensor unrounded_linear(const Context& ctx, const Tensor& x, const Tensor& weigh
   return product_with_weight(ctx.products(), x, weight);
 }
 
-Tensor linear(const Context& ctx, const Tensor& x, const Tensor& weight) {
-  return ctx.rounding.stored(unrounded_linear(ctx, x, weight));
+Tensor linear(const Context& ctx, const Tensor& x, const Weight& weight) {
+  const Fp8Variant& fp8 = ctx.dialect.fp8;
+  if (!fp8.linear || fp8.input_exact)
+    return ctx.rounding.stored(unrounded_linear(ctx, x, weight.value));
+  if (!weight.codes.defined())  // moved by a probe
+    return ctx.rounding.stored(unrounded_linear(ctx, through_fp8(ctx, x), weight.value));
+  return ctx.rounding.stored(fp8_product(ctx, quantize(ctx, x, run_of_activations(ctx)), weight));
 }
 
-ExpandedKv expand_kv(const Context& ctx, const Tensor& kv_latent, const Tensor& kv_b) {
+ExpandedKv expand_kv(const Context& ctx, const Tensor& kv_latent, const Weight& kv_b) {
   const ModelConfig& config = ctx.config;
   const Tensor kv =
       linear(ctx, kv_latent, kv_b)
@@ -45,7 +50,7 @@ ExpandedKv expand_kv(const Context& ctx, const Tensor& kv_latent, const Tensor& 
 
 AttentionOperands attention_operands(const Context& ctx, const Tensor& q_nope, const Tensor& q_rope,
                                      const Tensor& kv_latent, const Tensor& k_rope,
-                                     const Tensor& kv_b) {
+                                     const Weight& kv_b) {
   if (ctx.dialect.attention.absorbed) {
     const auto [key_map, value_map] = split_kv_b(ctx.config, kv_b);
     const Tensor q_latent_space = torch::einsum("bshn,hnc->bshc", {q_nope, key_map});

@@ -23,7 +23,8 @@ class Pass {
              {options.dtype, options.dialect.rounding},
              torch::Device(options.device),
              options.objective,
-             options.summation},
+             options.summation,
+             source.fp8().value_or(config.fp8.value_or(Fp8Config()))},
         flow_(config, batch, options, tap_style(), ctx_.device) {
     for (const WeightSpec& spec : weight_specs(config)) {
       if (spec.name.rfind("model.layers.", 0) != 0) outer_specs_.push_back(spec);
@@ -117,7 +118,7 @@ class Pass {
   Context context_of(int64_t layer) const {
     if (!has_own_dialect(layer)) return ctx_;
     const Dialect& dialect = options_.layer_dialects.at(layer);
-    return {ctx_.config, dialect, ctx_.rounding, ctx_.device, ctx_.objective, ctx_.sums};
+    return {ctx_.config, dialect, ctx_.rounding, ctx_.device, ctx_.objective, ctx_.sums, ctx_.fp8};
   }
 
   WeightStyle style(bool requires_grad) const {
@@ -126,7 +127,9 @@ class Pass {
             requires_grad,
             options_.perturbation,
             options_.perturbation_seed,
-            options_.segment.has_value()};
+            options_.segment.has_value(),
+            ctx_.rounding.is_16bit() && source_.fp8() && !ctx_.dialect.fp8.linear,
+            ctx_.dialect.fp8.linear && options_.perturbation == 0};
   }
   LayerWeights layer_weights(int64_t layer, bool requires_grad) const {
     const std::string prefix = "model.layers." + std::to_string(layer) + ".";

@@ -27,8 +27,8 @@ Tensor routed_experts(const Context& ctx, const Tensor& x, const Tensor& experts
     const bool swapped = ctx.dialect.moe.swapped_routed;
     const auto weight_of = [&](const char* meant) {
       const std::string projection = swapped ? other_half(meant) : meant;
-      const Tensor w = layer.get("mlp.experts." + std::to_string(e) + "." + projection + ".weight");
-      return e == ctx.dialect.moe.dropped_gradient_expert ? w.detach() : w;
+      const Weight w = layer.get("mlp.experts." + std::to_string(e) + "." + projection + ".weight");
+      return e == ctx.dialect.moe.dropped_gradient_expert ? Weight(w.value.detach()) : w;
     };
     const Tensor y =
         swiglu_mlp(ctx, tokens.index_select(0, hits[0]), weight_of, ctx.dialect.moe.silu_routed);

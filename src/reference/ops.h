@@ -27,6 +27,7 @@ struct Context {
   torch::Device device = torch::kCPU;
   Objective objective = {};
   Summation sums = Summation::blocked;
+  Fp8Config fp8 = {};  // of the weights
   /// Attention over every visible key: by config, or in the dense warm-up (docs/spec.md 2, Eq. 3).
   bool dense_attention() const {
     return !config.use_sparse_attention || objective.kl == KlStage::warmup;
@@ -39,6 +40,26 @@ struct Context {
   }
   torch::TensorOptions real() const { return torch::dtype(rounding.compute_type()).device(device); }
 };
+
+// --- quant.cpp ----------------------------------------------------------------------------------
+
+/// Codes and scales of runs of the last axis, which has `run` values to a scale (the last run may
+/// be shorter).
+struct Quantized {
+  Tensor codes;   // [..,D] values of e4m3 codes, in x's dtype
+  Tensor scales;  // [..,ceil(D/run)]
+  int64_t run;
+};
+/// Q(x) of x rounded to bfloat16, made in float32. docs/spec.md 1, fp8 mode.
+Quantized quantize(const Context& ctx, const Tensor& x, int64_t run);
+/// code * scale, [..,D].
+Tensor restored(const Quantized& q);
+/// The same of Q(x); its gradient passes unquantised.
+Tensor through_fp8(const Context& ctx, const Tensor& x);
+/// x [..,in] times weight [out,in]^T: sum over runs of s_x s_w (codes . codes), not rounded.
+Tensor fp8_product(const Context& ctx, const Quantized& x, const Weight& weight);
+/// Values of the last axis to a scale.
+int64_t run_of_activations(const Context& ctx);
 
 // --- norm.cpp -----------------------------------------------------------------------------------
 
@@ -70,14 +91,14 @@ Tensor hadamard(const Tensor& x);
 /// x [.., in] times weight [out, in]^T, in float32 or better.
 Tensor unrounded_linear(const Context& ctx, const Tensor& x, const Tensor& weight);
 /// The same as a layer of the model: its output is stored in the model's dtype (docs/spec.md 1,
-/// bf16 mode).
-Tensor linear(const Context& ctx, const Tensor& x, const Tensor& weight);
+/// bf16 mode); in fp8 mode codes are multiplied.
+Tensor linear(const Context& ctx, const Tensor& x, const Weight& weight);
 /// Key and value per head that the latent stands for.
 struct ExpandedKv {
   Tensor k_nope;  // [B,T,H,nope]
   Tensor v;       // [B,T,H,v]
 };
-ExpandedKv expand_kv(const Context& ctx, const Tensor& kv_latent, const Tensor& kv_b);
+ExpandedKv expand_kv(const Context& ctx, const Tensor& kv_latent, const Weight& kv_b);
 /// What attention multiplies. Expanded (MHA) or absorbed (MQA on the latent): the same function.
 struct AttentionOperands {
   Tensor q;          // [B,H,S,*]
@@ -88,7 +109,7 @@ struct AttentionOperands {
 /// From q_nope [B,S,H,nope], q_rope [B,S,H,rope], kv_latent [B,T,kv_lora], k_rope [B,T,rope].
 AttentionOperands attention_operands(const Context& ctx, const Tensor& q_nope, const Tensor& q_rope,
                                      const Tensor& kv_latent, const Tensor& k_rope,
-                                     const Tensor& kv_b);
+                                     const Weight& kv_b);
 /// Scaled attention logits [B,H,S,T] of some or all queries.
 Tensor attention_logits(const Context& ctx, const Tensor& q, const Tensor& k);
 /// Softmax over the supported keys only; support [B,1|H,S,T] bool. A query without keys gets zeros.
@@ -101,10 +122,10 @@ Tensor attention_context(const Context& ctx, const Tensor& probs,
 // --- indexer.cpp --------------------------------------------------------------------------------
 
 /// ix.q [B,S,H_I,D_I] from the normalised q_latent. docs/spec.md 1.5.
-Tensor index_query(const Context& ctx, const Tensor& q_latent, const Tensor& wq_b,
+Tensor index_query(const Context& ctx, const Tensor& q_latent, const Weight& wq_b,
                    const RopeTable& table);
 /// ix.k [B,S,D_I] from the normed hidden state.
-Tensor index_key(const Context& ctx, const Tensor& x, const Tensor& wk, const Tensor& norm_weight,
+Tensor index_key(const Context& ctx, const Tensor& x, const Weight& wk, const Tensor& norm_weight,
                  const Tensor& norm_bias, const RopeTable& table);
 /// ix.weights [B,S,H_I], both scales folded in; float32 or better.
 Tensor index_weights(const Context& ctx, const Tensor& x, const Tensor& weights_proj);
@@ -140,7 +161,7 @@ Tensor routing_weights(const Context& ctx, const Tensor& logits, const Tensor& b
 
 /// Gives a matrix of an MLP by its name ("gate_proj", "up_proj", "down_proj"), each when it is
 /// needed: at full size no more than one of them is held.
-using ProjectionSource = std::function<Tensor(const char* projection)>;
+using ProjectionSource = std::function<Weight(const char* projection)>;
 /// "up_proj" for "gate_proj" and the reverse: of a model that swaps them.
 std::string other_half(const std::string& projection);
 

@@ -31,7 +31,7 @@ struct Rounding {
 
  private:
   Tensor round(const Tensor& x) const {
-    const auto narrow = dtype == DType::bfloat16 ? torch::kBFloat16 : torch::kFloat16;
+    const auto narrow = dtype == DType::float16 ? torch::kFloat16 : torch::kBFloat16;
     return x.to(narrow).to(torch::kFloat32);
   }
 };

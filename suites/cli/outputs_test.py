@@ -256,7 +256,7 @@ class TogetherOrNotAtAll(CliTest):
         self.ended(run_limited("weights", "make", "--case", "tiny-wide", "--out", weights),
                    ENVIRONMENT)
         self.assertEqual(bytes_below(weights), before)
-        self.ended(run("weights", "check", weights), OK)
+        self.ended(run("weights", "check", weights, "--full"), OK)
 
     def test_a_killed_run_leaves_nothing_for_long(self) -> None:
         folder = scratch / "killed"

@@ -38,12 +38,13 @@ from dsv32_dump.packages import (
 from dsv32_dump.parts import find_parts
 from dsv32_dump.taps import Taps
 from dsv32_dump.tensors import deinterleave, in_place_layout
-from dsv32_dump.weights import Checkpoint, compare_weights, weights_identity
+from dsv32_dump.weights import Checkpoint, compare_weights, weights_identity, without_codes
 from dsv32_trace import (
     CASE_FILE,
     CASE_KEYS,
     canonical_json,
     case_metadata,
+    case_values,
     listed_cases,
     make_batch,
 )
@@ -459,6 +460,18 @@ class Weights(unittest.TestCase):
         tensors["lm_head.weight"] = tensors["lm_head.weight"] * 2
         digest = weights_identity(lambda: iter(tensors.items()), case)
         self.assertRegex(digest, "^sha256:[0-9a-f]{64}$")
+
+    def test_fp8_tensors_are_their_values(self) -> None:
+        case = fields(load_cases()["tiny-fp8"])
+        files = Checkpoint(Folder.checkpoint("tiny-fp8"))
+        self.assertEqual(files.block, (16, 16))
+        self.assertEqual(weights_identity(files.tensors, case), "synthetic-fp8:1")
+        name = "model.layers.0.self_attn.kv_a_proj_with_mqa.weight"
+        value = dict(files.tensors())[name]
+        want = case_values(case, name, tuple(value.shape), value.numel())
+        self.assertTrue(torch.equal(value.reshape(-1), torch.from_numpy(want)))
+        as_loaded = {name: value.to(torch.float8_e4m3fn), name + "_scale_inv": torch.ones(3, 6)}
+        self.assertEqual(list(without_codes(as_loaded, (16, 16))), [name])
 
     def test_the_digest_is_that_of_formats(self) -> None:
         case = fields(load_cases()["tiny"]) | {"seed": 2}  # so that seed 1 is not synthetic for it

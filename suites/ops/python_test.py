@@ -450,6 +450,28 @@ SAMPLES: dict[str, Sample] = {
         good=lambda: [(normal(3, 130),), (bf16(2, 3, 5),)],
         bad=lambda: [((normal(2).double(),), "fp8_quant: x: expected float32 or bfloat16")],
     ),
+    "fp8_quant_runs": Sample(
+        good=lambda: [(normal(3, 130), 128, True), (bf16(2, 3, 5), 2, False)],
+        bad=lambda: [((normal(2), 0, True), "fp8_quant_runs: run: expected 1 or more, got 0")],
+    ),
+    "fp8_linear": Sample(
+        good=lambda: [
+            (
+                torch.arange(120, dtype=torch.uint8).view(3, 40),
+                normal(3, 3),
+                torch.arange(80, dtype=torch.uint8).view(2, 40),
+                normal(1, 3),
+                16,
+                16,
+            )
+        ],
+        bad=lambda: [
+            (
+                (*[torch.zeros(1, 8, dtype=torch.uint8), normal(1, 1)] * 2, 1, 4),
+                "fp8_linear: x_scales: expected shape [1, 2], got [1, 1]",
+            )
+        ],
+    ),
 }
 
 

@@ -7,6 +7,7 @@ judged.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from typing import Any
 
 import safetensors
 import torch
-from dsv32_trace import case_values, unfused
+from dsv32_trace import case_values, unfused, weights_name
 from torch import Tensor, nn
 
 from .errors import DumpError
@@ -38,8 +39,34 @@ def loaded_tensors(model: nn.Module, hidden: int) -> dict[str, Tensor]:
     return out
 
 
+SCALE = "_scale_inv"  # what the scales of an FP8 tensor are called: its name and this
+
+
+def dequantised(codes: Tensor, scales: Tensor, block: tuple[int, int]) -> Tensor:
+    """codes [rows, columns] times the scale of their block, in float32."""
+    wide = scales.float().repeat_interleave(block[0], 0)[: codes.shape[0]]
+    return codes.float() * wide.repeat_interleave(block[1], 1)[:, : codes.shape[1]]
+
+
+def fp8_block(config: dict[str, Any]) -> tuple[int, int]:
+    """Rows and columns of a block, as config.json says; the released ones where it does not."""
+    said = config.get("quantization_config") or {}
+    rows, columns = said.get("weight_block_size") or (128, 128)
+    return rows, columns
+
+
+def without_codes(tensors: dict[str, Tensor], block: tuple[int, int]) -> dict[str, Tensor]:
+    """FP8 parameters with scales beside them as the values that they stand for."""
+    out = {}
+    for name, value in tensors.items():
+        quantised = value.dtype == torch.float8_e4m3fn and name + SCALE in tensors
+        if not (name.endswith(SCALE) and name.removesuffix(SCALE) in tensors):
+            out[name] = dequantised(value, tensors[name + SCALE], block) if quantised else value
+    return out
+
+
 class Checkpoint:
-    """Reads tensors of a directory of safetensors files one at a time."""
+    """Reads tensors of a directory of safetensors files one at a time; FP8 ones as their values."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -61,13 +88,26 @@ class Checkpoint:
                 4, str(directory), "checkpoint", "readable safetensors", str(error)
             ) from error
 
+    @functools.cached_property
+    def block(self) -> tuple[int, int]:
+        file = self.directory / "config.json"
+        return fp8_block(json.loads(file.read_text()) if file.is_file() else {})
+
+    def _value(self, name: str, stored: Tensor) -> Tensor:
+        scales = self.files.get(name + SCALE)
+        if stored.dtype != torch.float8_e4m3fn or scales is None:
+            return stored
+        with safetensors.safe_open(str(self.directory / scales), framework="pt") as file:
+            return dequantised(stored, file.get_tensor(name + SCALE), self.block)
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         for file_name in sorted(set(self.files.values())):
             path = self.directory / file_name
             try:
                 with safetensors.safe_open(str(path), framework="pt") as file:
                     for name in sorted(n for n, f in self.files.items() if f == file_name):
-                        yield name, file.get_tensor(name)
+                        if not name.endswith(SCALE):
+                            yield name, self._value(name, file.get_tensor(name))
             except (OSError, safetensors.SafetensorError) as error:
                 raise DumpError(
                     4, str(path), "checkpoint", "a safetensors file", str(error)
@@ -90,7 +130,7 @@ def compare_weights(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Any]:
     way round.
     """
     config = getattr(model.config, "text_config", None) or model.config
-    loaded = loaded_tensors(model, config.hidden_size)
+    loaded = without_codes(loaded_tensors(model, config.hidden_size), checkpoint.block)
     beyond = f"model.layers.{config.num_hidden_layers}."  # the MTP layer is not part of the model
     out: dict[str, Any] = {"identical": 0, "different": [], "missing": [], "unexpected": []}
     seen = set()
@@ -111,9 +151,9 @@ def compare_weights(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Any]:
 def weights_identity(
     tensors: Callable[[], Iterator[tuple[str, Tensor]]], case: dict[str, Any]
 ) -> str:
-    """`synthetic:SEED` when every tensor starts as the synthetic one does, else a digest."""
+    """The name of the case's own weights when every tensor starts as theirs does, else a digest."""
     if all(_is_synthetic(name, value, case) for name, value in tensors()):
-        return f"synthetic:{case['seed']}"
+        return weights_name(case)
     digests = {}
     for name, value in tensors():
         data = value.detach().cpu().float().contiguous().numpy().tobytes()

@@ -21,7 +21,7 @@ from dsv32_dump.environment import environment as environment_of
 from dsv32_dump.parts import Part, find_parts
 from dsv32_dump.settings import widen_selection
 from dsv32_dump.weights import is_transposed
-from dsv32_trace import canonical_json, philox_lanes, unfused
+from dsv32_trace import canonical_json, philox_lanes, unfused, weights_name
 from real import THREADS, Loaded, open_model
 from torch import Tensor, nn
 
@@ -302,7 +302,7 @@ def attributes(
         "attn_implementation": "eager",
         "config": config,
         "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
-        "weights": f"synthetic:{case.seed}",
+        "weights": weights_name(case.fields()),
         "weights_loaded": canonical_json(loaded.weights),
         "seed": case.seed,
         "producer": provenance.producer(f"{suite}.{case.name}", maker, environment, **more),

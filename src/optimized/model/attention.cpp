@@ -56,6 +56,7 @@ Tensor Attention::value_map() {
 /// own are narrow but every visible key is met.
 bool Attention::use_absorbed(int64_t T) const {
   const ModelConfig& c = ctx_.config;
+  if (ctx_.fp8) return false;  // the absorbed form rounds elsewhere
   if (ctx_.options.attention != AttentionForm::automatic)
     return ctx_.options.attention == AttentionForm::absorbed;
   if (ctx_.dense_attention()) return false;
@@ -68,14 +69,14 @@ bool Attention::use_absorbed(int64_t T) const {
 Tensor Attention::forward(const Tensor& x, KeyCache& cache, Tensor& kl_sum, AttentionState& state) {
   const ModelConfig& c = ctx_.config;
   state.x = x;
-  state.q = rms_norm(ctx_, linear(x, weight("q_a_proj.weight")), weight("q_a_layernorm.weight"));
+  state.q = rms_norm(ctx_, project(x, "q_a_proj.weight"), weight("q_a_layernorm.weight"));
   const Tensor q_latent = put("q_latent", state.q.y);
-  const Tensor kv = linear(x, weight("kv_a_proj_with_mqa.weight"));
+  const Tensor kv = project(x, "kv_a_proj_with_mqa.weight");
   state.kv = rms_norm(ctx_, kv.narrow(-1, 0, c.kv_lora_rank).contiguous(),
                       weight("kv_a_layernorm.weight"));
-  const Tensor kv_latent = put("kv_latent", state.kv.y);
-  const Tensor q = linear(q_latent, weight("q_b_proj.weight"))
-                       .unflatten(-1, {c.num_attention_heads, c.qk_head_dim()});
+  const Tensor kv_latent = put("kv_latent", ctx_.fp8 ? through_fp8(ctx_, state.kv.y) : state.kv.y);
+  const Tensor q =
+      project(q_latent, "q_b_proj.weight").unflatten(-1, {c.num_attention_heads, c.qk_head_dim()});
   state.q_nope = put("q_nope", q.narrow(-1, 0, c.qk_nope_head_dim).contiguous());
   state.q_rope =
       put("q_rope",
@@ -99,7 +100,7 @@ Tensor Attention::forward(const Tensor& x, KeyCache& cache, Tensor& kl_sum, Atte
   }
   if (!state.absorbed) state.q_nope = state.q_rope = Tensor();  // they are in q_used
   state.context = put("attn.ctx", state.context);
-  return put("attn.out", linear(state.context.flatten(-2), weight("o_proj.weight")));
+  return put("attn.out", project(state.context.flatten(-2), "o_proj.weight"));
 }
 
 Tensor Attention::append(Tensor& cache, const Tensor& fresh) const {
@@ -117,10 +118,10 @@ Attention::Indexed Attention::index(const Tensor& x, const Tensor& q_latent, Key
     if (ctx_.dense_attention()) return {};
     return {visible_topk(flow_.decision(tap).to(at::kInt)), {}};
   }
-  const Tensor q = linear(q_latent, weight("indexer.wq_b.weight"))
-                       .unflatten(-1, {c.index_n_heads, c.index_head_dim});
+  const Tensor q =
+      project(q_latent, "indexer.wq_b.weight").unflatten(-1, {c.index_n_heads, c.index_head_dim});
   state.ix_q = put("ix.q", rotate_first(q, false));
-  state.ix_k_raw = linear(x, weight("indexer.wk.weight"));
+  state.ix_k_raw = project(x, "indexer.wk.weight");
   const auto [k, mean, rstd] =
       ctx_.ops.call<Triple(const Tensor&, const Tensor&, const Tensor&, double)>(
           "layer_norm", state.ix_k_raw, weight("indexer.k_norm.weight"),
@@ -132,11 +133,9 @@ Attention::Indexed Attention::index(const Tensor& x, const Tensor& q_latent, Key
       linear(x.to(at::kFloat), weights_.exact("self_attn.indexer.weights_proj.weight"));
   state.ix_weights = put("ix.weights", raw * index_weight_scale(c));
   state.ix_k = append(cache.ix_k, fresh);
-  const Tensor scores = put(
-      "ix.scores",
-      ctx_.ops.call<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t)>(
-          "index_scores", state.ix_q, state.ix_k, state.ix_weights, chunk_.mask,
-          chunk_.first_query));
+  const Tensor scores =
+      put("ix.scores", ctx_.fp8 ? fp8_index_scores(state)
+                                : index_scores(state.ix_q, state.ix_k, state.ix_weights));
   if (ctx_.dense_attention() && flow_.replaying()) return {{}, scores};
   const Tensor topk = flow_.replaying()
                           ? flow_.decision(tap)
@@ -146,6 +145,25 @@ Attention::Indexed Attention::index(const Tensor& x, const Tensor& q_latent, Key
                                                   .to(at::kLong));
   if (ctx_.dense_attention()) return {{}, scores};
   return {visible_topk(topk.to(at::kInt)), scores};
+}
+
+Tensor Attention::index_scores(const Tensor& q, const Tensor& k, const Tensor& weights) const {
+  return ctx_.ops.call<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t)>(
+      "index_scores", q, k, weights, chunk_.mask, chunk_.first_query);
+}
+
+/// s_k sum_j relu(q8_j . k8) (w_j s_q,j). docs/spec.md 1, fp8 mode.
+Tensor Attention::fp8_index_scores(const AttentionState& state) const {
+  const int64_t size = ctx_.config.index_head_dim;
+  const auto codes_of = [&](const Tensor& x) {
+    const Tensor rotated = ctx_.ops.call<Tensor(const Tensor&, double)>(
+        "hadamard", x.to(at::kFloat), 1 / std::sqrt(static_cast<double>(size)));
+    return quantize(ctx_, rotated.to(at::kBFloat16), size);
+  };
+  const Quantized q = codes_of(state.ix_q), k = codes_of(state.ix_k);
+  const Tensor scores =
+      index_scores(values_of(q.codes), values_of(k.codes), state.ix_weights * q.scales.squeeze(-1));
+  return scores * k.scales.squeeze(-1).unsqueeze(1);
 }
 
 /// A decision that was handed in may name a key that its query does not see.
@@ -162,7 +180,7 @@ void Attention::attend_expanded(AttentionState& state) {
   const ModelConfig& c = ctx_.config;
   const int64_t T = state.keys.size(1), S = state.q_nope.size(1);
   const Tensor expanded =
-      linear(state.keys.narrow(-1, 0, c.kv_lora_rank), weight("kv_b_proj.weight"))
+      project(state.keys.narrow(-1, 0, c.kv_lora_rank), "kv_b_proj.weight")
           .unflatten(-1, {c.num_attention_heads, c.qk_nope_head_dim + c.v_head_dim});
   state.k_nope = expanded.narrow(-1, 0, c.qk_nope_head_dim).contiguous();
   state.value = expanded.narrow(-1, c.qk_nope_head_dim, c.v_head_dim).contiguous();

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <functional>
+#include <optional>
 #include <string>
 
 #include "src/bridge/tap_flow.h"
@@ -23,8 +24,9 @@ struct Context {
   Objective objective;
   at::ScalarType type;  // of activations and weights: float32 or bfloat16
   at::Device device;
-  bool staged = false;             // stages read what they are fed
-  bool experts_in_groups = false;  // a few experts' weights at a time; the bits are the same
+  bool staged = false;                // stages read what they are fed
+  std::optional<Fp8Config> fp8 = {};  // in fp8 mode: of weights and activations
+  bool experts_in_groups = false;     // a few experts' weights at a time; the bits are the same
 
   bool trains_indexer() const { return objective.kl != KlStage::none; }
   /// Attention goes over every visible key: by config, or in the dense warm-up (docs/spec.md 2, Eq.
@@ -48,6 +50,19 @@ double softmax_scale(const ModelConfig& config);
 using KeepGradient = std::function<void(const std::string&, const Tensor&)>;
 
 using at::linear;  // x [..,in] times weight [out,in]^T
+class Weights;
+/// The linear layer of this weight: x [..,in] -> [..,out]. fp8 mode quantises x and multiplies
+/// codes (docs/spec.md 1).
+Tensor project(const Context& ctx, const Tensor& x, Weights& weights, const std::string& name);
+/// Codes of runs of the last axis and their scales.
+struct Quantized {
+  Tensor codes, scales;  // [..,D] uint8, [..,ceil(D/run)] float32
+};
+Quantized quantize(const Context& ctx, const Tensor& x, int64_t run);
+/// The values of codes in bfloat16, exact.
+Tensor values_of(const Tensor& codes);
+/// x in bfloat16 after Q and back.
+Tensor through_fp8(const Context& ctx, const Tensor& x);
 /// Gradient of a linear layer's input.
 inline Tensor linear_dx(const Tensor& dy, const Tensor& weight) { return at::matmul(dy, weight); }
 /// Gradient of its weight, [out,in].

@@ -83,6 +83,9 @@ class Attention {
   };
   Tensor put(const char* tap, const Tensor& own) { return flow_.put(layer_tap(layer_, tap), own); }
   const Tensor& weight(const std::string& name) { return weights_.get("self_attn." + name); }
+  Tensor project(const Tensor& x, const std::string& name) {
+    return optimized::project(ctx_, x, weights_, "self_attn." + name);
+  }
   Tensor rotate(const Tensor& x, bool interleaved, bool inverse) const;
   Tensor rotate_first(const Tensor& x, bool inverse) const;
   Tensor key_map();    // [H,nope,kv_lora] view of kv_b
@@ -90,6 +93,8 @@ class Attention {
   bool use_absorbed(int64_t T) const;
   Tensor append(Tensor& cache, const Tensor& fresh) const;
   Indexed index(const Tensor& x, const Tensor& q_latent, KeyCache& cache, AttentionState& state);
+  Tensor index_scores(const Tensor& q, const Tensor& k, const Tensor& weights) const;
+  Tensor fp8_index_scores(const AttentionState& state) const;
   Tensor visible_topk(const Tensor& topk) const;
   void attend_expanded(AttentionState& state);
   void attend_absorbed(AttentionState& state);

@@ -6,10 +6,10 @@ namespace dsv32::optimized {
 
 Tensor swiglu_mlp(const Context& ctx, const Tensor& x, Weights& weights, const std::string& prefix,
                   SwigluState& state) {
-  state.gate = linear(x, weights.get(prefix + "gate_proj.weight"));
-  state.up = linear(x, weights.get(prefix + "up_proj.weight"));
+  state.gate = project(ctx, x, weights, prefix + "gate_proj.weight");
+  state.up = project(ctx, x, weights, prefix + "up_proj.weight");
   state.inner = ctx.ops.call<Tensor(const Tensor&, const Tensor&)>("swiglu", state.gate, state.up);
-  return linear(state.inner, weights.get(prefix + "down_proj.weight"));
+  return project(ctx, state.inner, weights, prefix + "down_proj.weight");
 }
 
 Tensor swiglu_mlp_backward(const Context& ctx, const Tensor& dout, const Tensor& x,
@@ -96,6 +96,28 @@ Tensor routed_in_groups(const Context& ctx, const Weights& weights, const MlpSta
   return sum.to(x.scalar_type());
 }
 
+/// fp8 mode: expert after expert, each on its tokens.
+Tensor routed_in_fp8(const Context& ctx, Weights& weights, const MlpState& state) {
+  const Tensor x = state.y.flatten(0, 1);
+  Tensor sum = at::zeros(x.sizes(), x.options().dtype(at::kFloat));
+  for (const int64_t e : used_experts(ctx, state.experts)) {
+    const auto places = (state.experts == e).nonzero();
+    const Tensor token = places.select(1, 0), slot = places.select(1, 1);
+    SwigluState unused;
+    const Tensor y = swiglu_mlp(ctx, x.index_select(0, token), weights,
+                                "mlp.experts." + std::to_string(e) + ".", unused);
+    const Tensor weight = state.weights.index({token, slot}).unsqueeze(-1);
+    sum = sum.index_add(0, token, y.to(at::kFloat) * weight);
+  }
+  return sum.to(x.scalar_type());
+}
+
+Tensor routed_experts(const Context& ctx, Weights& weights, const MlpState& state) {
+  if (ctx.fp8) return routed_in_fp8(ctx, weights, state);
+  return ctx.experts_in_groups ? routed_in_groups(ctx, weights, state)
+                               : routed_at_once(ctx, weights, state);
+}
+
 }  // namespace
 
 Tensor mlp_forward(const Context& ctx, int64_t layer, const Tensor& y, Weights& weights,
@@ -108,8 +130,7 @@ Tensor mlp_forward(const Context& ctx, int64_t layer, const Tensor& y, Weights& 
     return put("mlp.out", swiglu_mlp(ctx, y, weights, "mlp.", state.dense));
   state.logits = put("router.logits", linear(y.to(at::kFloat), weights.exact(kGate)));
   route(ctx, layer, weights, flow, state);
-  const Tensor routed = ctx.experts_in_groups ? routed_in_groups(ctx, weights, state)
-                                              : routed_at_once(ctx, weights, state);
+  const Tensor routed = routed_experts(ctx, weights, state);
   const Tensor kept = put("moe.routed", routed.view_as(y));
   const Tensor shared = put("moe.shared", swiglu_mlp(ctx, y, weights, kShared, state.dense));
   return put("mlp.out", kept + shared);

@@ -30,11 +30,18 @@ at::ScalarType activation_type(DType dtype) {
   return scalar_type(dtype);
 }
 
+/// What in_dtype makes of spec-1 and DType::fp8.
+bool is_fp8_mode(const RunOptions& options) {
+  return options.dtype == DType::bfloat16 && options.dialect.fp8 == in_dtype({}, DType::fp8).fp8;
+}
+
 void expect_spec(const RunOptions& options) {
   Dialect plain = options.dialect;
   plain.name = Dialect{}.name;
   plain.rounding = Dialect{}.rounding;
+  if (is_fp8_mode(options)) plain.fp8 = {};
   if (!(plain == Dialect{})) refuse("dialect", "spec-1", options.dialect.name);
+  if (is_fp8_mode(options) && options.backward) refuse("backward", "none in fp8 mode", "one");
   if (options.perturbation > 0) refuse("perturbation", "none", "a condition probe");
   if (options.backward && options.feeding == Feeding::staged)
     refuse("backward", "a free or forced run", "a staged one");
@@ -63,6 +70,7 @@ class Pass {
              .type = activation_type(options.dtype),
              .device = at::Device(options.device),
              .staged = options.feeding == Feeding::staged,
+             .fp8 = is_fp8_mode(options) ? source.fp8() : std::nullopt,
              .experts_in_groups = options.segment.has_value()},
         flow_(config, batch, options,
               {.ordinary = ctx_.type,

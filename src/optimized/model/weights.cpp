@@ -32,6 +32,19 @@ const at::Tensor& Weights::get(const std::string& name, at::ScalarType type) {
   return kept_[key] = to_torch(source_.load(spec_of(full))).to(device_, type);
 }
 
+const Weights::Codes& Weights::codes(const std::string& name) {
+  const std::string full = prefix_ + name;
+  if (const auto kept = kept_codes_.find(full); kept != kept_codes_.end()) return kept->second;
+  const std::optional<Fp8Matrix> matrix = source_.load_fp8(spec_of(full));
+  if (!matrix)
+    throw Error(ExitCode::usage, {.where = "--dtype fp8",
+                                  .what = full,
+                                  .expected = "codes and scales",
+                                  .got = "a weight that is not kept in FP8"});
+  return kept_codes_[full] = {to_torch(matrix->codes).to(device_),
+                              to_torch(matrix->scales).to(device_)};
+}
+
 at::Tensor Weights::get_rows(const std::string& name, const std::vector<int64_t>& ids) const {
   return to_torch(gather_rows(source_, spec_of(prefix_ + name), ids)).to(device_, type_);
 }

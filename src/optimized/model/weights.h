@@ -25,6 +25,11 @@ class Weights {
   const at::Tensor& get(const std::string& name) { return get(name, type_); }
   /// Gives a weight in float32, for what docs/spec.md 1 computes in it.
   const at::Tensor& exact(const std::string& name) { return get(name, at::kFloat); }
+  /// A weight as fp8 mode multiplies it. Throws Error (usage) where it is not kept in FP8.
+  struct Codes {
+    at::Tensor codes, scales;  // [out,in] uint8, [ceil(out/block_rows),ceil(in/block_columns)]
+  };
+  const Codes& codes(const std::string& name);
   /// One projection of every routed expert, in ascending expert id.
   std::vector<at::Tensor> experts(const std::string& projection, int64_t count);
   /// The same of some experts, not kept.
@@ -46,6 +51,7 @@ class Weights {
   at::Device device_;
   std::map<std::string, const WeightSpec*> by_name_;
   std::map<std::pair<std::string, at::ScalarType>, at::Tensor> kept_;
+  std::map<std::string, Codes> kept_codes_;
 };
 
 }  // namespace dsv32::optimized
