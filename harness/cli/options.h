@@ -91,6 +91,7 @@ struct Options {
   // subcommands
   std::string mode = "forward";        // dump
   bool sketch = false;                 // dump
+  bool tap_gradients = false;          // dump
   std::optional<int> config_style;     // weights make
   std::vector<std::string> arguments;  // compare A B, list GROUP, launch -- COMMAND, ...
   int64_t nproc = 0, nnodes = 1, node_rank = 0, master_port = 0;  // launch

@@ -152,6 +152,8 @@ void add_dump(Parser& parser) {
   add(dump, "--dtype", raw.dtypes, "TYPE", "float64, float32 (default) or bfloat16")->expected(1);
   add(dump, "--dialect", raw.dialect, "NAME", "run as this dialect; default spec-1");
   add(dump, "--device", o.device, "NAME", "auto (default), cpu or cuda");
+  dump.add_flag("--tap-gradients", o.tap_gradients,
+                "dtap.NAME too: the gradient of every tap (modes backward and KL)");
   dump.add_flag("--sketch", o.sketch, "chosen rows, norms and projections in place of whole taps");
 }
 

@@ -90,17 +90,18 @@ Report run_job(const Job& job) {
 }
 
 Trace make_trace(const Case& c, const std::string& impl, DType dtype, const std::string& mode,
-                 const Dialect& dialect, const RunSettings& settings) {
+                 const Dialect& dialect, const RunSettings& settings, bool slopes) {
   refuse_what_does_not_fit(c, estimate_of_dump(c, dtype, mode).bytes);
   const bool training = mode == "train";
   const Objective objective = objective_of_mode(mode);
   const bool backward = mode == "backward" || objective.kl != KlStage::none;
   const CaseRun run(c, backward, settings, objective);
-  Trace trace =
-      training
-          ? make_train_trace(c, impl, dtype, dialect, settings)
-          : run.run({.dtype = dtype, .dialect = dialect, .backward = backward && run.backward()},
-                    impl, impl == "oracle" ? "reference" : impl);
+  Trace trace = training ? make_train_trace(c, impl, dtype, dialect, settings)
+                         : run.run({.dtype = dtype,
+                                    .dialect = dialect,
+                                    .backward = backward && run.backward(),
+                                    .slopes = slopes},
+                                   impl, impl == "oracle" ? "reference" : impl);
   trace.metadata.merge(std::map<std::string, std::string>{
       {"format", "dsv32-verify.trace"},
       {"version", "1"},

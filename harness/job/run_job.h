@@ -16,9 +16,9 @@ namespace dsv32::harness {
 /// docs/architecture.md 4 says so; wrong input throws Error.
 Report run_job(const Job& job);
 
-/// A trace in the exchange format, for `dump`.
+/// A trace in the exchange format, for `dump`. `slopes`: with the gradients by taps.
 Trace make_trace(const Case& c, const std::string& impl, DType dtype, const std::string& mode,
-                 const Dialect& dialect, const RunSettings& settings);
+                 const Dialect& dialect, const RunSettings& settings, bool slopes = false);
 
 /// The same with every tap sketched (docs/formats.md 4); decisions and scalars stay whole.
 Trace sketched(const Trace& trace, const Case& c);
