@@ -114,8 +114,21 @@ class Origins {
     const std::optional<TapName> tap = parse_slope(gradient);
     if (tap && candidates.size() > 1) measure(*tap, candidates);
     const auto better = [&](const Candidate& a, const Candidate& b) { return score(a) < score(b); };
-    const Candidate& best = *std::max_element(candidates.begin(), candidates.end(), better);
+    Candidate best = *std::max_element(candidates.begin(), candidates.end(), better);
+    if (!tap) measure_first_slope(best);
     return origin_of(best, gradient);
+  }
+
+  /// Where a weight told of the op, what it hands to a tap beside others.
+  void measure_first_slope(Candidate& op) {
+    for (const std::string& name : outputs_[op.op]) {
+      const std::optional<TapName> tap = parse_slope(name);
+      if (!tap || !contains(failing_, name) || sources(name).size() < 2) continue;
+      std::vector<Candidate> alone = {op};
+      measure(*tap, alone);
+      op.fit = alone.front().fit;
+      return;
+    }
   }
 
   BackwardOrigin stop_at(const std::string& gradient) const {
@@ -345,6 +358,7 @@ class Origins {
       if (origin.layers.empty() || other.layers.empty()) continue;
       if (without_layer(other) != without_layer(origin)) continue;
       other.layers.push_back(origin.layers.front());
+      std::sort(other.layers.begin(), other.layers.end());
       other.taps.insert(other.taps.end(), origin.taps.begin(), origin.taps.end());
       return;
     }
@@ -355,7 +369,7 @@ class Origins {
   static std::pair<std::string, std::set<std::string>> without_layer(const BackwardOrigin& origin) {
     std::set<std::string> stems;
     for (const std::string& tap : origin.taps)
-      if (parse_tap(origin.taps.front()) || parse_slope(tap)) stems.insert(tap_stem(tap));
+      stems.insert(tap == slope_name("embed") ? slope_name("hidden") : tap_stem(tap));
     return {tap_stem(origin.op), stems};
   }
 

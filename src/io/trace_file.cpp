@@ -231,8 +231,10 @@ Trace read_trace(const fs::path& path) {
     if (is_unjudged(name)) {
       unjudged.push_back(name);
     } else if (const auto slope = parse_slope(name)) {
-      check_dtype(*slope, entry, where);
-      check_shape(*slope, entry, c, where);
+      TapName named = *slope;
+      named.full = name;
+      check_dtype(named, entry, where);
+      check_shape(named, entry, c, where);
       trace.slopes.emplace(slope->full, read_slope(file, *slope, trace.metadata, c.config));
     } else {
       taps.emplace(name, checked_tap(name, entry, c, where));
