@@ -2,7 +2,8 @@
 
     python plant_in_transformers.py CHECKPOINTS OUT [LABEL]...
 
-CHECKPOINTS holds one folder per case; OUT gets NUMBER.safetensors, numbered as KNOWN + UNKNOWN + BACKWARD.
+CHECKPOINTS holds one folder per case; OUT gets NUMBER.safetensors, numbered as KNOWN + UNKNOWN +
+BACKWARD.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from pathlib import Path
 
 from dsv32_dump import Options, dump
 from dsv32_dump.load import Loading, import_transformers, load_model
-from planted_bugs import BACKWARD, KNOWN, UNKNOWN, Bug
+from planted_backward import BACKWARD
+from planted_bugs import KNOWN, UNKNOWN, Bug
 
 MODULE = "transformers.models.deepseek_v32.modeling_deepseek_v32"
 

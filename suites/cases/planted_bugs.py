@@ -33,10 +33,6 @@ def unknown(label: str, tap: str, *edits: Edit, words: str = "", case: str = "ti
     return Bug(label, edits, tap=tap, words=words, case=case)
 
 
-def backward(label: str, op: str, words: str, *edits: Edit, attn: str = "default") -> Bug:
-    return Bug(label, edits, tap=op, words=words, slopes=True, attn=attn)
-
-
 K_NORM = "self.k_norm = nn.LayerNorm(self.head_dim, eps=1e-6)"
 K = "k = self.k_norm(self.wk(hidden_states)).unsqueeze(2)"
 SCALE = "yarn_apply_mscale(config.rope_parameters, self.qk_head_dim ** (-0.5))"
@@ -54,9 +50,7 @@ SCALED = "topk_weights = topk_weights * self.routed_scaling_factor"
 MLP = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"
 EXPERT = "current_hidden_states = self.act_fn(gate) * up"
 LOSS = "loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)"
-EXPERT_OUT = (
-    "current_hidden_states = current_hidden_states * top_k_weights[token_idx, top_k_pos, None]"
-)
+EXPERT_OUT = "current_hidden_states = current_hidden_states * top_k_weights[token_idx, top_k_pos, None]"
 EXPERT_WEIGHTS = "current_hidden_states = nn.functional.linear(current_hidden_states, self.down_proj[expert_idx])"
 LOGITS = "logits = self.lm_head(hidden_states)"
 TOPK = "topk = min(self.index_topk, index_scores.shape[-1])"
@@ -65,130 +59,43 @@ ATTENTION_RESIDUAL = "hidden_states = residual + hidden_states\n\n        # Full
 
 KNOWN = (
     known("k-norm-eps", (K_NORM, K_NORM.replace("1e-6", "1e-5"))),
-    known(
-        "eps-q-latent",
-        ("(self.q_lora_rank)\n        self.q_b", "(self.q_lora_rank, 1e-5)\n        self.q_b"),
-    ),
-    known(
-        "eps-kv-latent",
-        (
-            "DeepseekV32RMSNorm(config.kv_lora_rank)",
-            "DeepseekV32RMSNorm(config.kv_lora_rank, 1e-5)",
-        ),
-    ),
-    known(
-        "eps-attn-norm",
-        (
-            "input_layernorm = DeepseekV32RMSNorm(config.hidden_size, config.rms_norm_eps)",
-            "input_layernorm = DeepseekV32RMSNorm(config.hidden_size, 1e-5)",
-        ),
-    ),
-    known(
-        "eps-ffn-norm",
-        (
-            "post_attention_layernorm = DeepseekV32RMSNorm(config.hidden_size, config.rms_norm_eps)",
-            "post_attention_layernorm = DeepseekV32RMSNorm(config.hidden_size, 1e-5)",
-        ),
-    ),
-    known(
-        "eps-final-norm",
-        ("eps=config.rms_norm_eps)\n        self.rotary", "eps=1e-5)\n        self.rotary"),
-    ),
+    known("eps-q-latent", ("(self.q_lora_rank)\n        self.q_b", "(self.q_lora_rank, 1e-5)\n        self.q_b")),
+    known("eps-kv-latent", ("DeepseekV32RMSNorm(config.kv_lora_rank)", "DeepseekV32RMSNorm(config.kv_lora_rank, 1e-5)")),
+    known("eps-attn-norm", ("input_layernorm = DeepseekV32RMSNorm(config.hidden_size, config.rms_norm_eps)", "input_layernorm = DeepseekV32RMSNorm(config.hidden_size, 1e-5)")),
+    known("eps-ffn-norm", ("post_attention_layernorm = DeepseekV32RMSNorm(config.hidden_size, config.rms_norm_eps)", "post_attention_layernorm = DeepseekV32RMSNorm(config.hidden_size, 1e-5)")),
+    known("eps-final-norm", ("eps=config.rms_norm_eps)\n        self.rotary", "eps=1e-5)\n        self.rotary")),
     known("relu-missing", ("scores = F.relu(scores)", "pass")),
     known("relu-after-sum", ("scores = F.relu(scores)", "pass"), (SUM, SUM + ".relu()")),
-    known(
-        "relu-after-weight",
-        ("scores = F.relu(scores)", "pass"),
-        (SUM, "index_scores = F.relu(weights.unsqueeze(-1) * scores).sum(-2)"),
-    ),
-    known(
-        "k-norm-bias-missing",
-        (
-            K,
-            "k = F.layer_norm(self.wk(hidden_states), (self.head_dim,), self.k_norm.weight, None, 1e-6).unsqueeze(2)",
-        ),
-    ),
+    known("relu-after-weight", ("scores = F.relu(scores)", "pass"), (SUM, "index_scores = F.relu(weights.unsqueeze(-1) * scores).sum(-2)")),
+    known("k-norm-bias-missing", (K, "k = F.layer_norm(self.wk(hidden_states), (self.head_dim,), self.k_norm.weight, None, 1e-6).unsqueeze(2)")),
     known("k-norm-missing", (K, "k = self.wk(hidden_states).unsqueeze(2)")),
     known("indexer-rope-missing", (INDEX_ROPE, "pass")),
     known("indexer-rope-reversed", (INDEX_ROPE, INDEX_ROPE.replace("sin", "-sin"))),
-    known(
-        "indexer-rope-interleaved",
-        (
-            INDEX_ROPE,
-            """q_rot, k_rot = apply_rotary_pos_emb_interleave(q_rot, k_rot, cos, sin, unsqueeze_dim=2)
-        q_rot, k_rot = (x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2) for x in (q_rot, k_rot))""",
-        ),
-    ),
+    known("indexer-rope-interleaved", (INDEX_ROPE, """q_rot, k_rot = apply_rotary_pos_emb_interleave(q_rot, k_rot, cos, sin, unsqueeze_dim=2)
+        q_rot, k_rot = (x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2) for x in (q_rot, k_rot))""")),
     known("mla-rope-half", (ROPE, ROPE.replace("_interleave", ""))),
-    known(
-        "q-rope-reversed",
-        (
-            "torch.cat([q1 * cos - q2 * sin, q2 * cos + q1 * sin], dim=-1)",
-            "torch.cat([q1 * cos + q2 * sin, q2 * cos - q1 * sin], dim=-1)",
-        ),
-    ),
-    known(
-        "position-offset",
-        (
-            "freqs = position_ids[..., None].float()",
-            "freqs = (position_ids[..., None].float() + 1)",
-        ),
-    ),
-    known(
-        "indexer-nope-first",
-        (
-            "q_rot, q_pass = torch.split(q, [self.qk_rope_head_dim, self.head_dim - self.qk_rope_head_dim], dim=-1)",
-            "q_pass, q_rot = torch.split(q, [self.head_dim - self.qk_rope_head_dim, self.qk_rope_head_dim], dim=-1)",
-        ),
-        (
-            "k_rot, k_pass = torch.split(k, [self.qk_rope_head_dim, self.head_dim - self.qk_rope_head_dim], dim=-1)",
-            "k_pass, k_rot = torch.split(k, [self.head_dim - self.qk_rope_head_dim, self.qk_rope_head_dim], dim=-1)",
-        ),
-        ("q = torch.cat([q_rot, q_pass], dim=-1)", "q = torch.cat([q_pass, q_rot], dim=-1)"),
-        ("k = torch.cat([k_rot, k_pass], dim=-1)", "k = torch.cat([k_pass, k_rot], dim=-1)"),
-    ),
-    known(
-        "indexer-raw-q-latent",
-        (
-            "            q_resid,\n            position_embeddings",
-            "            self.q_a_proj(hidden_states),\n            position_embeddings",
-        ),
-    ),
+    known("q-rope-reversed", ("torch.cat([q1 * cos - q2 * sin, q2 * cos + q1 * sin], dim=-1)", "torch.cat([q1 * cos + q2 * sin, q2 * cos - q1 * sin], dim=-1)")),
+    known("position-offset", ("freqs = position_ids[..., None].float()", "freqs = (position_ids[..., None].float() + 1)")),
+    known("indexer-nope-first",
+          ("q_rot, q_pass = torch.split(q, [self.qk_rope_head_dim, self.head_dim - self.qk_rope_head_dim], dim=-1)", "q_pass, q_rot = torch.split(q, [self.head_dim - self.qk_rope_head_dim, self.qk_rope_head_dim], dim=-1)"),
+          ("k_rot, k_pass = torch.split(k, [self.qk_rope_head_dim, self.head_dim - self.qk_rope_head_dim], dim=-1)", "k_pass, k_rot = torch.split(k, [self.head_dim - self.qk_rope_head_dim, self.qk_rope_head_dim], dim=-1)"),
+          ("q = torch.cat([q_rot, q_pass], dim=-1)", "q = torch.cat([q_pass, q_rot], dim=-1)"),
+          ("k = torch.cat([k_rot, k_pass], dim=-1)", "k = torch.cat([k_pass, k_rot], dim=-1)")),
+    known("indexer-raw-q-latent", ("            q_resid,\n            position_embeddings", "            self.q_a_proj(hidden_states),\n            position_embeddings")),
     known("index-scale-heads-missing", (HEADS + " * (self.n_heads**-0.5)", HEADS)),
     known("index-scale-dim-missing", (".unsqueeze(1)) * self.softmax_scale", ".unsqueeze(1))")),
     known("head-weights-sigmoid", (HEADS, HEADS + ".sigmoid()")),
     known("head-weights-one", (SUM, "index_scores = scores.sum(-2) * (self.n_heads**-0.5)")),
     known("mask-missing", (BOOL_MASK, "pass"), (ADDED_MASK, "pass\n")),
-    known(
-        "indexer-causal-missing",
-        (ADDED_MASK, "index_scores = index_scores + attention_mask[:, -1:, :]\n"),
-    ),
-    known(
-        "indexer-mask-added", (ADDED_MASK, "index_scores = index_scores + (attention_mask == 0)\n")
-    ),
+    known("indexer-causal-missing", (ADDED_MASK, "index_scores = index_scores + attention_mask[:, -1:, :]\n")),
+    known("indexer-mask-added", (ADDED_MASK, "index_scores = index_scores + (attention_mask == 0)\n")),
     known("topk-minus-one", (TOPK, TOPK + " - 1")),
     known("softmax-scale-nope", (SCALE, SCALE.replace("qk_head", "qk_nope_head"))),
     known("softmax-scale-missing", (SCALE, "1.0")),
     known("mscale-missing", (SCALE, "self.qk_head_dim ** (-0.5)"), case="tiny-yarn", dialect="hf"),
-    known(
-        "mscale-once",
-        ("scaling = scaling * mscale * mscale", "scaling = scaling * mscale"),
-        case="tiny-yarn",
-        dialect="hf",
-    ),
-    known(
-        "mscale-field",
-        (
-            'mscale_all_dim = rope_parameters.get("mscale_all_dim", 0)',
-            'mscale_all_dim = rope_parameters.get("mscale", 0)',
-        ),
-        case="tiny-yarn",
-        dialect="hf",
-    ),
-    known(
-        "bias-in-weights",
-        (GATHER, GATHER.replace("scores.", "(scores + self.e_score_correction_bias).")),
-    ),
+    known("mscale-once", ("scaling = scaling * mscale * mscale", "scaling = scaling * mscale"), case="tiny-yarn", dialect="hf"),
+    known("mscale-field", ('mscale_all_dim = rope_parameters.get("mscale_all_dim", 0)', 'mscale_all_dim = rope_parameters.get("mscale", 0)'), case="tiny-yarn", dialect="hf"),
+    known("bias-in-weights", (GATHER, GATHER.replace("scores.", "(scores + self.e_score_correction_bias)."))),
     known("bias-not-in-choice", ("scores + self.e_score_correction_bias", "scores + 0")),
     known("group-score-max", (GROUP, GROUP.replace("2", "1"))),
     known("group-fill-zero", (FILL, FILL.replace('float("-inf")', "0.0")), case="tiny-bias"),
@@ -197,274 +104,35 @@ KNOWN = (
     known("no-weight-normalisation", ("if self.norm_topk_prob:", "if False:")),
     known("routed-scale-twice", (SCALED, SCALED + " * self.routed_scaling_factor")),
     known("routed-scale-missing", (SCALED, "pass")),
-    known(
-        "shared-expert-scaled",
-        (SHARED, "hidden_states = hidden_states + 2.5 * self.shared_experts(residuals)"),
-    ),
+    known("shared-expert-scaled", (SHARED, "hidden_states = hidden_states + 2.5 * self.shared_experts(residuals)")),
     known("shared-expert-missing", (SHARED, "pass")),
     known("gate-up-swapped-routed", ("gate, up = nn", "up, gate = nn")),
-    known(
-        "q-latent-norm-missing",
-        (
-            "q_resid = self.q_a_layernorm(self.q_a_proj(hidden_states))",
-            "q_resid = self.q_a_proj(hidden_states)",
-        ),
-    ),
+    known("q-latent-norm-missing", ("q_resid = self.q_a_layernorm(self.q_a_proj(hidden_states))", "q_resid = self.q_a_proj(hidden_states)")),
     known("kv-latent-norm-missing", ("k_pass = self.kv_a_layernorm(kv_pass)", "k_pass = kv_pass")),
-    known(
-        "residual-from-normed",
-        (
-            "hidden_states = self.input_layernorm(hidden_states)\n",
-            "hidden_states = residual = self.input_layernorm(hidden_states)\n",
-        ),
-    ),
-    known(
-        "labels-unshifted",
-        (LOSS, "loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())"),
-    ),
-    known(
-        "loss-mean-over-all",
-        (
-            LOSS,
-            "loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), reduction='sum') / labels[:, 1:].numel()",
-        ),
-    ),
-    known(
-        "router-weights-detached",
-        (SCALED, SCALED.replace("topk_weights *", "topk_weights.detach() *")),
-    ),
+    known("residual-from-normed", ("hidden_states = self.input_layernorm(hidden_states)\n", "hidden_states = residual = self.input_layernorm(hidden_states)\n")),
+    known("labels-unshifted", (LOSS, "loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())")),
+    known("loss-mean-over-all", (LOSS, "loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), reduction='sum') / labels[:, 1:].numel()")),
+    known("router-weights-detached", (SCALED, SCALED.replace("topk_weights *", "topk_weights.detach() *"))),
     known("silu-missing-routed", (EXPERT, "current_hidden_states = gate * up")),
-    known(
-        "index-products-bfloat16",
-        (
-            "scores = torch.matmul(q.float()",
-            "q, k = q.bfloat16(), k.bfloat16()\n        scores = torch.matmul(q.float()",
-        ),
-    ),
-    known(
-        "embedding-scaled",
-        (
-            "inputs_embeds: torch.Tensor = self.embed_tokens(input_ids)",
-            "inputs_embeds: torch.Tensor = self.embed_tokens(input_ids) * self.config.hidden_size**0.5",
-        ),
-    ),
-    known(
-        "router-bfloat16",
-        (
-            "F.linear(hidden_states.type(torch.float32), self.weight.type(torch.float32))",
-            "F.linear(hidden_states.bfloat16(), self.weight.bfloat16()).float()",
-        ),
-    ),
-    known(
-        "norm-weight-plus-one",
-        (
-            "return self.weight * hidden_states.to(input_dtype)",
-            "return (1 + self.weight) * hidden_states.to(input_dtype)",
-        ),
-    ),
+    known("index-products-bfloat16", ("scores = torch.matmul(q.float()", "q, k = q.bfloat16(), k.bfloat16()\n        scores = torch.matmul(q.float()")),
+    known("embedding-scaled", ("inputs_embeds: torch.Tensor = self.embed_tokens(input_ids)", "inputs_embeds: torch.Tensor = self.embed_tokens(input_ids) * self.config.hidden_size**0.5")),
+    known("router-bfloat16", ("F.linear(hidden_states.type(torch.float32), self.weight.type(torch.float32))", "F.linear(hidden_states.bfloat16(), self.weight.bfloat16()).float()")),
+    known("norm-weight-plus-one", ("return self.weight * hidden_states.to(input_dtype)", "return (1 + self.weight) * hidden_states.to(input_dtype)")),
 )
 
 # The name of a place, never of a bug.
 UNKNOWN = (
-    unknown(
-        "GELU for SiLU in the experts",
-        "moe.routed",
-        (EXPERT, "current_hidden_states = F.gelu(gate) * up"),
-    ),
+    unknown("GELU for SiLU in the experts", "moe.routed", (EXPERT, "current_hidden_states = F.gelu(gate) * up")),
     unknown("logits halved", "logits", (LOGITS, LOGITS + " / 2"), words="gain 0.5"),
     unknown("logits capped at 1", "logits", (LOGITS, LOGITS + "\n        logits = logits.tanh()")),
-    unknown(
-        "heads in reverse order",
-        "attn.ctx",
-        (OUT, OUT.replace("attn_output.reshape", "attn_output.flip(2).reshape")),
-        words="heads in reverse order",
-    ),
-    unknown(
-        "head 0 lost",
-        "attn.ctx",
-        (
-            OUT,
-            "attn_output = attn_output.clone()\n        attn_output[:, :, 0] = 0\n        " + OUT,
-        ),
-    ),
-    unknown(
-        "values and nope keys exchanged",
-        "attn.ctx",
-        (
-            "k_nope, value_states = torch.split(kv_nope, [self.qk_nope_head_dim, self.v_head_dim], dim=-1)",
-            "value_states, k_nope = torch.split(kv_nope, [self.qk_nope_head_dim, self.v_head_dim], dim=-1)",
-        ),
-    ),
-    unknown(
-        "smallest scores selected",
-        "topk",
-        ("index_scores.topk(topk, dim=-1)", "index_scores.topk(topk, dim=-1, largest=False)"),
-    ),
-    unknown(
-        "attention residual times 0.9",
-        "ffn_norm",
-        (ATTENTION_RESIDUAL, ATTENTION_RESIDUAL.replace("residual +", "0.9 * residual +")),
-    ),
-    unknown(
-        "experts weighted at their input",
-        "moe.routed",
-        (EXPERT_OUT, "pass"),
-        (
-            "current_state = hidden_states[token_idx]",
-            "current_state = hidden_states[token_idx] * top_k_weights[token_idx, top_k_pos, None]",
-        ),
-    ),
-    unknown(
-        "expert 3 is expert 2",
-        "moe.routed",
-        (
-            EXPERT_WEIGHTS,
-            EXPERT_WEIGHTS.replace("[expert_idx]", "[2 if expert_idx == 3 else expert_idx]"),
-        ),
-    ),
-    unknown(
-        "indexer keys of the token before",
-        "ix.scores",
-        (
-            "scores = torch.matmul(q.float()",
-            "k = k.roll(1, 1)\n        scores = torch.matmul(q.float()",
-        ),
-    ),
-    unknown(
-        "every seventh token skips its MLP",
-        "hidden",
-        (
-            "hidden_states = self.mlp(hidden_states)\n",
-            "hidden_states = self.mlp(hidden_states)\n        hidden_states = torch.where((torch.arange(hidden_states.shape[1]) % 7 == 6)[:, None], 0 * hidden_states, hidden_states)\n",
-        ),
-    ),
-    unknown(
-        "expert gradients doubled",
-        "grad",
-        (
-            "final_hidden_states.index_add_(0, token_idx, current_hidden_states",
-            "current_hidden_states = current_hidden_states * 2 - current_hidden_states.detach()\n            final_hidden_states.index_add_(0, token_idx, current_hidden_states",
-        ),
-        words="x 2: the routed experts",
-    ),
-)
-
-RSQRT = "torch.rsqrt(variance + self.variance_epsilon)"
-ATTENTION_OUT = "attn_output = self.o_proj(attn_output)\n"
-MLP_OUT = "hidden_states = self.mlp(hidden_states)\n"
-SOFTMAX = "attn_weights = nn.functional.softmax(attn_weights, dim=-1, dtype=torch.float32).to(query.dtype)"
-Q_EMBED = "q_embed = torch.cat([q1 * cos - q2 * sin, q2 * cos + q1 * sin], dim=-1)"
-DOWN = "nn.functional.linear(current_hidden_states, self.down_proj[expert_idx])"
-SECOND_RESIDUAL = "        hidden_states = self.mlp(hidden_states)\n        hidden_states = residual + hidden_states"
-
-# A right forward pass with a wrong backward pass: `tap` is the op that must be named.
-BACKWARD = (
-    backward(
-        "norm without the variance term",
-        "q_latent",
-        "hands to layers.1.attn_norm",
-        (
-            RSQRT,
-            "torch.rsqrt((variance.detach() if hidden_states.shape[-1] == 32 else variance) + self.variance_epsilon)",
-        ),
-    ),
-    backward(
-        "final norm without the variance term",
-        "final_norm",
-        "hands to layers.1.hidden",
-        (
-            "hidden_states = self.norm(hidden_states)",
-            "self.norm.last = True\n        hidden_states = self.norm(hidden_states)",
-        ),
-        (
-            RSQRT,
-            "torch.rsqrt((variance.detach() if hasattr(self, 'last') else variance) + self.variance_epsilon)",
-        ),
-    ),
-    backward(
-        "attention output detached",
-        "attn.out",
-        "nothing arrives at layers.1.attn.out",
-        (
-            ATTENTION_OUT,
-            ATTENTION_OUT
-            + "        attn_output = attn_output.detach() if self.layer_idx == 1 else attn_output\n",
-        ),
-    ),
-    backward(
-        "router gradient halved",
-        "router.weights",
-        "hands to layers.1.router.logits (gain 0.5",
-        ("router_logits.sigmoid()", "(router_logits / 2 + router_logits.detach() / 2).sigmoid()"),
-    ),
-    backward(
-        "gradient dropped on every seventh token",
-        "mlp.out",
-        "counted modulo 7, 6",
-        (
-            "down_proj = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))",
-            "x = torch.where((torch.arange(x.shape[1]) % 7 == 6)[:, None], x.detach(), x) if self.intermediate_size == self.config.intermediate_size else x\n"
-            "        down_proj = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))",
-        ),
-    ),
-    backward(
-        "softmax without the row sum",
-        "attn.probs",
-        "hands to layers.1.attn.logits",
-        (
-            SOFTMAX,
-            SOFTMAX
-            + "\n    attn_weights = attn_weights.detach() * (1 + module.marked - module.marked.detach())",
-        ),
-        (
-            "    if attention_mask is not None:\n        attn_weights = attn_weights + attention_mask\n",
-            "    if attention_mask is not None:\n        attn_weights = attn_weights + attention_mask\n    module.marked = attn_weights.clamp_min(-1e9)\n",
-        ),
-        attn="eager",
-    ),
-    backward(
-        "RoPE backward in the wrong sense",
-        "q_rope",
-        "hands to layers.1.q_latent",
-        (
-            Q_EMBED,
-            Q_EMBED
-            + "\n    wrong = torch.cat([q1 * cos + q2 * sin, q2 * cos - q1 * sin], dim=-1)\n    q_embed = q_embed.detach() + (wrong - wrong.detach())",
-        ),
-    ),
-    backward(
-        "no gradient through the residual stream",
-        "attn.out",
-        "the residual path around the attention of layer 1",
-        (ATTENTION_RESIDUAL, ATTENTION_RESIDUAL.replace("residual +", "residual.detach() +")),
-    ),
-    backward(
-        "latent detached",
-        "kv_latent",
-        "hands to layers.1.attn_norm is missing",
-        ("self.kv_a_layernorm(kv_pass)", "self.kv_a_layernorm(kv_pass.detach())"),
-    ),
-    backward(
-        "expert weights' gradients doubled",
-        "moe.routed",
-        "gradients x 2: the routed experts",
-        (
-            DOWN,
-            DOWN.replace(
-                "self.down_proj[expert_idx]",
-                "self.down_proj[expert_idx] * 2 - self.down_proj[expert_idx].detach()",
-            ),
-        ),
-    ),
-    backward(
-        "shared expert without a gradient",
-        "moe.shared",
-        "nothing arrives at layers.1.moe.shared",
-        (
-            SHARED,
-            SHARED.replace(
-                "self.shared_experts(residuals)", "self.shared_experts(residuals).detach()"
-            ),
-        ),
-    ),
+    unknown("heads in reverse order", "attn.ctx", (OUT, OUT.replace("attn_output.reshape", "attn_output.flip(2).reshape")), words="heads in reverse order"),
+    unknown("head 0 lost", "attn.ctx", (OUT, "attn_output = attn_output.clone()\n        attn_output[:, :, 0] = 0\n        " + OUT)),
+    unknown("values and nope keys exchanged", "attn.ctx", ("k_nope, value_states = torch.split(kv_nope, [self.qk_nope_head_dim, self.v_head_dim], dim=-1)", "value_states, k_nope = torch.split(kv_nope, [self.qk_nope_head_dim, self.v_head_dim], dim=-1)")),
+    unknown("smallest scores selected", "topk", ("index_scores.topk(topk, dim=-1)", "index_scores.topk(topk, dim=-1, largest=False)")),
+    unknown("attention residual times 0.9", "ffn_norm", (ATTENTION_RESIDUAL, ATTENTION_RESIDUAL.replace("residual +", "0.9 * residual +"))),
+    unknown("experts weighted at their input", "moe.routed", (EXPERT_OUT, "pass"), ("current_state = hidden_states[token_idx]", "current_state = hidden_states[token_idx] * top_k_weights[token_idx, top_k_pos, None]")),
+    unknown("expert 3 is expert 2", "moe.routed", (EXPERT_WEIGHTS, EXPERT_WEIGHTS.replace("[expert_idx]", "[2 if expert_idx == 3 else expert_idx]"))),
+    unknown("indexer keys of the token before", "ix.scores", ("scores = torch.matmul(q.float()", "k = k.roll(1, 1)\n        scores = torch.matmul(q.float()")),
+    unknown("every seventh token skips its MLP", "hidden", ("hidden_states = self.mlp(hidden_states)\n", "hidden_states = self.mlp(hidden_states)\n        hidden_states = torch.where((torch.arange(hidden_states.shape[1]) % 7 == 6)[:, None], 0 * hidden_states, hidden_states)\n")),
+    unknown("expert gradients doubled", "grad", ("final_hidden_states.index_add_(0, token_idx, current_hidden_states", "current_hidden_states = current_hidden_states * 2 - current_hidden_states.detach()\n            final_hidden_states.index_add_(0, token_idx, current_hidden_states"), words="x 2: the routed experts"),
 )

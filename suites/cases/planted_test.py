@@ -9,7 +9,8 @@ import sys
 import unittest
 from pathlib import Path
 
-from planted_bugs import BACKWARD, KNOWN, UNKNOWN, Bug
+from planted_backward import BACKWARD
+from planted_bugs import KNOWN, UNKNOWN, Bug
 from program import PARITY, PROGRAM, ROOT, checkpoint, clean_up, run, scratch
 
 PYTHON = ROOT / ".venv-golden" / "bin" / "python"
