@@ -7,6 +7,7 @@
 #include "harness/cases/measuring.h"
 #include "harness/cases/probe.h"
 #include "harness/cases/threads.h"
+#include "harness/judge/backward.h"
 #include "src/bridge/runtime.h"
 #include "src/model/errors.h"
 #include "src/reference/reference.h"
@@ -207,6 +208,8 @@ std::vector<Verdict> CaseRun::judge_staged(const JudgedTrace& judged) const {
   if (!has_stage_inputs(*judged.trace)) return {};
   RunOptions options{.dtype = judged.dtype,
                      .dialect = judged.dialect,
+                     .backward = backward_ && !judged.trace->slopes.empty(),
+                     .slopes = true,
                      .feeding = Feeding::staged,
                      .feed = stage_inputs(judged)};
   Evidence evidence = evidence_of(judged);
@@ -226,7 +229,9 @@ std::vector<Verdict> CaseRun::judge_staged(const JudgedTrace& judged) const {
   }
   const Trace probe = drawn_out(case_, run(probe_options(case_, options), "staged probe"), oracle);
   evidence.staged.probe = &probe;
-  return harness::judge_staged(evidence);
+  std::vector<Verdict> verdicts = harness::judge_staged(evidence);
+  append(verdicts, judge_backward(evidence));
+  return verdicts;
 }
 
 std::vector<Verdict> CaseRun::judge_forced(const JudgedTrace& judged, const ForcedTraces* shared,

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <optional>
 
+#include "harness/cases/backward_origin.h"
 #include "harness/cases/gradient_patterns.h"
 #include "harness/cases/search.h"
 #include "harness/cases/severity.h"
@@ -93,6 +94,8 @@ class Doctor {
     if (!staged_.failing.empty()) explain_staged();
     if (unexplained_.empty() && !gradients_.failing.empty() && gradients_follow_rules())
       explain_gradients();
+    if (gradients_.failing.empty() || !gradient_patterns_.empty() || !unexplained_.empty())
+      find_backward_origins();
     Diagnosis diagnosis;
     for (const Found& found : found_) diagnosis.defects.push_back(defect_of(found));
     for (Defect& defect : unexplained_defects()) diagnosis.defects.push_back(std::move(defect));
@@ -106,7 +109,7 @@ class Doctor {
  private:
   void sort_in(const Verdict& verdict) {
     const bool gradient = is_gradient(verdict.tap);
-    if (!gradient && verdict.mode != Mode::staged) return;
+    if (gradient == (verdict.mode == Mode::staged)) return;  // backward_origins looks at those
     Findable& findable = gradient ? gradients_ : staged_;
     if (verdict.trust == Trust::fail) findable.failing.push_back(verdict.tap);
     if (verdict.trust == Trust::pass) findable.passing.push_back(verdict.tap);
@@ -259,6 +262,12 @@ class Doctor {
     gradient_patterns_ = gradient_patterns(left, right, verdicts_);
   }
 
+  /// The ops whose own backward pass is wrong, in place of the patterns that they leave upstream.
+  void find_backward_origins() {
+    origins_ = backward_origins(run_, judged_, verdicts_);
+    if (!origins_.empty()) gradient_patterns_.clear();
+  }
+
   /// Everything found so far, in the layers that it was found in.
   void plant_all(Dialect& all, std::map<int64_t, Dialect>& layers) const {
     for (const Found& found : found_) {
@@ -341,6 +350,9 @@ class Doctor {
            .words = stem + " is off for no known reason" + (look.empty() ? "" : " (" + look + ")"),
            .taps = {tap}});
     }
+    for (const BackwardOrigin& origin : origins_)
+      defects.push_back(
+          {.name = "", .words = origin.words, .taps = origin.taps, .layers = origin.layers});
     for (const GradientPattern& pattern : gradient_patterns_)
       defects.push_back({.name = "", .words = pattern.words, .taps = pattern.taps});
     for (Defect& defect : defects)
@@ -351,8 +363,9 @@ class Doctor {
   bool can_stand_in(const Names& taps) const {
     const Batch& batch = run_.batch();
     return std::all_of(taps.begin(), taps.end(), [&](const std::string& tap) {
+      if (is_gradient(tap) || parse_slope(tap)) return false;
       const auto shape = tap_shape(*parse_tap(tap), run_.the_case().config, batch.B, batch.S);
-      return !is_gradient(tap) && shape && judged_.trace->find(tap)->shape() == *shape;
+      return shape && judged_.trace->find(tap)->shape() == *shape;
     });
   }
 
@@ -383,7 +396,8 @@ class Doctor {
 
   /// The preset that is what was found, no more and no less.
   std::string matching_dialect() const {
-    if (!unexplained_.empty() || !gradient_patterns_.empty() || found_.empty()) return "";
+    if (!unexplained_.empty() || !gradient_patterns_.empty() || !origins_.empty() || found_.empty())
+      return "";
     Dialect all = judged_.dialect;
     for (const Found& found : found_) {
       if (!found.places.empty()) return "";
@@ -422,6 +436,7 @@ class Doctor {
   Names unexplained_;
   bool blind_ = false;  // some row selects no key that it may see, and it shows
   std::vector<GradientPattern> gradient_patterns_;  // that nothing explains
+  std::vector<BackwardOrigin> origins_;             // of gradients that nothing explains
 };
 
 }  // namespace

@@ -28,16 +28,21 @@ Trace drawn_out(const Case& c, Trace probe, const Trace& oracle) {
     for (double& row : distance.rows) row *= kProbePerturbation / kFineProbe;
     for (double& lane : distance.lanes) lane *= kProbePerturbation / kFineProbe;
   }
-  for (const std::string& name : oracle.names()) {
-    const HostTensor* small = probe.find(name);
-    if (small == nullptr || !is_floating(small->dtype())) continue;
-    std::vector<double> values = oracle.find(name)->to_doubles();
+  const auto drawn = [](const HostTensor& small, const HostTensor& from) {
+    std::vector<double> values = from.to_doubles();
     for (size_t i = 0; i < values.size(); ++i) {
-      const double moved = small->at(static_cast<int64_t>(i)) - values[i];
+      const double moved = small.at(static_cast<int64_t>(i)) - values[i];
       if (std::isfinite(moved)) values[i] += moved * (kProbePerturbation / kFineProbe);
     }
-    probe.put(name, HostTensor::from_doubles(DType::float64, small->shape(), values));
+    return HostTensor::from_doubles(DType::float64, small.shape(), values);
+  };
+  for (const std::string& name : oracle.names()) {
+    const HostTensor* small = probe.find(name);
+    if (small != nullptr && is_floating(small->dtype()))
+      probe.put(name, drawn(*small, *oracle.find(name)));
   }
+  for (auto& [name, small] : probe.slopes)
+    if (oracle.slopes.contains(name)) small = drawn(small, oracle.slopes.at(name));
   return probe;
 }
 

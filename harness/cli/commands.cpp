@@ -58,7 +58,21 @@ DType dump_type(const Options& options) {
   return options.dtypes.empty() ? DType::float32 : options.dtypes.front();
 }
 
+/// Only a backward pass has gradients, and they have no sketch.
+void check_tap_gradients(const Options& options) {
+  if (!options.tap_gradients) return;
+  const auto refuse = [](const std::string& expected, const std::string& got) {
+    throw Error(
+        ExitCode::usage,
+        {.where = "dump --tap-gradients", .what = "mode", .expected = expected, .got = got});
+  };
+  if (options.sketch) refuse("whole taps", "--sketch");
+  if (options.mode == "forward" || options.mode == "train")
+    refuse("--mode backward, kl-warmup or kl-sparse", "--mode " + options.mode);
+}
+
 ExitCode dump_command(const Options& options) {
+  check_tap_gradients(options);
   probe_outputs(options);
   const Case c = io::case_of_words(*options.case_name);
   const Dialect dialect = find_dialect(options.dialect.value_or("spec-1"));
@@ -69,8 +83,9 @@ ExitCode dump_command(const Options& options) {
   Watch watch(options);
   const auto step = [&](const std::string& text) { watch.step(text); };
   step(c.name + ": " + impl + " " + options.mode);
-  const Trace trace = make_trace(c, impl, dtype, options.mode, dialect,
-                                 {.device = device, .progress = step}, options.weights);
+  const Trace trace =
+      make_trace(c, impl, dtype, options.mode, dialect, {.device = device, .progress = step},
+                 options.weights, options.tap_gradients);
   watch.stop.disarm();
   watch.stop.check();
   io::write_trace(*options.out, options.sketch ? sketched(trace, c) : trace);

@@ -93,6 +93,7 @@ struct Options {
   // subcommands
   std::string mode = "forward";        // dump
   bool sketch = false;                 // dump
+  bool tap_gradients = false;          // dump
   std::optional<int> config_style;     // weights make
   std::optional<std::string> format;   // weights make: bf16, fp8, demo
   bool full = false;                   // weights check

@@ -159,6 +159,8 @@ void add_dump(Parser& parser) {
   add(dump, "--weights", o.weights, "SOURCE", "as of a judgement; default synthetic");
   add(dump, "--dialect", raw.dialect, "NAME", "run as this dialect; default spec-1");
   add(dump, "--device", o.device, "NAME", "auto (default), cpu or cuda");
+  dump.add_flag("--tap-gradients", o.tap_gradients,
+                "dtap.NAME too: the gradient of every tap (modes backward and KL)");
   dump.add_flag("--sketch", o.sketch, "chosen rows, norms and projections in place of whole taps");
 }
 

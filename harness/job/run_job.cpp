@@ -114,7 +114,8 @@ static void expect_fp8(const WeightSource& weights, const std::string& mode) {
 }
 
 Trace make_trace(const Case& c, const std::string& impl, DType dtype, const std::string& mode,
-                 const Dialect& dialect, const RunSettings& settings, const std::string& weights) {
+                 const Dialect& dialect, const RunSettings& settings, const std::string& weights,
+                 bool slopes) {
   refuse_what_does_not_fit(c, estimate_of_dump(c, dtype, mode).bytes);
   const bool training = mode == "train";
   const Objective objective = objective_of_mode(mode);
@@ -126,7 +127,8 @@ Trace make_trace(const Case& c, const std::string& impl, DType dtype, const std:
                     ? make_train_trace(c, impl, dtype, dialect, settings)
                     : run.run({.dtype = stored_type(dtype),
                                .dialect = impl == "oracle" ? dialect : in_dtype(dialect, dtype),
-                               .backward = backward && run.backward()},
+                               .backward = backward && run.backward(),
+                               .slopes = slopes},
                               impl, impl == "oracle" ? "reference" : impl);
   trace.metadata.merge(std::map<std::string, std::string>{
       {"format", "dsv32-verify.trace"},

@@ -17,10 +17,10 @@ namespace dsv32::harness {
 Report run_job(const Job& job);
 
 /// A trace in the exchange format, for `dump`. `weights`: as `--weights` says; a training has the
-/// case's own.
+/// case's own. `slopes`: with the gradients by taps.
 Trace make_trace(const Case& c, const std::string& impl, DType dtype, const std::string& mode,
                  const Dialect& dialect, const RunSettings& settings,
-                 const std::string& weights = "synthetic");
+                 const std::string& weights = "synthetic", bool slopes = false);
 
 /// The same with every tap sketched (docs/formats.md 4); decisions and scalars stay whole.
 Trace sketched(const Trace& trace, const Case& c);

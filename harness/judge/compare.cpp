@@ -18,6 +18,7 @@ const char* const kExactBasis = "determined by the model: no tolerance";
 enum class Outside { free, minus_infinity, zero };
 
 Outside outside_rule(const TapName& tap) {
+  if (parse_slope(tap.full)) return Outside::free;
   if (tap.info.name == "ix.scores") return Outside::minus_infinity;
   if (tap.info.name == "attn.probs" || tap.info.kind == TapKind::keys) return Outside::zero;
   return Outside::free;

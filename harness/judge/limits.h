@@ -65,7 +65,8 @@ Measure by_limit(std::string_view check, const Where& where, double measured);
 Measure by_limit(std::string_view check, double measured);
 
 /// The families of rows that taps are judged by.
-enum class Rows { tokens, keys, scalar, gradient };
+/// `slopes`: gradients by taps.
+enum class Rows { tokens, keys, scalar, gradient, slopes };
 std::string_view to_string(Rows rows);
 
 /// A row for taps of one family in one mode: its numbers are judged together and have one basis.

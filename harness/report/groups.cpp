@@ -161,7 +161,8 @@ namespace {
 
 /// What the axes of a tap are called, as many as its elements have indices.
 std::vector<std::string> axes_of(const std::string& tap, size_t rank) {
-  const auto name = parse_tap(tap);
+  const auto slope = parse_slope(tap);
+  const auto name = slope ? slope : parse_tap(tap);
   if (!name) return {};
   switch (name->info.kind) {
     case TapKind::attention:

@@ -1,5 +1,7 @@
 #include "src/bridge/tap_flow.h"
 
+#include <utility>
+
 #include "src/bridge/bridge.h"
 #include "src/model/errors.h"
 
@@ -81,13 +83,71 @@ Tensor TapFlow::fed(const TapName& tap) const {
 }
 
 Tensor TapFlow::put(const std::string& name, const Tensor& own) {
-  if (replaying_) return round(parse(name), own);
   const TapName tap = parse(name);
   const Tensor rounded = round(tap, own);
+  if (replaying_) {
+    return options_.slopes && torch::GradMode::is_enabled() ? watched(tap, rounded) : rounded;
+  }
   record(tap, rounded);
   Tensor used = options_.feeding == Feeding::staged ? fed(tap) : Tensor();
   if (!used.defined()) used = rounded;
   return style_.hand_on ? style_.hand_on(used, name + std::to_string(chunk_.begin)) : used;
+}
+
+/// What later stages read is the fed value in either case. Where the feed has the gradient by the
+/// tap, the graph ends here and another one begins; else gradients pass straight through.
+Tensor TapFlow::watched(const TapName& tap, const Tensor& own) {
+  if (tap.info.name == "hidden") return own;  // lies between two graphs: `upstream`
+  Tensor used = options_.feeding == Feeding::staged ? fed(tap) : Tensor();
+  if (!used.defined()) used = own;
+  if (style_.hand_on && options_.feeding == Feeding::staged)
+    used = style_.hand_on(used, tap.full + std::to_string(chunk_.begin));
+  if (!own.requires_grad()) return used.detach();
+  const Tensor slope = fed_slope(tap.full, own);
+  if (slope.defined()) {
+    cuts_.roots.push_back(own);
+    cuts_.factors.push_back(slope);
+    used = used.detach().clone().requires_grad_(true);
+  } else if (!used.is_same(own)) {
+    used = own + (used - own).detach().nan_to_num(0, 0, 0);
+  }
+  used.retain_grad();
+  watched_.emplace_back(tap, used);
+  return used;
+}
+
+Tensor TapFlow::fed_slope(const std::string& name, const Tensor& like) const {
+  if (options_.feeding != Feeding::staged) return {};
+  const auto found = options_.feed->slopes.find(name);
+  if (found == options_.feed->slopes.end()) return {};
+  const Tensor slope = to_torch(found->second).to(device_, like.scalar_type());
+  return style_.hand_on ? style_.hand_on(slope, slope_name(name)) : slope;
+}
+
+TapFlow::Cuts TapFlow::take_cuts() { return std::exchange(cuts_, {}); }
+
+void TapFlow::put_slope(const std::string& name, const Tensor& slope) {
+  if (options_.slopes && slope.defined()) record_slope(parse(name), slope);
+}
+
+Tensor TapFlow::upstream(const std::string& name, const Tensor& own) {
+  if (!options_.slopes || !own.defined()) return own;
+  record_slope(parse(name), own);
+  const Tensor slope = fed_slope(name, own);
+  return slope.defined() ? slope : own;
+}
+
+void TapFlow::keep_slopes() {
+  for (const auto& [tap, value] : watched_) {
+    const Tensor slope = value.grad();
+    record_slope(tap, slope.defined() ? slope : torch::zeros_like(value));
+  }
+  watched_.clear();
+}
+
+void TapFlow::record_slope(const TapName& tap, const Tensor& slope) {
+  if (options_.wanted && !options_.wanted(slope_name(tap.full))) return;
+  slopes_[tap.full] = to_host(slope, stored_type(tap));
 }
 
 TapFlow::Kept TapFlow::kept_of(int64_t first, int64_t count) const {

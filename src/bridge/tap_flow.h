@@ -55,6 +55,20 @@ class TapFlow {
   /// pass.
   void replay() { replaying_ = true; }
   bool replaying() const { return replaying_; }
+  /// With RunOptions::slopes a replayed tap is where back-propagation is looked at, and cut where
+  /// the feed has a gradient of its own. What was cut off is to be back-propagated as well:
+  struct Cuts {
+    std::vector<torch::Tensor> roots, factors;
+  };
+  Cuts take_cuts();
+  /// Of a model without autograd: the gradient by a tap, in its shape.
+  void put_slope(const std::string& name, const torch::Tensor& slope);
+  /// Of a tap between two graphs: records what arrived there, and gives what goes on.
+  torch::Tensor upstream(const std::string& name, const torch::Tensor& own);
+  /// After a pass of back-propagation: what arrived at the taps since the last call.
+  void keep_slopes();
+  std::map<std::string, HostTensor> take_slopes() { return std::move(slopes_); }
+
   /// The decision in force over all chunks, [B,S,*] int64.
   torch::Tensor decision(const std::string& name) const;
 
@@ -75,6 +89,9 @@ class TapFlow {
   torch::Tensor usable_decision(const TapName& tap, const torch::Tensor& fed) const;
   void record(const TapName& tap, const torch::Tensor& value);
   void keep(const std::string& name, HostTensor value);
+  torch::Tensor watched(const TapName& tap, const torch::Tensor& own);
+  torch::Tensor fed_slope(const std::string& name, const torch::Tensor& like) const;
+  void record_slope(const TapName& tap, const torch::Tensor& slope);
   /// Of the kept queries those of [first, first + count): places among the kept, and in the block.
   struct Kept {
     std::vector<int64_t> places, in_block;
@@ -99,6 +116,9 @@ class TapFlow {
   std::vector<int64_t> kept_;                               // queries of attention taps
   std::map<std::string, std::vector<torch::Tensor>> rows_;  // of attention taps, block by block
   std::map<std::string, std::vector<torch::Tensor>> decisions_;
+  Cuts cuts_;
+  std::vector<std::pair<TapName, torch::Tensor>> watched_;  // of the graph at hand
+  std::map<std::string, HostTensor> slopes_;
 };
 
 }  // namespace dsv32

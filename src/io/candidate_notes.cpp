@@ -77,6 +77,9 @@ CandidateNotes candidate_notes(const Trace& trace, const std::string& where) {
   if (const auto derived = parsed(trace, "derived_taps", Json::value_t::array, where)) {
     notes.derived_taps = names(*derived, where, "derived_taps");
   }
+  if (const auto stopped = parsed(trace, "slopes_none", Json::value_t::array, where)) {
+    notes.slopes_none = names(*stopped, where, "slopes_none");
+  }
   if (const auto unjudged = parsed(trace, "unjudged_tensors", Json::value_t::array, where)) {
     notes.unjudged_tensors = names(*unjudged, where, "unjudged_tensors");
   }

@@ -140,8 +140,9 @@ class SafetensorsWriter {
 /// right for its case, keys that are not there with their defaults, rope and index layouts
 /// converted to the canonical ones, sketched taps in `sketches`. Throws Error (artefact). Tensors
 /// come in execution order. After a conversion the metadata say `rope_layout` = interleaved and
-/// keep the file's word as `rope_layout_stored` (`index_layout` alike). `dtap.` and `step.` tensors
-/// are not read: metadata `unjudged_tensors` lists them. int64 decisions become int32. Values may
+/// keep the file's word as `rope_layout_stored` (`index_layout` alike). `dtap.TAP` are in `slopes`,
+/// with zeros for the taps of metadata `slopes_none`. `step.` tensors are not read: metadata
+/// `unjudged_tensors` lists them. int64 decisions become int32. Values may
 /// be NaN; there may be no tensor at all.
 Trace read_trace(const fs::path& path);
 /// The case of a trace that was read: its metadata's case, with mask_given as its metadata say.
@@ -169,10 +170,11 @@ struct CandidateNotes {
   std::vector<std::string> missing_taps;
   std::vector<std::string> derived_taps;      // computed by the dump, not by the implementation
   Facts producer;                             // who made it, with what
-  std::vector<std::string> unjudged_tensors;  // of read_trace: gradients of taps, single steps
+  std::vector<std::string> slopes_none;       // taps that back-propagation passed by, in its order
+  std::vector<std::string> unjudged_tensors;  // of read_trace: single steps
 };
-/// Reads the metadata `weights_loaded`, `failure`, `missing_taps`, `derived_taps` and `producer`.
-/// Throws Error (artefact) when one is no such JSON.
+/// Reads the metadata `weights_loaded`, `failure`, `missing_taps`, `derived_taps`, `slopes_none`
+/// and `producer`. Throws Error (artefact) when one is no such JSON.
 CandidateNotes candidate_notes(const Trace& trace, const std::string& where);
 /// Reads the file of `--batch`: input_ids and, if wanted, attention_mask and labels. The digest is
 /// the sha256 of the file.

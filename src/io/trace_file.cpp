@@ -176,12 +176,32 @@ HostTensor read_tap(const SafetensorsFile& file, const TapName& tap, const Metad
   return lanes > 0 ? interleaved(value, lanes) : value;
 }
 
-/// Gradients of taps and single steps of a training: known names, which this version does not
-/// judge.
+/// Single steps of a training: known names, which this version does not judge.
 bool is_unjudged(const std::string& name) {
-  const std::string gradient = "dtap.";
-  if (name.starts_with(gradient)) return parse_tap(name.substr(gradient.size())).has_value();
   return parse_check(name) && parse_check(name)->scope == CheckScope::step;
+}
+
+HostTensor read_slope(const SafetensorsFile& file, const TapName& tap, const Metadata& metadata,
+                      const ModelConfig& config) {
+  HostTensor value = file.read(slope_name(tap.full));
+  if (tap.info.kind == TapKind::scalar) return as_scalar(value);
+  const int64_t lanes = deinterleaved_lanes(tap, metadata, config);
+  return lanes > 0 ? interleaved(value, lanes) : value;
+}
+
+/// What a backward pass said of taps that it passed by: nothing arrived there.
+void add_stopped(Trace& trace, const Case& c, const std::string& where) {
+  for (const std::string& name : candidate_notes(trace, where).slopes_none) {
+    const std::optional<TapName> tap = parse_slope(slope_name(name));
+    const auto shape = tap ? tap_shape(*tap, c.config, c.B, c.S) : std::nullopt;
+    if (!shape)
+      refuse({.where = where,
+              .what = "metadata slopes_none",
+              .expected = "taps that case " + c.name + " has",
+              .got = printable(name)});
+    if (!trace.slopes.contains(name))
+      trace.slopes.emplace(name, HostTensor(DType::float32, *shape));
+  }
 }
 
 void say_canonical(Metadata& metadata, const std::string& key, const std::string& canonical) {
@@ -211,6 +231,12 @@ Trace read_trace(const fs::path& path) {
     if (sketch_part(name)) continue;
     if (is_unjudged(name)) {
       unjudged.push_back(name);
+    } else if (const auto slope = parse_slope(name)) {
+      TapName named = *slope;
+      named.full = name;
+      check_dtype(named, entry, where);
+      check_shape(named, entry, c, where);
+      trace.slopes.emplace(slope->full, read_slope(file, *slope, trace.metadata, c.config));
     } else {
       taps.emplace(name, checked_tap(name, entry, c, where));
     }
@@ -220,6 +246,7 @@ Trace read_trace(const fs::path& path) {
     if (taps.contains(name))
       trace.put(name, read_tap(file, taps.at(name), trace.metadata, c.config));
   trace.sketches = read_sketches(file, c);
+  if (!trace.slopes.empty()) add_stopped(trace, c, where);
   if (!unjudged.empty()) trace.metadata["unjudged_tensors"] = canonical_json(unjudged);
   say_canonical(trace.metadata, "rope_layout", "interleaved");
   say_canonical(trace.metadata, "index_layout", "canonical");
@@ -231,7 +258,8 @@ void write_trace(const fs::path& path, const Trace& trace) {
   const auto add = [&](const std::string& name, const HostTensor& value) {
     specs.push_back({name, {.dtype = value.dtype(), .shape = value.shape()}});
   };
-  const auto parts = sketch_tensors(trace.sketches);
+  auto parts = sketch_tensors(trace.sketches);
+  for (const auto& [tap, value] : trace.slopes) parts.emplace(slope_name(tap), value);
   for (const std::string& name : trace.names()) add(name, *trace.find(name));
   for (const auto& [name, value] : parts) add(name, value);
   SafetensorsWriter writer(path, trace.metadata, specs);

@@ -152,6 +152,7 @@ std::optional<CheckName> parse_steps(std::string_view text) {
 }
 
 std::optional<CheckName> parse_model(const std::string& name) {
+  if (parse_slope(name)) return CheckName{.scope = CheckScope::model, .what = name};
   const std::optional<TapName> tap = parse_tap(name);
   if (!tap || check_of_tap(name) != name || name.find(' ') != std::string::npos)
     return std::nullopt;
@@ -272,6 +273,7 @@ std::string check_of_tap(const std::string& tap) {
 std::optional<int64_t> check_layer(const std::string& name) {
   const std::optional<CheckName> check = parse_check(name);
   if (!check) return std::nullopt;
+  if (const auto slope = parse_slope(name)) return slope->layer;
   if (check->scope == CheckScope::model && check->of.empty()) return parse_tap(name)->layer;
   return weight_layer(check->of);
 }

@@ -12,7 +12,7 @@ namespace dsv32 {
 
 /// Which part of the work a check looks at.
 enum class CheckScope {
-  /// One pass of the model: "layers.0.ix.q", "loss.lm", "grad.WEIGHT".
+  /// One pass of the model: "layers.0.ix.q", "loss.lm", "grad.WEIGHT", "dtap.layers.0.ix.q".
   model,
   /// One step of a training: "step.7.loss", "step.7.grad.WEIGHT", "step.7.update.WEIGHT".
   step,

@@ -33,6 +33,10 @@ struct RunOptions {
   Summation summation = Summation::blocked;
   Objective objective = {};
   bool backward = false;  // the gradients of the objective too
+  /// With `backward`: the gradient by each tap too (Trace::slopes). In a staged run each op's
+  /// backward pass reads its upstream gradients from `feed` where they are there, so that what a
+  /// tap or a weight gets is that of the ops next to it alone; the reference only.
+  bool slopes = false;
   Feeding feeding = Feeding::free;
   const Trace* feed = nullptr;  // for forced and staged
   /// Taps to keep; empty function: all.

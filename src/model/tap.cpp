@@ -9,7 +9,7 @@ namespace dsv32 {
 
 namespace {
 
-constexpr std::string_view kLayers = "layers.";
+constexpr std::string_view kLayers = "layers.", kSlope = "dtap.";
 
 std::vector<TapInfo> make_vocabulary() {
   using enum TapKind;
@@ -182,11 +182,22 @@ std::optional<TapName> parse_tap(const std::string& full) {
   return info == nullptr ? std::nullopt : std::optional(TapName{full, split->first, *info});
 }
 
+std::string slope_name(const std::string& tap) { return std::string(kSlope) + tap; }
+
+std::optional<TapName> parse_slope(const std::string& name) {
+  if (!name.starts_with(kSlope)) return std::nullopt;
+  std::optional<TapName> tap = parse_tap(name.substr(kSlope.size()));
+  const bool has_one = tap && !tap->info.is_decision() && tap->info.kind != TapKind::gradient &&
+                       tap->info.kind != TapKind::series;
+  return has_one ? tap : std::nullopt;
+}
+
 std::string layer_tap(int64_t layer, std::string_view name) {
   return std::string(kLayers) + std::to_string(layer) + "." + std::string(name);
 }
 
 std::string tap_stem(const std::string& full) {
+  if (const auto slope = parse_slope(full)) return slope_name(tap_stem(slope->full));
   const std::optional<TapName> tap = parse_tap(full);
   if (!tap || !tap->layer) return full;
   const std::string number = std::to_string(*tap->layer) + ".";

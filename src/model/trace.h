@@ -53,6 +53,10 @@ struct TapName {
 };
 /// Parses a full name; nullopt for one outside the vocabulary.
 std::optional<TapName> parse_tap(const std::string& full);
+/// "dtap.TAP", the name of the gradient by a tap; and the tap that such a name is about, nullopt
+/// for every other name. A decision has no gradient.
+std::string slope_name(const std::string& tap);
+std::optional<TapName> parse_slope(const std::string& name);
 /// The tap of this name is a decision.
 bool is_decision(const std::string& full);
 std::string layer_tap(int64_t layer, std::string_view name);
@@ -109,6 +113,8 @@ class Trace {
   std::map<std::string, std::string> metadata;   // docs/formats.md 4
   std::map<std::string, TapSketch> sketches;     // of taps that are not there whole
   std::map<std::string, TapDistance> distances;  // of taps that were measured and are not there
+  /// By tap: the gradient of the objective with respect to it, in its shape (`dtap.TAP` of a file).
+  std::map<std::string, HostTensor> slopes;
 
   /// Replaces a tensor of the same name.
   void put(const std::string& name, HostTensor value);

@@ -153,7 +153,7 @@ class Pass {
     std::vector<Residual> stream = embed();
     for (int64_t layer = 0; layer < ctx_.config.num_hidden_layers; ++layer) {
       say(layer_text("forward", layer));
-      if (options_.backward) layer_inputs_.push_back(join(stream));
+      if (options_.backward) layer_inputs_.push_back(input_of(stream));
       LayerWeights weights = layer_weights(layer, false);
       LayerCache cache;
       const Context ctx = context_of(layer);
@@ -166,7 +166,7 @@ class Pass {
       if (trains_indexer())
         kl_losses_.push_back(flow_.put(layer_tap(layer, "loss.kl"), layer_kl(cache)));
     }
-    if (options_.backward) layer_inputs_.push_back(join(stream));
+    if (options_.backward) layer_inputs_.push_back(input_of(stream));
     head(stream);
   }
 
@@ -307,10 +307,22 @@ class Pass {
   // own, so that one layer's weights and activations are all that must fit. The decisions of the
   // forward pass are replayed.
 
-  Tensor join(const std::vector<Residual>& stream) const {
-    std::vector<Tensor> sums;
-    for (const Residual& part : stream) sums.push_back(part.sum);
-    return torch::cat(sums, 1);
+  /// What the graph of the next layer starts from: in a staged one what the stage reads.
+  Tensor input_of(const std::vector<Residual>& stream) const {
+    const bool fed = options_.slopes && options_.feeding == Feeding::staged;
+    std::vector<Tensor> parts;
+    for (const Residual& part : stream)
+      parts.push_back(fed && !ctx_.rounding.is_16bit() ? part.hidden : part.sum);
+    return torch::cat(parts, 1);
+  }
+
+  /// With what the staged ops in between hand back, where they have gradients of their own.
+  void propagate(std::vector<Tensor> roots, std::vector<Tensor> factors) {
+    TapFlow::Cuts cuts = flow_.take_cuts();
+    roots.insert(roots.end(), cuts.roots.begin(), cuts.roots.end());
+    factors.insert(factors.end(), cuts.factors.begin(), cuts.factors.end());
+    if (!roots.empty()) torch::autograd::backward(roots, factors);
+    flow_.keep_slopes();
   }
 
   Residual leaf(const Tensor& sum) const {
@@ -329,9 +341,11 @@ class Pass {
     if (ctx_.objective.lm) upstream = head_backward(last, gradients);
     for (int64_t layer = ctx_.config.num_hidden_layers; layer-- > 0;) {
       say(layer_text("backward", layer));
+      upstream = flow_.upstream(layer_tap(layer, "hidden"), upstream);
       upstream = layer_backward(layer, upstream, gradients);
     }
     if (upstream.defined()) embedding_gradient(upstream, gradients);
+    trace.slopes = flow_.take_slopes();
     for (const std::string& name : gradient_taps(ctx_.config, ctx_.objective))
       move_gradient(name, gradients, trace);
     const std::vector<std::string> others = gradients.names();
@@ -349,7 +363,7 @@ class Pass {
   Tensor head_backward(const Residual& input, Trace& gradients) {
     LayerWeights weights = outer_weights(true);
     const Tensor loss = lm_loss(ctx_, logits_of(input, weights), long_tensor(batch_.labels));
-    loss.backward();
+    propagate({loss}, {torch::ones_like(loss)});
     for (const char* name : {"lm_head.weight", "model.norm.weight"})
       keep_gradient(weights, name, gradients);
     return input.sum.grad();
@@ -374,7 +388,7 @@ class Pass {
       factors.push_back(
           torch::full_like(roots.back(), ctx_.objective.kl_weight / layers_in_mean()));
     }
-    if (!roots.empty()) torch::autograd::backward(roots, factors);
+    propagate(roots, factors);
     for (const WeightSpec& spec : weights.specs()) keep_gradient(weights, spec.name, gradients);
     return input.sum.grad();
   }
@@ -384,7 +398,7 @@ class Pass {
     const Tensor rows =
         torch::embedding(weights.get("model.embed_tokens.weight"), long_tensor(batch_.input_ids));
     const bool scaled_up = ctx_.dialect.residual.embed_scaled;
-    rows.backward(scaled_up ? upstream * embed_factor() : upstream);
+    rows.backward(flow_.upstream("embed", scaled_up ? upstream * embed_factor() : upstream));
     keep_gradient(weights, "model.embed_tokens.weight", gradients);
   }
 

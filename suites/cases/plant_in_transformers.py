@@ -2,7 +2,8 @@
 
     python plant_in_transformers.py CHECKPOINTS OUT [LABEL]...
 
-CHECKPOINTS holds one folder per case; OUT gets NUMBER.safetensors, numbered as KNOWN + UNKNOWN are.
+CHECKPOINTS holds one folder per case; OUT gets NUMBER.safetensors, numbered as KNOWN + UNKNOWN +
+BACKWARD.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from dsv32_dump import Options, dump
 from dsv32_dump.load import Loading, import_transformers, load_model
+from planted_backward import BACKWARD
 from planted_bugs import KNOWN, UNKNOWN, Bug
 
 MODULE = "transformers.models.deepseek_v32.modeling_deepseek_v32"
@@ -31,18 +33,23 @@ def main(checkpoints: Path, out: Path, labels: list[str]) -> None:
     transformers = import_transformers()
     module = importlib.import_module(MODULE)
     source = Path(module.__file__).read_text(encoding="utf-8")
-    for number, bug in enumerate(KNOWN + UNKNOWN):
+    for number, bug in enumerate(KNOWN + UNKNOWN + BACKWARD):
         if labels and bug.label not in labels:
             continue
         code = compile(plant(source, bug), module.__file__, "exec", dont_inherit=True)
         exec(code, vars(module))  # noqa: S102
         checkpoint = checkpoints / bug.case
-        loading = Loading(checkpoint, cls=f"{MODULE}.DeepseekV32ForCausalLM")
+        loading = Loading(checkpoint, cls=f"{MODULE}.DeepseekV32ForCausalLM", attn=bug.attn)
         model = load_model(transformers, loading)
         # The backend of experts that runs the edited lines.
         model.set_experts_implementation("eager")
         case = json.loads((checkpoint / "dsv32_case.json").read_text(encoding="utf-8"))
-        dump(model, case, str(out / f"{number}.safetensors"), Options(backward=True))
+        dump(
+            model,
+            case,
+            str(out / f"{number}.safetensors"),
+            Options(backward=True, slopes=bug.slopes),
+        )
 
 
 if __name__ == "__main__":

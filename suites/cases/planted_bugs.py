@@ -21,6 +21,8 @@ class Bug:
     words: str = ""  # that must stand in what is said of it
     case: str = "tiny-wide"
     dialect: str = ""
+    slopes: bool = False  # the trace holds the gradients by taps
+    attn: str = "default"
 
 
 def known(name: str, *edits: Edit, case: str = "tiny-wide", dialect: str = "") -> Bug:

@@ -186,12 +186,30 @@ TEST(SelfTraces, HalfOfTheLowestNumberIsMinusInfinity) {
   EXPECT_NE(trace.find("layers.0.ix.scores")->at(1), -INFINITY);
 }
 
-TEST(SelfTraces, GradientsOfTapsAndSingleStepsAreKnownNames) {
-  const Trace trace =
-      read(good_metadata(), {{"dtap.layers.0.hidden", HostTensor(DType::float32, {2, 32, 64})},
-                             {"step.0.loss", HostTensor(DType::float32, {})}});
+Tensors slope_of_hidden() {
+  return {{"dtap.layers.0.hidden", HostTensor(DType::float32, {2, 32, 64})}};
+}
+
+TEST(SelfTraces, GradientsByTapsStandApart) {
+  const Trace trace = read(with("slopes_none", R"(["layers.1.attn.out"])"), slope_of_hidden());
   EXPECT_TRUE(trace.names().empty());
-  EXPECT_EQ(io::candidate_notes(trace, "t").unjudged_tensors.size(), 2U);
+  EXPECT_EQ(trace.slopes.size(), 2U);  // with zeros where nothing arrived
+  EXPECT_EQ(trace.slopes.at("layers.1.attn.out").at(0), 0);
+}
+
+TEST(SelfTraces, RefusesAGradientThatIsNotLikeItsTap) {
+  const Tensors shape = {{"dtap.layers.0.hidden", HostTensor(DType::float32, {2, 3})}};
+  EXPECT_TRUE(has(trace_refusal(good_metadata(), shape), {"dtap.layers.0.hidden", "[2,32,64]"}));
+  const Tensors decision = {{"dtap.layers.0.topk", HostTensor(DType::int32, {2, 32, 8})}};
+  EXPECT_TRUE(has(trace_refusal(good_metadata(), decision), {"a tap name"}));
+  const Metadata none = with("slopes_none", R"(["layers.7.attn.out"])");
+  EXPECT_TRUE(has(trace_refusal(none, slope_of_hidden()), {"slopes_none", "layers.7.attn.out"}));
+}
+
+TEST(SelfTraces, SingleStepsAreKnownNames) {
+  const Trace trace = read(good_metadata(), {{"step.0.loss", HostTensor(DType::float32, {})}});
+  EXPECT_TRUE(trace.names().empty());
+  EXPECT_EQ(io::candidate_notes(trace, "t").unjudged_tensors.size(), 1U);
 }
 
 // --- sketches -----------------------------------------------------------------------------------

@@ -97,12 +97,21 @@ TEST(SelfLimits, EveryRowDecidesSomewhere) {
     EXPECT_TRUE(decisive.contains(&limit)) << limit.check << " " << to_string(limit.configs);
 }
 
+/// A tap, or a gradient by one.
+TapName named(const std::string& name) {
+  std::optional<TapName> tap = parse_slope(name);
+  if (!tap) return *parse_tap(name);
+  tap->full = name;
+  return *tap;
+}
+
 TEST(SelfLimits, EveryRowOfTapsDecidesSomewhere) {
   std::set<const TapLimits*> decisive;
   for (const Mode mode : {Mode::staged, Mode::forced, Mode::free, Mode::exact})
-    for (const char* tap : {"logits", "layers.0.ix.scores", "loss.lm", "grad.lm_head.weight"})
+    for (const char* tap :
+         {"logits", "layers.0.ix.scores", "loss.lm", "grad.lm_head.weight", "dtap.embed"})
       for (const DType dtype : kDTypes)
-        decisive.insert(&harness::limits_for(*parse_tap(tap), mode, dtype));
+        decisive.insert(&harness::limits_for(named(tap), mode, dtype));
   EXPECT_EQ(decisive.size(), harness::tap_limits().size());
 }
 

@@ -260,13 +260,19 @@ Tensor Attention::backward(const Tensor& dout, double kl_scale, const AttentionS
   };
   keep_own("o_proj.weight", linear_dweight(dout, state.context.flatten(-2)));
   const Tensor dcontext = linear_dx(dout, weight("o_proj.weight")).view_as(state.context);
+  put_slope("attn.ctx", dcontext);
   const KernelGradients d = state.absorbed ? absorbed_backward(dcontext, state, keep_own)
                                            : expanded_backward(dcontext, state, keep_own);
+  put_slope("q_nope", d.dq_nope);
+  put_slope("q_rope", d.dq_rope);
+  put_slope("kv_latent", d.dkeys.narrow(-1, 0, c.kv_lora_rank));
+  put_slope("k_rope", d.dkeys.narrow(-1, c.kv_lora_rank, c.qk_rope_head_dim));
   const Tensor dq = at::cat({d.dq_nope, rotate(d.dq_rope, true, true)}, -1).flatten(-2);
   keep_own("q_b_proj.weight", linear_dweight(dq, state.q.y));
-  const Tensor dq_raw =
-      rms_norm_backward(ctx_, linear_dx(dq, weight("q_b_proj.weight")), state.q,
-                        weight("q_a_layernorm.weight"), {}, "q_a_layernorm.weight", keep_own);
+  const Tensor dq_latent = linear_dx(dq, weight("q_b_proj.weight"));
+  put_slope("q_latent", dq_latent);
+  const Tensor dq_raw = rms_norm_backward(ctx_, dq_latent, state.q, weight("q_a_layernorm.weight"),
+                                          {}, "q_a_layernorm.weight", keep_own);
   keep_own("q_a_proj.weight", linear_dweight(dq_raw, state.x));
   const Tensor dlatent =
       rms_norm_backward(ctx_, d.dkeys.narrow(-1, 0, c.kv_lora_rank).contiguous(), state.kv,
@@ -338,6 +344,10 @@ void Attention::indexer_backward(double kl_scale, const AttentionState& state,
                                  const Tensor&, int64_t)>("index_scores_backward", dscores,
                                                           state.ix_q, state.ix_k, state.ix_weights,
                                                           chunk_.mask, chunk_.first_query);
+  put_slope("ix.q", dq);
+  put_slope("ix.k", dk);
+  put_slope("ix.weights", dweights);
+  put_slope("ix.scores", on_all_keys(dscores, state));
   keep_own("wq_b.weight", linear_dweight(rotate_first(dq, true).flatten(-2), state.q.y));
   const auto [dk_raw, dnorm, dbias] =
       ctx_.ops

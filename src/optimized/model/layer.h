@@ -86,6 +86,9 @@ class Attention {
   Tensor project(const Tensor& x, const std::string& name) {
     return optimized::project(ctx_, x, weights_, "self_attn." + name);
   }
+  void put_slope(const char* tap, const Tensor& slope) {
+    flow_.put_slope(layer_tap(layer_, tap), slope);
+  }
   Tensor rotate(const Tensor& x, bool interleaved, bool inverse) const;
   Tensor rotate_first(const Tensor& x, bool inverse) const;
   Tensor key_map();    // [H,nope,kv_lora] view of kv_b
@@ -140,6 +143,6 @@ Tensor mlp_forward(const Context& ctx, int64_t layer, const Tensor& y, Weights& 
                    TapFlow& flow, MlpState& state);
 /// Returns dy.
 Tensor mlp_backward(const Context& ctx, int64_t layer, const Tensor& dout, Weights& weights,
-                    const MlpState& state, const KeepGradient& keep);
+                    const MlpState& state, const KeepGradient& keep, TapFlow& flow);
 
 }  // namespace dsv32::optimized

@@ -137,11 +137,17 @@ Tensor mlp_forward(const Context& ctx, int64_t layer, const Tensor& y, Weights& 
 }
 
 Tensor mlp_backward(const Context& ctx, int64_t layer, const Tensor& dout, Weights& weights,
-                    const MlpState& state, const KeepGradient& keep) {
+                    const MlpState& state, const KeepGradient& keep, TapFlow& flow) {
+  const auto slope = [&](const char* tap, const Tensor& value) {
+    flow.put_slope(layer_tap(layer, tap), value);
+  };
   const ModelConfig& c = ctx.config;
   const Tensor& y = state.y;
+  slope("mlp.out", dout);
   if (c.is_dense_mlp(layer))
     return swiglu_mlp_backward(ctx, dout, y, weights, "mlp.", state.dense, keep);
+  slope("moe.routed", dout);
+  slope("moe.shared", dout);
   const int64_t count = c.n_routed_experts;
   using Lists = std::vector<Tensor>;
   const auto [dx, dweights, dgate, dup, ddown] =
@@ -161,6 +167,8 @@ Tensor mlp_backward(const Context& ctx, int64_t layer, const Tensor& dout, Weigh
       ctx.ops.call<Tensor(const Tensor&, const Tensor&, const Tensor&, bool, double)>(
           "route_backward", dweights, state.logits.flatten(0, 1), state.experts, c.norm_topk_prob,
           c.routed_scaling_factor);
+  slope("router.weights", dweights.view({y.size(0), y.size(1), -1}));
+  slope("router.logits", dlogits.view({y.size(0), y.size(1), -1}));
   const Tensor rows = y.flatten(0, 1).to(at::kFloat);
   keep(kGate, linear_dweight(dlogits, rows));
   const Tensor drouter = linear_dx(dlogits, weights.exact(kGate)).to(y.scalar_type());

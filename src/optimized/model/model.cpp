@@ -310,10 +310,13 @@ class Pass {
     inputs_.pop_back();
     for (int64_t layer = ctx_.config.num_hidden_layers; layer-- > 0;) {
       say("backward", layer);
+      flow_.put_slope(layer_tap(layer, "hidden"), upstream);
       upstream = layer_backward(layer, upstream);
       inputs_.pop_back();
     }
+    flow_.put_slope("embed", upstream);
     if (upstream.defined() && wants(kEmbedding)) embedding_gradient(upstream);
+    trace.slopes = flow_.take_slopes();
     for (const std::string& name : gradient_taps(ctx_.config, ctx_.objective)) {
       const auto found = gradients_.find(name);
       if (found != gradients_.end()) trace.put(name, found->second);
@@ -343,6 +346,7 @@ class Pass {
     keep(kHead, dweight);
     const Tensor rows = dx.to(ctx_.type).view({batch_.B, batch_.S - 1, -1});
     const Tensor dnormed = at::constant_pad_nd(rows, {0, 0, 0, 1});  // the last token predicts none
+    flow_.put_slope("final_norm", dnormed);
     return rms_norm_backward(ctx_, dnormed, normed, weights.get(kFinalNorm), {}, kFinalNorm, keep);
   }
 
@@ -367,11 +371,14 @@ class Pass {
         ctx_.objective.kl_weight / layer_count() / static_cast<double>(valid_rows());
     Attention attention(ctx_, layer, weights, chunks_.front(), flow_);
     if (!upstream.defined()) return attention.backward({}, kl_scale, state.attention, keep);
-    const Tensor dy = mlp_backward(ctx_, layer, upstream, weights, state.mlp, keep);
+    const Tensor dy = mlp_backward(ctx_, layer, upstream, weights, state.mlp, keep, flow_);
+    flow_.put_slope(layer_tap(layer, "ffn_norm"), dy);
     const Tensor dmiddle =
         rms_norm_backward(ctx_, dy, state.mlp_norm, weights.get("post_attention_layernorm.weight"),
                           upstream, "post_attention_layernorm.weight", keep);
+    flow_.put_slope(layer_tap(layer, "attn.out"), dmiddle);
     const Tensor dx = attention.backward(dmiddle, kl_scale, state.attention, keep);
+    flow_.put_slope(layer_tap(layer, "attn_norm"), dx);
     return rms_norm_backward(ctx_, dx, state.attention_norm, weights.get("input_layernorm.weight"),
                              dmiddle, "input_layernorm.weight", keep);
   }
