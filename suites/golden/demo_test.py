@@ -26,6 +26,9 @@ from synthetic import weight_specs
 from torch import Tensor
 
 tearDownModule = clean_up
+GREEN = (
+    "tiny-wide.float32 o128.bf16 o128.fp8 o128.fp8.decode o128-lanes.fp8-plain o128-two.fp8-plain"
+).split()
 
 
 def codes(*values: float) -> list[float]:
@@ -188,24 +191,26 @@ class Committed(unittest.TestCase):
 class Judged(unittest.TestCase):
     """The traces as candidates, as anybody who has the demo would hand them in."""
 
-    def judge(self, name: str, code: int) -> list[dict]:
-        done = run("--candidate", DATA / f"{name}.safetensors", "--json")
+    def judge(self, name: str, code: int, *words: str) -> dict:
+        done = run("--candidate", DATA / f"{name}.safetensors", "--json", *words)
         self.assertEqual(done.returncode, code, done.stdout[-3000:] + done.stderr)
-        report = json.loads(done.stdout)
-        return [v for v in report["verdicts"] if v["subject"]["party"] == "candidate"]
+        return json.loads(done.stdout)
 
-    def test_green_undeclared_without_quantisation(self) -> None:
-        for name in ("tiny-wide.float32", "o128.bf16", "o128-two.bf16"):
+    def test_green_undeclared(self) -> None:
+        """Without quantisation, and in fp8 mode, which says what is quantised."""
+        for name in GREEN:
             with self.subTest(name):
-                judged = self.judge(name, OK)
-                self.assertGreater(sum(v["trust"] == "pass" for v in judged), 40)
+                report = self.judge(name, OK)
+                own = [v for v in report["verdicts"] if v["subject"]["party"] == "candidate"]
+                self.assertGreater(sum(v["trust"] == "pass" for v in own), 40)
 
-    def test_the_release_in_bf16_is_seen_at_its_latent_first(self) -> None:
+    def test_the_release_in_bf16_is_named(self) -> None:
+        report = self.judge("o128.bf16-shipped", PARITY)
+        (finding,) = [f for f in report["findings"] if f["subject"]["party"] == "candidate"]
+        self.assertEqual(finding["first_tap"], "layers.0.kv_latent")
+        self.assertEqual({d["name"] for d in finding["defects"]}, {"latent-fp8", "indexer-fp8"})
         for name in ("o128.bf16-shipped", "o128-lanes.bf16-shipped"):
-            with self.subTest(name):
-                judged = self.judge(name, PARITY)
-                first = next(v for v in judged if v["trust"] == "fail")
-                self.assertEqual(first["tap"], "layers.0.kv_latent")
+            self.judge(name, OK, "--dialect", "off-v32")
 
 
 class Command(unittest.TestCase):
