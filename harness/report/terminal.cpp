@@ -154,10 +154,8 @@ class Screen {
   /// What all files of an engine say together.
   void add_engine(const Engine& engine) {
     out_ << printable(engine.name, 80) << ", " << engine.files << " files together"
-         << (engine.profile.empty() ? "" : ": " + printable(engine.profile, 400))
-         << "
-            ";
-        size_t width = 0;
+         << (engine.profile.empty() ? "" : ": " + printable(engine.profile, 400)) << "\n";
+    size_t width = 0;
     for (const ComponentRow& row : engine.rows) width = std::max(width, row.component.size());
     std::string untested;
     for (const ComponentRow& row : engine.rows) {
@@ -165,9 +163,7 @@ class Screen {
         untested += (untested.empty() ? "" : ", ") + row.component;
       else
         out_ << "    " << padded(row.component, width) << "  " << padded_state(row.state)
-             << printable(row.evidence, 300)
-             << "
-                ";
+             << printable(row.evidence, 300) << "\n";
     }
     if (!untested.empty()) add_detail("not tested", untested);
   }
