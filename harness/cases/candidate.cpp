@@ -72,7 +72,9 @@ void check_weights_identity(const Candidate& candidate, const WeightSource& weig
                .what = "metadata weights",
                .expected = expected,
                .got = said,
-               .hint = "name the checkpoint that the candidate used with --weights DIR"});
+               .hint = said.starts_with("synthetic")
+                           ? "--weights " + said
+                           : "name the checkpoint that the candidate used with --weights DIR"});
 }
 
 std::vector<Verdict> verdicts_on_loading(const Candidate& candidate,

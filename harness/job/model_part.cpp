@@ -1,6 +1,7 @@
 #include "harness/job/model_part.h"
 
 #include <algorithm>
+#include <bit>
 #include <iterator>
 
 #include "harness/cases/diagnosis.h"
@@ -95,11 +96,12 @@ std::vector<Verdict> ops_verdicts(const JudgedTrace& file, std::vector<Verdict> 
   return verdicts;
 }
 
-/// Of our implementations: on FP8 weights fp8 too, where nothing else was asked for.
-std::vector<DType> dtypes_of(const Job& job, const WeightSource& weights) {
+/// Of our implementations: on FP8 weights fp8 too, where nothing else was asked for and the case is
+/// no large one.
+std::vector<DType> dtypes_of(const Job& job, const Case& c, const WeightSource& weights) {
   std::vector<DType> dtypes = job.dtypes;
-  if (dtypes == Job{}.dtypes && weights.fp8() && job.candidates.empty())
-    dtypes.push_back(DType::fp8);
+  const bool small = job.candidates.empty() && !is_streamed(job, c);
+  if (dtypes == Job{}.dtypes && weights.fp8() && small) dtypes.push_back(DType::fp8);
   return dtypes;
 }
 
@@ -403,6 +405,10 @@ std::string CaseJob::why_not(const std::string& impl, DType dtype) const {
            " (--weights synthetic-fp8 or an FP8 checkpoint)";
   if (dtype == DType::fp8 && run_.objective().kl != KlStage::none)
     return "fp8: expected a forward pass, nothing trains in this mode";
+  const int64_t size = run_.the_case().config.index_head_dim;
+  if (dtype == DType::fp8 && !std::has_single_bit(static_cast<uint64_t>(size)))
+    return "fp8: index_head_dim: expected a power of two, for the Hadamard rotation, got " +
+           std::to_string(size);
   return cannot_run(impl, run_.the_case().config, dtype, job_.device);
 }
 
@@ -412,7 +418,7 @@ std::vector<JudgedTrace> CaseJob::own_traces() {
   std::vector<JudgedTrace> traces;
   std::string reason;
   for (const std::string& impl : job_.impls) {
-    for (const DType dtype : dtypes_of(job_, *weights_)) {
+    for (const DType dtype : dtypes_of(job_, c, *weights_)) {
       const std::string why = why_not(impl, dtype);
       if (why.empty()) {
         traces.push_back(own_trace(impl, dtype));

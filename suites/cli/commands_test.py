@@ -129,10 +129,10 @@ class Usage(CliTest):
         report = self.report_of("--case", "tiny", "--dtype", ",".join(both))
         ours = {f"reference {t}" for t in both} | {"optimized float32"}
         self.assertEqual({v["subject"]["label"] for v in report["verdicts"]}, {"golden"} | ours)
-        reason = "tiny: optimized: float64: expected float32 or bfloat16"
+        reason = "tiny: optimized: float64: expected float32, bfloat16 or fp8"
         self.assertEqual(report["not_tested"], [reason])
         alone = run("--case", "tiny", "--impl", "optimized", "--dtype", "float64")
-        self.refused(alone, USAGE, "expected float32 or bfloat16")
+        self.refused(alone, USAGE, "expected float32, bfloat16 or fp8")
 
     def test_a_config_that_the_kernels_do_not_take(self) -> None:
         config = json.loads((ROOT / "configs" / "tiny" / "config.json").read_text())
