@@ -275,6 +275,7 @@ JudgedTrace CaseJob::judged_file(const Candidate& candidate, const Trace& held) 
           .dtype = parse_dtype(candidate.trace.metadata.at("dtype")),
           .dialect = find_dialect(job_.dialect),
           .trace = &held,
+          .pieces = &candidate.pieces,
           .ops_only = candidate.mode == "ops",
           .is_file = true};
 }

@@ -123,6 +123,9 @@ constexpr Limit kLimits[] = {
      "failure"},
     {"candidate.first_grad_norm", kAll, kAny, "relative", 1e-2, "tiny-wide: lr x 1.05 gives 0.24"},
     {"candidate.grad_norm", kAll, kAny, "relative", 0.05, "tiny-wide: lr x 1.05 gives 0.24"},
+    {"candidate.update", kAll, kAny, "relative", 2e-3,
+     "to be measured"},
+    {"candidate.updates", kAll, kAny, "relative", 2e-4, "to be measured"},
     {"candidate.parameter", kAll, kAny, "of its movement", 0.3,
      "tiny-wide: clean runs below 1e-3; room for a flip"},
 
