@@ -57,7 +57,8 @@ StepRecipe read_step_recipe(const std::string& json, const std::string& where) {
   recipe.objective = {.lm = text("lm") == "true",
                       .kl = stage(text("kl"), where),
                       .kl_weight = number(text("kl_weight"), where)};
-  if (text("clip") != "null") recipe.clip = number(text("clip"), where);
+  if (const std::string clip = text("clip"); !clip.empty() && clip != "null")
+    recipe.clip = number(clip, where);
   const std::string groups = text("groups");
   if (groups.size() < 4 || groups.front() != '[') refuse(where, "groups, a list", groups);
   recipe.groups = static_cast<size_t>(std::count(groups.begin(), groups.end(), '{'));
@@ -75,7 +76,7 @@ StepRecipe read_step_recipe(const std::string& json, const std::string& where) {
 }
 
 std::vector<PartGradients> step_gradients(const Case& c, const StepRecipe& recipe,
-                                          const golden::TrainingGolden& golden, int64_t step,
+                                          const Trace* decisions, int64_t step,
                                           const WeightSource& weights,
                                           const std::vector<std::string>& names) {
   constexpr int64_t kBatches = 4;  // docs/formats.md 2
@@ -88,13 +89,15 @@ std::vector<PartGradients> step_gradients(const Case& c, const StepRecipe& recip
     for (int64_t micro = 0; micro < recipe.micro_batches; ++micro) {
       const auto [begin, end] = training::share_of_rows(last - first, micro, recipe.micro_batches);
       const Batch rows = training::slice_rows(batch, first + begin, first + end);
-      const Trace decisions =
-          training::slice_decisions(golden.decisions.at(step), first + begin, first + end);
-      const Trace run = model->run(rows, {.dtype = DType::float64,
-                                          .objective = recipe.objective,
-                                          .backward = true,
-                                          .feeding = Feeding::forced,
-                                          .feed = &decisions});
+      RunOptions options{.dtype = DType::float64, .objective = recipe.objective, .backward = true};
+      const Trace replayed =
+          decisions == nullptr ? Trace()
+                               : training::slice_decisions(*decisions, first + begin, first + end);
+      if (decisions != nullptr) {
+        options.feeding = Feeding::forced;
+        options.feed = &replayed;
+      }
+      const Trace run = model->run(rows, options);
       PartGradients part{.rank = rank, .micro = micro, .tokens = counted_tokens(rows)};
       for (const std::string& name : names)
         if (const HostTensor* gradient = run.find("grad." + name))

@@ -6,7 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "golden/reader/training_golden.h"
 #include "src/model/case.h"
 #include "src/model/trace.h"
 #include "src/model/weights.h"
@@ -34,10 +33,10 @@ struct PartGradients {
   Tensors gradients;
 };
 
-/// Of every rank and micro-batch of one step, in float64, at these weights, under the golden's
-/// decisions. Only the tensors `names`.
+/// Of every rank and micro-batch of one step, in float64, at these weights. `decisions` of the
+/// whole batch are replayed (nullptr: the run's own). Only the tensors `names`.
 std::vector<PartGradients> step_gradients(const Case& c, const StepRecipe& recipe,
-                                          const golden::TrainingGolden& golden, int64_t step,
+                                          const Trace* decisions, int64_t step,
                                           const WeightSource& weights,
                                           const std::vector<std::string>& names);
 

@@ -101,6 +101,9 @@ const std::vector<StepFault>& step_faults() {
       {"bias-correction-missing",
        "the moments are not corrected for their start at 0",
        {.corrects_bias = false}},
+      {"bias-correction-missing",
+       "the moments are not corrected for their start at 0",
+       {.corrects_bias = false, .scales_decay = true}},
       {"weight-decay-missing", "there is no weight decay", {.decays = false}},
       {"weight-decay-in-gradient",
        "weight decay is added to the gradient (L2)",
@@ -177,7 +180,9 @@ void StepOptimizer::update(const std::string& name, const std::vector<double>& g
   update.resize(gradient.size());
   std::vector<double> sizes(gradient.size());
   double squares = 0;
-  const double decay = rule_.decays ? recipe_.weight_decay : 0;
+  const double correction = (1 - std::pow(b1, count)) / std::sqrt(1 - std::pow(b2, count));
+  const double decay =
+      rule_.decays ? recipe_.weight_decay * (rule_.scales_decay ? correction : 1) : 0;
   for (size_t i = 0; i < gradient.size(); ++i) {
     const double g = clipped * gradient[i] + (rule_.decay_in_gradient ? decay * weight[i] : 0);
     m[i] = b1 * m[i] + (1 - b1) * g;

@@ -25,6 +25,7 @@ struct Rule {
   ClipBy clip = ClipBy::all;
   int64_t counted_before = 0;  // steps that the optimizer believes to have made
   bool corrects_bias = true;
+  bool scales_decay = false;  // with the factor that takes the correction out of the rate
   bool decays = true;
   bool decay_in_gradient = false;
   bool swaps_betas = false;

@@ -116,8 +116,10 @@ class StepUpdateJudge {
     constexpr size_t kSteps = 2;
     for (size_t t = 0; t < kSteps && any_update(t); ++t) {
       if (t > 0 && !every_update(t - 1)) break;
-      Step step{.parts = step_gradients(case_, recipe_, golden_, static_cast<int64_t>(t), weights_,
-                                        golden_.parameter_names)};
+      // Weights that a wrong step has moved make choices of their own.
+      const Trace* decisions = t == 0 || right_so_far() ? &golden_.decisions.at(t) : nullptr;
+      Step step{.parts = step_gradients(case_, recipe_, decisions, static_cast<int64_t>(t),
+                                        weights_, golden_.parameter_names)};
       for (const std::string& name : golden_.parameter_names)
         step.weights[name] = weights_.at(name);
       steps_.push_back(std::move(step));
@@ -125,6 +127,8 @@ class StepUpdateJudge {
       for (const std::string& name : golden_.parameter_names) weights_.add(name, *update(t, name));
     }
   }
+
+  bool right_so_far() const { return distance(Rule{}) <= 1; }
 
   /// Of every step, on the candidate's own weights.
   std::vector<Updates> updates_of(const Rule& rule) const {
