@@ -729,14 +729,21 @@ class Trace:
 
     mode: forward, backward, kl-warmup, kl-sparse, train or ops. dtype: what the engine computes in
     (values may be stored wider). engine: name and version, for people. forced: decisions of another
-    run were replayed. Other metadata by name; a dict or list becomes JSON.
+    run were replayed. rank of world: this file is one rank's; `put` says where its tensors stand.
+    Other metadata by name; a dict or list becomes JSON.
     """
 
     def __init__(
         self, case: CaseData, mode: str = "forward", dtype: str = "float32", *, engine: str = "",
-        attn_implementation: str = "unknown", forced: bool = False, **metadata: Any,
+        attn_implementation: str = "unknown", forced: bool = False, rank: int = 0, world: int = 1,
+        **metadata: Any,
     ) -> None:  # fmt: skip
         self.case, self.taps = case, {}
+        self.placement: dict[str, Any] = {}
+        if not 0 <= rank < world:
+            raise DumpError(4, "trace", "metadata.rank", f"a rank below world, {world}", str(rank))
+        if world > 1:
+            metadata |= {"rank": str(rank), "world": str(world)}
         for key, value, allowed in (("mode", mode, MODES), ("dtype", dtype, DTYPES)):
             if value not in allowed:
                 raise DumpError(4, "trace", f"metadata.{key}", " or ".join(sorted(allowed)), value)
@@ -758,7 +765,7 @@ class Trace:
 
     def put(
         self, name: str, value: Any, axes: str | None = None, lanes: str = "in place",
-        allow_nan: bool = False,
+        allow_nan: bool = False, placement: str | tuple[str | int, int] = "replicated",
     ) -> None:  # fmt: skip
         """Adds a tap: a tensor of numpy, torch, mlx or anything that numpy takes.
 
@@ -767,11 +774,14 @@ class Trace:
         lanes: "deinterleaved" where rotated lanes stand as even ones, then odd ones.
         topk may be a mask [b, s, t] of bool; scores of minus infinity may be any huge negative.
         allow_nan: a NaN in a row that counts is meant for the judge, who will say so.
+        placement: of one rank's tensor: "replicated", "partial" (a summand), or (axis, offset) of
+        a piece: a letter or number of the format's axes, and its first index there.
         Throws DumpError with the judge's words for a name, shape or type that it would refuse.
         """
         array, stem = as_array(value), name.removeprefix("dtap.")
         shape, wanted = self._expected(name, stem, array)
         rest = split_tap(stem)[1]
+        shape, offsets = self._placed(name, array, shape, axes, wanted, placement)
         if rest == "topk" and name == stem:
             array = self._picks(array, shape[-1])
         if axes is not None:
@@ -789,7 +799,7 @@ class Trace:
             lowest = np.finfo(array.dtype if self.metadata["dtype"] != "float16" else "f2").min
             array = np.where(array <= lowest / 2, -np.inf, array)
         if not allow_nan:
-            self._no_nan(name, wanted, array)
+            self._no_nan(name, wanted, array, offsets)
         self.taps[name] = array.copy(order="C")
 
     def put_gradient(
@@ -884,6 +894,8 @@ class Trace:
                 raise DumpError(4, str(path), what, "a value", "an empty text")
         self._sort_experts()
         metadata = {"missing_taps": self.missing()} | self.metadata
+        if self.placement:
+            metadata["placement"] = self.placement
         texts = {k: v if isinstance(v, str) else canonical_json(v) for k, v in metadata.items()}
         return write_safetensors(Path(path), self.taps, texts)
 
@@ -942,7 +954,36 @@ class Trace:
         rope = self.case.config["qk_rope_head_dim"]
         return np.concatenate((interleaved(array[..., :rope]), array[..., rope:]), axis=-1)
 
-    def _no_nan(self, name: str, axes: str, array: np.ndarray) -> None:
+    def _placed(
+        self, name: str, array: np.ndarray, shape: tuple[int, ...], axes: str | None, wanted: str,
+        placement: str | tuple[str | int, int],
+    ) -> tuple[tuple[int, ...], dict[int, int]]:  # fmt: skip
+        """The shape that one rank's tensor must have; and of a piece its offset, by axis."""
+        if isinstance(placement, str):
+            if placement not in ("replicated", "partial"):
+                want = "'replicated', 'partial' or (axis, offset)"
+                raise DumpError(2, "trace", f"tensor {name}: placement", want, repr(placement))
+            if placement == "partial":
+                self.placement[name] = "partial"
+            return shape, {}
+        axis, offset = placement
+        letters = wanted.split()
+        dim = letters.index(axis) if axis in letters else axis
+        if not isinstance(dim, int) or not 0 <= dim < len(shape):
+            want = f"an axis of {wanted!r}" if letters else f"an axis below {len(shape)}"
+            raise DumpError(2, "trace", f"tensor {name}: placement", want, repr(axis))
+        own = axes.split().index(letters[dim]) if axes and letters[dim] in axes.split() else dim
+        size = array.shape[own] if array.ndim > own else 0
+        if not 0 <= offset <= offset + size <= shape[dim] or size == 0:
+            want = f"a piece within {shape[dim]} along axis {axis}"
+            got = f"{size} from {offset} on"
+            raise DumpError(4, "trace", f"tensor {name}: placement", want, got)
+        self.placement[name] = {"dim": dim, "offset": offset}
+        return (*shape[:dim], size, *shape[dim + 1 :]), {dim: offset}
+
+    def _no_nan(
+        self, name: str, axes: str, array: np.ndarray, offsets: dict[int, int] | None = None
+    ) -> None:
         """Rows of padded queries are never judged and may hold anything."""
         if array.dtype.kind != "f" or not np.isnan(array).any():
             return
@@ -950,6 +991,9 @@ class Trace:
         if "s" in axes.split():
             valid = self.case.batch["attention_mask"] == 1
             order = [axes.split().index(axis) for axis in ("b", "s")]
+            for i, axis in enumerate(order):
+                first = (offsets or {}).get(axis, 0)
+                valid = valid.take(range(first, first + bad.shape[axis]), axis=i)
             bad = np.moveaxis(bad, order, (0, 1))
             bad &= valid.reshape(*valid.shape, *[1] * (bad.ndim - 2))
         if bad.any():

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "harness/cases/stored_dtype.h"
+#include "harness/cases/world.h"
 #include "src/model/check_name.h"
 
 namespace dsv32::harness {
@@ -41,6 +42,15 @@ std::string name_of(const std::filesystem::path& path,
   return alike > 1 ? path.string() : path.filename().string();
 }
 
+Candidate candidate_of(const std::filesystem::path& path, const std::string& name, Trace trace) {
+  Case c = io::case_of_trace(trace);
+  std::string mode = trace.metadata.at("mode");
+  const Subject subject{.party = Party::candidate,
+                        .label = "candidate " + name,
+                        .against = mode == "train" ? Against::golden : Against::oracle};
+  return {path, std::move(trace), std::move(c), subject, std::move(mode)};
+}
+
 }  // namespace
 
 Objective objective_of_mode(const std::string& mode) {
@@ -49,16 +59,52 @@ Objective objective_of_mode(const std::string& mode) {
   return {};
 }
 
-std::vector<Candidate> read_candidates(const std::vector<std::filesystem::path>& paths) {
+std::vector<std::filesystem::path> candidate_files(
+    const std::vector<std::filesystem::path>& given) {
+  std::vector<std::filesystem::path> paths;
+  for (const auto& path : given) {
+    if (!std::filesystem::is_directory(path)) {
+      paths.push_back(path);
+      continue;
+    }
+    std::vector<std::filesystem::path> inside;
+    for (const auto& entry : std::filesystem::directory_iterator(path))
+      if (entry.path().extension() == ".safetensors") inside.push_back(entry.path());
+    if (inside.empty())
+      throw Error(ExitCode::artefact, {.where = path.string(),
+                                       .what = "candidate",
+                                       .expected = "trace files, *.safetensors, in this folder",
+                                       .got = "none"});
+    std::sort(inside.begin(), inside.end());
+    paths.insert(paths.end(), inside.begin(), inside.end());
+  }
+  return paths;
+}
+
+std::vector<Candidate> read_candidates(const std::vector<std::filesystem::path>& given) {
+  const std::vector<std::filesystem::path> paths = candidate_files(given);
   std::vector<Candidate> candidates;
+  std::map<std::filesystem::path, std::vector<RankFile>> worlds;  // by folder
   for (const auto& path : paths) {
-    Trace trace = io::read_trace(path);
-    Case c = io::case_of_trace(trace);
-    std::string mode = trace.metadata.at("mode");
-    const Subject subject{.party = Party::candidate,
-                          .label = "candidate " + name_of(path, paths),
-                          .against = mode == "train" ? Against::golden : Against::oracle};
-    candidates.push_back({path, std::move(trace), std::move(c), subject, std::move(mode)});
+    io::TracePart part = io::read_trace_part(path);
+    if (part.world > 1 || !part.placements.empty()) {
+      worlds[path.parent_path()].push_back({path, std::move(part)});
+    } else {
+      candidates.push_back(candidate_of(path, name_of(path, paths), std::move(part.trace)));
+    }
+  }
+  for (auto& [folder, files] : worlds) {
+    const std::string name = folder.empty() ? "of the ranks" : folder.filename().string();
+    const std::string ranks = " (" + std::to_string(files.size()) + " ranks)";
+    const auto lowest =
+        std::min_element(files.begin(), files.end(),
+                         [](const auto& a, const auto& b) { return a.part.rank < b.part.rank; });
+    Candidate candidate = candidate_of(lowest->path, name + ranks, lowest->part.trace);
+    JoinedWorld world = join_world(std::move(files), candidate.the_case, candidate.subject);
+    candidate.trace = std::move(world.trace);
+    candidate.pieces = std::move(world.pieces);
+    candidate.world = std::move(world.verdicts);
+    candidates.push_back(std::move(candidate));
   }
   return candidates;
 }
@@ -97,6 +143,7 @@ std::vector<Verdict> verdicts_on_loading(const Candidate& candidate,
   const std::string wrong = dtype_contradiction(
       candidate.trace, stored_type(parse_dtype(candidate.trace.metadata.at("dtype"))));
   if (!wrong.empty()) check("load.dtype", false, wrong, 1);
+  verdicts.insert(verdicts.end(), candidate.world.begin(), candidate.world.end());
   return verdicts;
 }
 

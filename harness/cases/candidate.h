@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "harness/judge/comparison.h"
 #include "harness/judge/verdict.h"
 #include "src/io/io.h"
 #include "src/model/case.h"
@@ -20,12 +21,20 @@ struct Candidate {
   Case the_case;
   Subject subject;   // "candidate fork.safetensors", a training against its golden
   std::string mode;  // "forward", "backward", ..., "train"
+  /// Of one that came as the files of several ranks, `path` being the lowest rank's.
+  RankPieces pieces = {};
+  std::vector<Verdict> world = {};  // what the ranks have in common
 };
 
 /// What a trace of this mode differentiates: its KL alone, else the LM loss.
 Objective objective_of_mode(const std::string& mode);
 
-/// Throws Error (artefact).
+/// A folder stands for the trace files in it, *.safetensors. Throws Error (artefact) for one
+/// without any.
+std::vector<std::filesystem::path> candidate_files(const std::vector<std::filesystem::path>& given);
+
+/// Files of candidate_files. Files of ranks of one world, in one folder, are one
+/// candidate. Throws Error (artefact).
 std::vector<Candidate> read_candidates(const std::vector<std::filesystem::path>& paths);
 
 /// Throws Error (artefact) when the candidate ran on other weights.

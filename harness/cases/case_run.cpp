@@ -201,7 +201,8 @@ Evidence CaseRun::evidence_of(const JudgedTrace& judged) const {
           .unheld = judged.impl.empty() ? std::vector<std::string>{} : unheld_taps(judged.impl),
           .judged = judged.trace,
           .golden = judged.golden,
-          .biases = router_biases()};
+          .biases = router_biases(),
+          .pieces = judged.pieces};
 }
 
 std::vector<Verdict> CaseRun::judge_staged(const JudgedTrace& judged) const {

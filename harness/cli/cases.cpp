@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "harness/cases/candidate.h"
 #include "harness/cli/commands.h"
 #include "harness/cli/names.h"
 #include "harness/job/estimate.h"
@@ -64,7 +65,8 @@ bool is_vouched_for(const Case& c, const Options& options) {
 
 std::vector<Case> cases_of_candidates(const Options& options) {
   std::vector<Case> cases;
-  for (const std::string& path : options.candidates) {
+  for (const auto& file : candidate_files({options.candidates.begin(), options.candidates.end()})) {
+    const std::string path = file.string();
     const Case c = case_of_candidate(path);
     check_candidate(c, path, options);
     if (!is_vouched_for(c, options)) refuse_large_work(c, path);

@@ -9,8 +9,7 @@
 #include "harness/cases/layer_selection.h"
 #include "harness/cli/golden_commands.h"
 #include "harness/cli/names.h"
-#include "harness/cli/progress.h"
-#include "harness/cli/stop.h"
+#include "harness/cli/watch.h"
 #include "harness/job/run_job.h"
 #include "harness/report/report.h"
 #include "src/bridge/runtime.h"
@@ -20,22 +19,6 @@
 
 namespace dsv32::harness {
 namespace {
-
-/// Progress line and signals of a command that takes a while.
-struct Watch {
-  explicit Watch(const Options& options)
-      : progress(progress_style(options.quiet)), stop(options.timeout, [this] {
-          progress.finish();
-          io::remove_temporaries();
-        }) {}
-  void step(const std::string& text) {
-    stop.check();
-    progress.update(text);
-  }
-
-  Progress progress;
-  Stop stop;
-};
 
 ExitCode version_command() {
   std::cout << "dsv32-verify " << DSV32_VERSION << "\n"
@@ -167,6 +150,8 @@ ExitCode run_command(const Options& options) {
       return dump_command(options);
     case Command::compare:
       return compare_command(options);
+    case Command::self_check:
+      return self_check_command(options);
     case Command::weights_make:
       return weights_make_command(options);
     case Command::weights_check:

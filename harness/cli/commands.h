@@ -26,6 +26,9 @@ ExitCode fork_command(const Options& options);
 /// `compare A B`.
 ExitCode compare_command(const Options& options);
 
+/// `selfcheck [TRACE]`: plants faults into a clean trace and prints what the judge says of each.
+ExitCode self_check_command(const Options& options);
+
 /// `launch --nproc N -- COMMAND`. The exit code may be any that the command has.
 ExitCode launch_command(const Options& options);
 /// One rank of a world that the suite `sharded` starts; harness/training/sharded/run.h.

@@ -5,6 +5,7 @@
 #include "harness/cli/names.h"
 #include "harness/report/limits.h"
 #include "harness/report/text.h"
+#include "harness/training/step_updates.h"
 #include "harness/training/suite.h"
 #include "src/io/io.h"
 #include "src/model/dialect.h"
@@ -71,7 +72,9 @@ std::string list_taps() {
     const std::string prefix = tap.per_layer ? "layers.N." : "";
     text += row(prefix + std::string(tap.name), std::string(shape_of(tap.kind)));
   }
-  return text + row("grad.<weight>", std::string(shape_of(TapKind::gradient)));
+  text += row("grad.<weight>", std::string(shape_of(TapKind::gradient)));
+  text += row("dtap.<tap>", "the tap's shape: the gradient by it");
+  return text + row("step.N.update.<weight>", std::string(shape_of(TapKind::gradient)));
 }
 
 std::string list_dialects() {
@@ -91,6 +94,8 @@ std::string list_bugs() {
   std::string text;
   for (const KnownBug& bug : known_bugs())
     text += row(bug.name, bug.description + " (first seen in " + bug.first_tap + ")");
+  for (const auto& [name, words] : step_fault_names())
+    text += row(name, words + " (seen in step.N.update.*)");
   return text;
 }
 

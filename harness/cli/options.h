@@ -16,6 +16,7 @@ enum class Command {
   judge,  // no subcommand: the main job
   dump,
   compare,
+  self_check,
   weights_make,
   weights_check,
   adapter_check,

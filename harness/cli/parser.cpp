@@ -71,8 +71,8 @@ void add_judged(CLI::App& app, Raw& raw) {
       "all cases of tiny, small, medium, full or a config.json", kJudged);
   add(app, "--case", raw.case_name, "NAME|JSON", "one case (dsv32-verify list cases), or your own",
       kJudged);
-  add(app, "--candidate", o.candidates, "FILE", "judge this trace file in its case; repeatable",
-      kJudged)
+  add(app, "--candidate", o.candidates, "FILE",
+      "judge this trace in its case; a folder: all ranks; repeatable", kJudged)
       ->allow_extra_args(false);
   app.add_flag("--accept-weak", raw.options.accept_weak,
                "undecided checks pass (decisions not in the file)")
@@ -239,6 +239,12 @@ void add_weights(Parser& parser) {
            "");
 }
 
+void add_self_check(Parser& parser) {
+  CLI::App& check = *add_verb(parser, parser.app, Command::self_check, "selfcheck",
+                              "plant known faults into a clean trace: are they caught?");
+  add_words(check, parser.raw, "trace", "[TRACE]")->required(false)->expected(0, 1);
+}
+
 void add_adapter(Parser& parser) {
   Raw& raw = parser.raw;
   CLI::App& adapter = *add_noun(parser, "adapter", "check a LoRA adapter as peft saves it");
@@ -373,6 +379,7 @@ std::unique_ptr<Parser> make_parser() {
   add_golden(*parser);
   add_launch(*parser);
   add_batch(*parser);
+  add_self_check(*parser);
   add_doctor(*parser);
   add_report(*parser);
   add_list(*parser);

@@ -26,7 +26,8 @@ class Pair {
 
   std::vector<Verdict> verdicts() const {
     std::vector<Verdict> out;
-    for (const std::string& name : a_.names()) out.push_back(verdict_of(name));
+    for (const std::string& name : a_.names())
+      if (parse_tap(name)) out.push_back(verdict_of(name));
     for (const std::string& name : b_.names()) {
       if (!a_.has(name)) out.push_back(absent(name, "only the second trace has this tap"));
     }

@@ -327,6 +327,7 @@ JudgedTrace CaseJob::judged_file(const Candidate& candidate, const Trace& held) 
           .dtype = stored_type(dtype),
           .dialect = in_dtype(find_dialect(job_.dialect), dtype),
           .trace = &held,
+          .pieces = &candidate.pieces,
           .ops_only = candidate.mode == "ops",
           .is_file = true};
 }

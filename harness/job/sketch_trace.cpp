@@ -37,8 +37,12 @@ Trace sketched(const Trace& trace, const Case& c) {
   out.metadata = trace.metadata;
   out.metadata["sketch"] = "1";
   for (const std::string& name : trace.names()) {
-    const TapName tap = *parse_tap(name);
     const HostTensor& value = *trace.find(name);
+    if (!parse_tap(name)) {  // updates of single steps
+      out.put(name, value);
+      continue;
+    }
+    const TapName tap = *parse_tap(name);
     const TapKind kind = tap.info.kind;
     if (tap.info.is_decision() || kind == TapKind::scalar || kind == TapKind::series) {
       out.put(name, value);

@@ -86,12 +86,11 @@ void run_train_candidate(const Job& job, const Candidate& candidate, Report& rep
   check_weights_identity(candidate, SyntheticWeights(c.seed, c.bias_offset));
   const std::string suite = golden_suite_of(candidate);
   std::vector<Verdict> verdicts = verdicts_on_loading(candidate, notes);
-  if (!notes.failure) {
-    for (Verdict& verdict : judge_train_candidate(candidate, suite))
-      verdicts.push_back(std::move(verdict));
-  }
+  StepUpdates judged;
+  if (!notes.failure) judged = judge_train_candidate(candidate, suite);
+  append(verdicts, std::move(judged.verdicts));
   Findings findings(job, report, c.name, suite);
-  findings.add(candidate.subject, std::move(verdicts));
+  findings.add(candidate.subject, std::move(verdicts), std::move(judged.diagnosis));
   findings.settle();
 }
 

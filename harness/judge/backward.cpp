@@ -65,12 +65,19 @@ Names all_taps(const ModelConfig& config, const Objective& objective) {
   return names;
 }
 
+/// Made beside the way to the objective: no gradient comes back from them.
+bool is_aside(const TapName& tap) {
+  const std::string_view name = tap.info.name;
+  return tap.info.is_decision() || name == "kl.target" || name == "kl.student" ||
+         name == "kl.dscores";
+}
+
 /// The taps whose ops read this one and hand a gradient back to it, in back-propagation order.
 Names readers(const std::string& tap, const ModelConfig& config, const Objective& objective) {
   Names found;
   for (const std::string& name : all_taps(config, objective)) {
     const TapName reader = *parse_tap(name);
-    if (reader.info.is_decision()) continue;
+    if (is_aside(reader)) continue;
     const Names inputs = tap_inputs(reader, config);
     if (std::find(inputs.begin(), inputs.end(), tap) != inputs.end()) found.push_back(name);
   }
@@ -145,6 +152,7 @@ class BackwardJudge {
     c.tap = tap;
     c.mode = Mode::staged;
     c.dtype = e_.dtype;
+    c.pieces = pieces_of(e_, tap.full);
     return c;
   }
 

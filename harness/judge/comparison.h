@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,13 @@ struct Yardstick {
   const TapDistance* twin_distance = nullptr;
 };
 
+/// The piece of a tap that one rank of a sharded candidate handed in.
+struct RankPiece {
+  int64_t rank = 0, dim = 0, first = 0, last = 0;  // indices [first, last) of axis `dim`
+};
+/// By tensor: "layers.0.attn.ctx", "dtap.layers.0.attn.ctx".
+using RankPieces = std::map<std::string, std::vector<RankPiece>>;
+
 struct Comparison {
   Subject subject;
   const ModelConfig* config = nullptr;
@@ -54,6 +62,7 @@ struct Comparison {
   bool excluded_experts_at_zero = false;
   /// Name of the config when the judged side is a golden: its relative distance is judged as well.
   std::string golden_config = {};
+  const std::vector<RankPiece>* pieces = nullptr;  // of the judged side; nullptr: it came whole
 };
 
 }  // namespace dsv32::harness

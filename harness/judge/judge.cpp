@@ -181,6 +181,7 @@ class Judge {
     c.judged = tensor(tap.full);
     c.excluded_experts_at_zero = e_.excluded_experts_at_zero;
     c.yardstick = yardsticks.of(tap);
+    c.pieces = pieces_of(e_, tap.full);
     if (tap.info.kind == TapKind::attention || tap.info.kind == TapKind::keys)
       c.support = support(*tap.layer, yardsticks);
     if (e_.golden != nullptr && mode == Mode::forced) c.golden_config = e_.c->config_name;
@@ -447,6 +448,12 @@ class Judge {
 };
 
 }  // namespace
+
+const std::vector<RankPiece>* pieces_of(const Evidence& evidence, const std::string& tensor) {
+  if (evidence.pieces == nullptr) return nullptr;
+  const auto found = evidence.pieces->find(tensor);
+  return found == evidence.pieces->end() ? nullptr : &found->second;
+}
 
 Yardstick Yardsticks::of(const TapName& tap) const {
   const std::string name = measured_tap(tap);

@@ -43,10 +43,14 @@ struct Evidence {
   /// The forward taps that are judged, where the run made no others (a segment); empty: all. What
   /// comes before them is the segment's input, and there.
   std::vector<std::string> taps = {};
+  const RankPieces* pieces = nullptr;  // of a judged side that came in pieces
   /// The trace that the yardsticks were fed with when it is not `judged` (which then holds a part
   /// of it only).
   const Trace* fed = nullptr;
 };
+
+/// The pieces that this tensor came in; nullptr for one that came whole.
+const std::vector<RankPiece>* pieces_of(const Evidence& evidence, const std::string& tensor);
 
 /// The staged verdicts of the taps that are there, in execution order. They may be asked for early,
 /// so that the staged runs are gone before the end-to-end ones, the largest, are made.

@@ -123,6 +123,10 @@ constexpr Limit kLimits[] = {
      "failure"},
     {"candidate.first_grad_norm", kAll, kAny, "relative", 1e-2, "tiny-wide: lr x 1.05 gives 0.24"},
     {"candidate.grad_norm", kAll, kAny, "relative", 0.05, "tiny-wide: lr x 1.05 gives 0.24"},
+    {"candidate.update", kAll, kAny, "relative", 2e-3,
+     "tiny-wide: transformers and torch 4e-5, all of it the weights' rounding; lr x 1.05: 0.05"},
+    {"candidate.updates", kAll, kAny, "relative", 2e-4,
+     "all weights of a step: transformers and torch 1.1e-5, the weights' rounding; lr x 1.05: 0.05"},
     {"candidate.parameter", kAll, kAny, "of its movement", 0.3,
      "tiny-wide: clean runs below 1e-3; room for a flip"},
 

@@ -215,8 +215,13 @@ std::string golden_suite_of(const Candidate& candidate) {
                .hint = "golden/dump --mode train writes it"});
 }
 
-std::vector<Verdict> judge_train_candidate(const Candidate& candidate, const std::string& suite) {
-  return TrainCandidate(candidate, golden::load_training(suite, candidate.the_case.name)).run();
+StepUpdates judge_train_candidate(const Candidate& candidate, const std::string& suite) {
+  const golden::TrainingGolden golden = golden::load_training(suite, candidate.the_case.name);
+  StepUpdates updates = judge_step_updates(candidate, golden);
+  std::vector<Verdict> verdicts = TrainCandidate(candidate, golden).run();
+  append(verdicts, std::move(updates.verdicts));
+  updates.verdicts = std::move(verdicts);
+  return updates;
 }
 
 Trace make_train_trace(const Case& c, const std::string& impl, DType dtype, const Dialect& dialect,
@@ -231,12 +236,18 @@ Trace make_train_trace(const Case& c, const std::string& impl, DType dtype, cons
                      .dtype = dtype,
                      .dialect = dialect});
   std::vector<double> loss, grad_norm;
+  Trace trace;
   for (int64_t t = 0; t < recipe.steps; ++t) {
+    const bool kept = t < 2 || t == recipe.steps - 1;
+    const training::TensorTable before =
+        kept ? side.parameters().clone() : training::TensorTable();
     const training::StepRecord record = side.step(t);
     loss.push_back(record.loss);
     grad_norm.push_back(record.grad_norm.front());
+    for (const std::string& name : before.names())
+      trace.put(step_name(t, "update", name),
+                to_host(side.parameters().at(name) - before.at(name), DType::float32));
   }
-  Trace trace;
   trace.metadata["recipe"] = golden.attributes.at("recipe");
   trace.put("train.loss", series_of(loss));
   trace.put("train.grad_norm", series_of(grad_norm));

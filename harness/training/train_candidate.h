@@ -5,6 +5,7 @@
 
 #include "harness/cases/candidate.h"
 #include "harness/cases/case_run.h"
+#include "harness/training/step_updates.h"
 
 /// Candidates of mode `train` (docs/formats.md 4): the curve and the last parameters of a whole
 /// training.
@@ -15,9 +16,10 @@ namespace dsv32::harness {
 std::string golden_suite_of(const Candidate& candidate);
 
 /// Curve step by step, then every parameter, against that golden. The decisions are not in the
-/// file, so values are judged free: against the golden's band where it has one.
-[[nodiscard]] std::vector<Verdict> judge_train_candidate(const Candidate& candidate,
-                                                         const std::string& suite);
+/// file, so values are judged free: against the golden's band where it has one. Then the updates of
+/// single steps, with the fault that explains them.
+[[nodiscard]] StepUpdates judge_train_candidate(const Candidate& candidate,
+                                                const std::string& suite);
 
 /// For `dump --mode train`: the recipe of loss_descent run freely by one of our implementations.
 /// Only taps and the metadata `recipe`.

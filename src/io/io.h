@@ -144,7 +144,23 @@ class SafetensorsWriter {
 /// with zeros for the taps of metadata `slopes_none`. `step.` tensors are not read: metadata
 /// `unjudged_tensors` lists them. int64 decisions become int32. Values may
 /// be NaN; there may be no tensor at all.
+/// One rank's part of a trace is refused: read_trace_part.
 Trace read_trace(const fs::path& path);
+
+/// Where one rank's tensor stands in the whole one.
+struct Placement {
+  enum class Kind { replicated, partial, piece };  // the whole; a summand of it; a part of it
+  Kind kind = Kind::replicated;
+  int64_t dim = 0, offset = 0;  // of a piece: its first index along that axis
+};
+/// A trace file that may be one rank's. `world` 1: it is whole.
+struct TracePart {
+  Trace trace;
+  int64_t rank = 0, world = 1;
+  std::map<std::string, Placement> placements;  // by tensor, of those that are not replicated
+};
+/// As read_trace; the shapes are those of the rank's pieces.
+TracePart read_trace_part(const fs::path& path);
 /// The case of a trace that was read: its metadata's case, with mask_given as its metadata say.
 Case case_of_trace(const Trace& trace);
 void write_trace(const fs::path& path, const Trace& trace);

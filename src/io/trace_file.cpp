@@ -10,6 +10,7 @@
 #include "src/io/json.h"
 #include "src/io/text.h"
 #include "src/io/trace_metadata.h"
+#include "src/io/trace_placement.h"
 #include "src/io/trace_sketch.h"
 #include "src/model/check_name.h"
 
@@ -27,8 +28,28 @@ void check_dtype(const TapName& tap, const TensorEntry& entry, const std::string
           .got = std::string(entry.stored)});
 }
 
+/// A piece has the whole's shape but along one axis, in which it must lie.
+bool is_piece_of(const Shape& piece, const Shape& whole, const Placement& placement) {
+  const auto dim = static_cast<size_t>(placement.dim);
+  if (piece.size() != whole.size() || dim >= whole.size()) return false;
+  for (size_t axis = 0; axis < whole.size(); ++axis)
+    if (axis != dim && piece[axis] != whole[axis]) return false;
+  return piece[dim] > 0 && placement.offset + piece[dim] <= whole[dim];
+}
+
+bool fits(const Shape& stored, const Shape& whole, const Placement& placement) {
+  return placement.kind == Placement::Kind::piece ? is_piece_of(stored, whole, placement)
+                                                  : stored == whole;
+}
+
+std::string expected_shape(const Shape& whole, const Placement& placement) {
+  if (placement.kind != Placement::Kind::piece) return to_string(whole);
+  return "a piece of " + to_string(whole) + " along axis " + std::to_string(placement.dim) +
+         " from " + std::to_string(placement.offset) + " on";
+}
+
 void check_shape(const TapName& tap, const TensorEntry& entry, const Case& c,
-                 const std::string& where) {
+                 const Placement& placement, const std::string& where) {
   if (tap.info.name.starts_with("train.")) {  // one value per step
     if (entry.shape.size() == 1) return;
     refuse({.where = where,
@@ -44,15 +65,15 @@ void check_shape(const TapName& tap, const TensorEntry& entry, const Case& c,
             .got = "a layer or a weight that it does not have"});
   // A scalar may have one element in any rank.
   if (tap.info.kind == TapKind::scalar && numel(entry.shape) == 1) return;
-  if (*shape != entry.shape)
+  if (!fits(entry.shape, *shape, placement))
     refuse({.where = where,
             .what = "tensor " + tap.full + ": shape",
-            .expected = to_string(*shape) + ", as case " + c.name + " says",
+            .expected = expected_shape(*shape, placement) + ", as case " + c.name + " says",
             .got = to_string(entry.shape)});
 }
 
 TapName checked_tap(const std::string& name, const TensorEntry& entry, const Case& c,
-                    const std::string& where) {
+                    const Placement& placement, const std::string& where) {
   const auto tap = parse_tap(name);
   if (!tap)
     refuse({.where = where,
@@ -60,7 +81,7 @@ TapName checked_tap(const std::string& name, const TensorEntry& entry, const Cas
             .expected = "a tap name (layers.N.attn.out, grad.model.norm.weight, ...)",
             .got = printable(name)});
   check_dtype(*tap, entry, where);
-  check_shape(*tap, entry, c, where);
+  check_shape(*tap, entry, c, placement, where);
   return *tap;
 }
 
@@ -176,9 +197,28 @@ HostTensor read_tap(const SafetensorsFile& file, const TapName& tap, const Metad
   return lanes > 0 ? interleaved(value, lanes) : value;
 }
 
-/// Single steps of a training: known names, which this version does not judge.
-bool is_unjudged(const std::string& name) {
+/// Single steps of a training.
+bool is_of_step(const std::string& name) {
   return parse_check(name) && parse_check(name)->scope == CheckScope::step;
+}
+
+/// The update of a weight in one step; other names of a step are known, but not judged.
+bool is_update(const std::string& name, const Metadata& metadata) {
+  return metadata.at("mode") == "train" && parse_check(name)->what == "update";
+}
+
+void check_update(const std::string& name, const TensorEntry& entry, const Case& c,
+                  const Placement& placement, const std::string& where) {
+  TapName weight = *parse_tap("grad." + parse_check(name)->of);
+  const auto shape = tap_shape(weight, c.config, c.B, c.S);
+  weight.full = name;
+  check_dtype(weight, entry, where);
+  if (!shape || !fits(entry.shape, *shape, placement))
+    refuse({.where = where,
+            .what = "tensor " + printable(name) + ": shape",
+            .expected = (shape ? expected_shape(*shape, placement) : "a weight of the case") +
+                        ", as case " + c.name + " says",
+            .got = to_string(entry.shape)});
 }
 
 HostTensor read_slope(const SafetensorsFile& file, const TapName& tap, const Metadata& metadata,
@@ -219,38 +259,59 @@ Case case_of_trace(const Trace& trace) {
   return c;
 }
 
-Trace read_trace(const fs::path& path) {
+TracePart read_trace_part(const fs::path& path) {
   const SafetensorsFile file(path);
   const std::string where = path.string();
-  Trace trace;
+  TracePart part;
+  Trace& trace = part.trace;
   trace.metadata = checked_metadata(file.metadata(), where);
+  const Placements placements(trace.metadata, where);
+  part.rank = placements.rank();
+  part.world = placements.world();
   const Case c = case_from_text(file.metadata().at("case"), where + ": metadata.case");
   std::map<std::string, TapName> taps;
   Json unjudged = Json::array();
+  std::vector<std::string> updates;
   for (const auto& [name, entry] : file.tensors()) {
     if (sketch_part(name)) continue;
-    if (is_unjudged(name)) {
+    const Placement placement = placements.of(name);
+    if (placement.kind != Placement::Kind::replicated) part.placements[name] = placement;
+    if (is_of_step(name) && is_update(name, trace.metadata)) {
+      check_update(name, entry, c, placement, where);
+      updates.push_back(name);
+    } else if (is_of_step(name)) {
       unjudged.push_back(name);
     } else if (const auto slope = parse_slope(name)) {
       TapName named = *slope;
       named.full = name;
       check_dtype(named, entry, where);
-      check_shape(named, entry, c, where);
+      check_shape(named, entry, c, placement, where);
       trace.slopes.emplace(slope->full, read_slope(file, *slope, trace.metadata, c.config));
     } else {
-      taps.emplace(name, checked_tap(name, entry, c, where));
+      taps.emplace(name, checked_tap(name, entry, c, placement, where));
     }
   }
   candidate_notes(trace, where);  // refuses notes that nobody could read later
   for (const std::string& name : in_order(file, c.config))
     if (taps.contains(name))
       trace.put(name, read_tap(file, taps.at(name), trace.metadata, c.config));
+  for (const std::string& name : updates) trace.put(name, file.read(name));
   trace.sketches = read_sketches(file, c);
   if (!trace.slopes.empty()) add_stopped(trace, c, where);
   if (!unjudged.empty()) trace.metadata["unjudged_tensors"] = canonical_json(unjudged);
   say_canonical(trace.metadata, "rope_layout", "interleaved");
   say_canonical(trace.metadata, "index_layout", "canonical");
-  return trace;
+  return part;
+}
+
+Trace read_trace(const fs::path& path) {
+  TracePart part = read_trace_part(path);
+  if (part.world == 1 && part.placements.empty()) return std::move(part.trace);
+  refuse({.where = path.string(),
+          .what = "trace",
+          .expected = "a whole one",
+          .got = "rank " + std::to_string(part.rank) + " of " + std::to_string(part.world),
+          .hint = "--candidate FOLDER takes the files of all ranks"});
 }
 
 void write_trace(const fs::path& path, const Trace& trace) {

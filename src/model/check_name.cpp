@@ -51,10 +51,11 @@ constexpr Row kRows[] = {
     {CheckScope::rule, "load.dtype"},
     {CheckScope::rule, "load.weights"},
     {CheckScope::rule, "run.finished"},
-    {CheckScope::rule, "source.generated"},  // files made from others are what those say
-    {CheckScope::rule, "taps"},              // there is one that can be judged
-    {CheckScope::rule, "result"},            // the logits or a loss are there
-    {CheckScope::rule, "evidence"},          // more than a loss alone
+    {CheckScope::rule, "source.generated"},        // files made from others are what those say
+    {CheckScope::rule, "taps"},                    // there is one that can be judged
+    {CheckScope::rule, "result"},                  // the logits or a loss are there
+    {CheckScope::rule, "world.rank", Tail::rank},  // what it has in common with others is theirs
+    {CheckScope::rule, "evidence"},                // more than a loss alone
     {CheckScope::rule, "selection.exercised"},
     {CheckScope::rule, "recipe"},
     {CheckScope::rule, "parameters.trainable"},

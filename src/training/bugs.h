@@ -32,6 +32,10 @@ enum class Bug {
   lora_merge_twice,
   lora_unmerge_subtracts,  // in place of keeping the base
   lora_kl_leak,            // the KL's gradient reaches LM adapters
+  lora_expert_columns,     // fused experts: expert e of B is a block of columns, not every E-th one
+  lora_expert_halves,      // fused experts: gate's rows of the adapter on up, up's on gate
+  lora_kv_b_ignored,       // the model reads kv_b_proj without its adapter, as a cut made at load
+  lora_target_ignored,     // the indexer's wq_b gets no adapter
   // sharded
   sum_instead_of_mean,  // over ranks
   last_shard_dropped,

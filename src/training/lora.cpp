@@ -12,7 +12,8 @@ Tensor expert_of_a(const Tensor& a, const LoraModule& m, int64_t expert) {
 }
 
 /// Expert e of B: every experts-th column from e on.
-Tensor expert_of_b(const Tensor& b, const LoraModule& m, int64_t expert) {
+Tensor expert_of_b(const Tensor& b, const LoraModule& m, int64_t expert, Bug bug) {
+  if (bug == Bug::lora_expert_columns) return b.view({m.out, m.experts, m.rank}).select(1, expert);
   return b.view({m.out, m.rank, m.experts}).select(2, expert);
 }
 
@@ -47,8 +48,13 @@ void LoraAdapters::place_weights(const ModelConfig& config) {
     const bool wrong = bug_ == Bug::lora_wrong_projection;
     const auto module = known.find(wrong ? swapped_projection(place->module) : place->module);
     if (module == known.end()) continue;
+    if (bug_ == Bug::lora_target_ignored && spec.name.find("indexer.wq_b") != std::string::npos)
+      continue;
+    const LoraModule& m = modules_[module->second];
+    const bool exchanged = bug_ == Bug::lora_expert_halves && m.experts > 1;
+    const int64_t first = exchanged ? m.out - spec.shape[0] - place->first_row : place->first_row;
     by_name_[spec.name] = places_.size();
-    places_.push_back({spec, module->second, place->expert, place->first_row});
+    places_.push_back({spec, module->second, place->expert, first});
   }
 }
 
@@ -64,7 +70,7 @@ Tensor LoraAdapters::a_of(const Place& place) const {
 
 Tensor LoraAdapters::b_of(const Place& place) const {
   const LoraModule& m = modules_[place.module];
-  const Tensor whole = expert_of_b(table_.at(m.b_name()), m, place.expert);
+  const Tensor whole = expert_of_b(table_.at(m.b_name()), m, place.expert, bug_);
   return whole.narrow(0, place.first_row, place.weight.shape[0]);
 }
 
@@ -81,6 +87,8 @@ Tensor LoraAdapters::delta(const Place& place) const {
 HostTensor LoraAdapters::load(const WeightSpec& spec) const {
   const auto found = by_name_.find(spec.name);
   if (found == by_name_.end()) return base_.load(spec);
+  if (bug_ == Bug::lora_kv_b_ignored && spec.name.find("kv_b_proj") != std::string::npos)
+    return base_.load(spec);
   if (const auto merged = merged_.find(spec.name); merged != merged_.end()) return merged->second;
   torch::NoGradGuard no_grad;
   const Tensor weight = to_torch(base_.load(spec)).to(master_);
@@ -111,7 +119,7 @@ void LoraAdapters::add_gradient(const Place& place, Tensor weight_gradient,
   const Tensor of_a = torch::matmul(b_of(place).t(), weight_gradient) * scale(place);
   const Tensor of_b = torch::matmul(weight_gradient, a_of(place).t()) * scale(place);
   expert_of_a(gradients.at(m.a_name()), m, place.expert).add_(of_a);
-  expert_of_b(gradients.at(m.b_name()), m, place.expert)
+  expert_of_b(gradients.at(m.b_name()), m, place.expert, bug_)
       .narrow(0, place.first_row, place.weight.shape[0])
       .add_(of_b);
 }

@@ -111,7 +111,7 @@ Trace without_variance(const Values& v) {
   const auto wrong = [&](const HostTensor& slope) {
     return changed(slope, [&](double x, int64_t i) {
       const double middle = in.at(i) + out.at(i);
-      const double factor = std::fabs(middle) > 1e-9 ? norm.at(i) / middle : 0;  // w / rms
+      const double factor = middle != 0 ? norm.at(i) / middle : 0;  // w / rms
       return x - share.at(i) + factor * g.at(i);
     });
   };
@@ -145,6 +145,45 @@ Trace experts_doubled(const Values& v) {
     if (name.starts_with("grad.") && name.find(".mlp.experts.") != std::string::npos)
       trace.put(name, scaled(*v.clean.find(name), 2));
   return trace;
+}
+
+/// The gradient of the shared rope key from half of the heads, as where heads are sharded and
+/// nobody sums over the ranks.
+Trace rope_key_of_half_the_heads(const Values& v) {
+  const std::string logits = "layers.1.attn.logits", key = "layers.1.k_rope";
+  const Shape shape = v.slope(logits).shape();
+  const int64_t per_head = shape[2] * shape[3];
+  const Trace half = v.backward({{logits, changed(v.slope(logits), [&](double x, int64_t i) {
+                                    return i / per_head % shape[1] < shape[1] / 2 ? x : 0;
+                                  })}});
+  return v.backward({{key, half.slopes.at(key)}});
+}
+
+/// Each rank of an expert-parallel run knows the gradients by the weights of its own experts alone.
+Trace routing_weights_of_half_the_experts(const Values& v) {
+  const std::string tap = "layers.1.router.weights";
+  const HostTensor& experts = *v.clean.find("layers.1.router.experts");
+  return v.backward({{tap, changed(v.slope(tap), [&](double x, int64_t i) {
+                        return experts.at(i) < 8 ? x : 0;
+                      })}});
+}
+
+/// What is computed again for the backward pass selects what the token before selected.
+Trace selection_of_another_pass(const Values& v) {
+  const std::string tap = "layers.1.topk";
+  const HostTensor& topk = *v.clean.find(tap);
+  const int64_t width = topk.shape().back();
+  Trace stale = v.clean;
+  stale.put(tap, changed(topk, [&](double x, int64_t i) {
+              return i < width || i % topk.numel() == 0 ? x : topk.at(i - width);
+            }));
+  const Trace own = v.run.run({.dtype = DType::float32,
+                               .backward = true,
+                               .slopes = true,
+                               .feeding = Feeding::staged,
+                               .feed = &stale},
+                              "mutant");
+  return v.backward({{"layers.1.attn.logits", own.slopes.at("layers.1.attn.logits")}});
 }
 
 struct Mutant {
@@ -226,6 +265,17 @@ const std::vector<Mutant>& mutants() {
        [](const Values& v) {
          return with_dialect(v, [](Dialect& d) { d.norm.eps_q_latent = 1e-2; });
        }},
+      {"no gradient through a linear to its input", "layers.1.attn.ctx",
+       "nothing arrives at layers.1.attn.ctx",
+       [](const Values& v) {
+         return v.backward({{"layers.1.attn.ctx", zeros_like(v.slope("layers.1.attn.ctx"))}});
+       }},
+      {"rope key: half of the heads", "layers.1.attn.logits", "what it hands to layers.1.k_rope",
+       rope_key_of_half_the_heads},
+      {"routing weights: half of the experts", "layers.1.moe.routed",
+       "what it hands to layers.1.router.weights", routing_weights_of_half_the_experts},
+      {"recomputed with another selection", "layers.1.attn.probs",
+       "what it hands to layers.1.attn.logits", selection_of_another_pass},
       {"head gradient doubled", "loss.lm", "gain 2",
        [](const Values& v) {
          return v.backward({{"logits", scaled(v.slope("logits"), 2)}});
@@ -287,6 +337,21 @@ void expect_silence(const CaseRun& run, const Trace& trace, DType dtype, const s
     ADD_FAILURE() << text;
   }
   EXPECT_GT(slopes, 10) << what;
+}
+
+/// The KL's gradient is scaled by the number of micro-batches, its printed value is right.
+TEST(BackwardOfTheKl, ItsScaleIsNamed) {
+  const Values v("tiny-wide", {.lm = false, .kl = KlStage::sparse});
+  Slopes handed;
+  for (const char* tap : {"layers.0.ix.scores", "layers.1.ix.scores"})
+    handed[tap] = scaled(v.slope(tap), 4);
+  const Trace trace = v.backward(handed);
+  const JudgedTrace judged = judged_of(trace);
+  const auto origins = harness::backward_origins(v.run, judged, v.run.judge_subject(judged));
+  ASSERT_EQ(origins.size(), 1U);
+  EXPECT_EQ(origins.front().layers, (std::vector<int64_t>{0, 1}));
+  EXPECT_NE(origins.front().words.find("kl.rows"), std::string::npos) << origins.front().words;
+  EXPECT_NE(origins.front().words.find("gain 4"), std::string::npos) << origins.front().words;
 }
 
 TEST(CleanBackward, BothModelsAreSilent) {

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import subprocess
 import unittest
 from collections.abc import Callable
 from pathlib import Path
 
 from candidates_test import RELEASES, candidate_findings, dump, judge
-from program import OK, PARITY, clean_up, scratch
+from program import OK, PARITY, ROOT, checkpoint, clean_up, scratch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 tearDownModule = clean_up
 
 CASE = "tiny-wide"
+PYTHON = ROOT / ".venv-golden" / "bin" / "python"
 
 
 @functools.cache
@@ -111,6 +114,30 @@ class Training(Candidates):
             tensors["train.loss"][7:] *= 1.2
 
         self.expect_failure(changed(dump_training("sft_frozen_indexer"), bend), "step.7.loss")
+
+    def test_a_fault_of_the_step_is_named(self) -> None:
+        here = Path(__file__).parent
+        for fault, words in (
+            ("weight-decay-in-gradient", "L2"),
+            ("clip-missing", "not clipped"),
+            ("learning-rate-of-group", "updates x 10: the routed experts (all 48)"),
+        ):
+            with self.subTest(fault):
+                out = scratch / f"{fault}.safetensors"
+                done = subprocess.run(
+                    [PYTHON, here / "plant_in_training.py", checkpoint(CASE), out, fault],
+                    env=os.environ | {"PYTHONPATH": str(ROOT / "golden" / "dump")},
+                    capture_output=True,
+                    text=True,
+                    timeout=300,
+                    check=False,
+                )
+                self.assertEqual(done.returncode, 0, done.stderr)
+                code, report = judge(out)
+                self.assertEqual(code, PARITY)
+                (defect,) = candidate_findings(report)[0]["defects"]
+                self.assertEqual(defect["name"], fault)
+                self.assertIn(words, defect["words"])
 
 
 if __name__ == "__main__":

@@ -19,13 +19,13 @@ using training::Bug;
 
 TrainingJob job() { return {.the_case = io::find_case("tiny-wide")}; }
 
-/// Failing checks of the reference by name, with their notes.
-std::map<std::string, std::string> failing(Bug bug) {
+/// Failing checks of one side by name, with their notes.
+std::map<std::string, std::string> failing(Bug bug, const std::string& side) {
   TrainingJob task = job();
   task.bug = bug;
   std::map<std::string, std::string> found;
   for (const Verdict& v : judge_dual_lora(task).verdicts)
-    if (v.subject.label == "reference float32" && v.trust == Trust::fail) found[v.tap] = v.note;
+    if (v.subject.label == side && v.trust == Trust::fail) found[v.tap] = v.note;
   return found;
 }
 
@@ -41,18 +41,20 @@ struct Row {
   Bug bug;
   std::string check;  // that must fail
   std::string place;  // that its note must name
+  std::string side = "reference float32";
 };
 
 class SelfDualLora : public testing::TestWithParam<Row> {};
 
 TEST_P(SelfDualLora, BugIsCaughtAtItsPlace) {
   const Row& row = GetParam();
-  const std::map<std::string, std::string> found = failing(row.bug);
+  const std::map<std::string, std::string> found = failing(row.bug, row.side);
   ASSERT_EQ(found.count(row.check), 1u) << names(found);
   EXPECT_NE(found.at(row.check).find(row.place), std::string::npos) << found.at(row.check);
 }
 
 const std::string kFirst = "first bad: step.0.";
+const std::string kExperts = "reference float32, routed experts";
 const std::string kAttention = std::string(kLayer0) + "self_attn.";
 
 INSTANTIATE_TEST_SUITE_P(
@@ -72,6 +74,10 @@ INSTANTIATE_TEST_SUITE_P(
         Row{Bug::lora_merge_twice, "lora.merge", ""},
         Row{Bug::lora_unmerge_subtracts, "lora.base", kAttention + "q_a_proj.weight"},
         Row{Bug::lora_kl_leak, "lora.kl_alone", kAttention + "q_a_proj.lora_B.weight"},
+        Row{Bug::lora_expert_columns, "steps", "experts.", kExperts},
+        Row{Bug::lora_expert_halves, "steps", "experts.", kExperts},
+        Row{Bug::lora_kv_b_ignored, "steps", "first bad: step.1.loss"},
+        Row{Bug::lora_target_ignored, "steps", "indexer.wq_b"},
         Row{Bug::lora_kl_leak, "steps", kFirst + "grad." + kAttention + "q_a_proj.lora_B.weight"}));
 
 TEST(SelfDualLoraClean, HundredCleanRunsAreGreen) {

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from dsv32_trace import canonical_json, check_case, make_batch, unfused
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import Capture, DumpError, ModelCrash, account_of
 from .lora import LORA_RATES, LORA_TARGETS, attach_lora
@@ -75,8 +75,9 @@ SUITES = {
 def train(model: nn.Module, case: dict[str, Any], options: Options) -> Capture:
     """Trains `model` by the recipe of `options.suite`, in place.
 
-    Taps: train.loss, train.grad_norm, train.kl [steps], and every parameter after the last step
-    (param.*; with LoRA the merged weights). Throws as `capture` does.
+    Taps: train.loss, train.grad_norm, train.kl [steps], every parameter after the last step
+    (param.*; with LoRA the merged weights), and without LoRA what the first two steps and the last
+    added to each (step.N.update.*). Throws as `capture` does.
     """
     case = check_case(case, "case")
     return Training(model, case, options.of_case(case)).run()
@@ -134,7 +135,13 @@ class Training:
         optimizers = [torch.optim.AdamW(groups[o.pop("name")], **o) for o in self.suite.groups()]
         for index in range(self.steps):
             self.phase = f"training step {index}"
+            kept = self.suite.moves != "lora" and index in (0, 1, self.steps - 1)
+            before = self.weights() if kept else {}
             self.step(0 if self.suite.batches == "memorised" else index % 4, groups, optimizers)
+            for name, value in self.weights().items() if kept else ():
+                tap = f"step.{index}.update.{name}"
+                if self.options.wanted(tap):
+                    self.out.taps[tap] = value - before[name]
         if wrapped is not None:
             wrapped.merge_and_unload(adapter_names=list(LORA_TARGETS))
 
@@ -183,10 +190,16 @@ class Training:
             if values and self.options.wanted(name):
                 self.out.taps[name] = torch.tensor(values, dtype=torch.float64)
 
-    def keep_parameters(self) -> None:
+    def weights(self) -> dict[str, Tensor]:
+        """Every parameter as it is now, by its name in the checkpoint."""
+        found = {}
         for name, parameter in self.model.named_parameters():
             transposed = is_transposed(self.model, name)
-            views = unfused(name, parameter, self.sizes.hidden, transposed)
-            for part, value in views:
-                if self.options.wanted(f"param.{part}"):
-                    self.out.taps[f"param.{part}"] = keep(value).contiguous()
+            for part, value in unfused(name, parameter, self.sizes.hidden, transposed):
+                found[part] = keep(value).contiguous().clone()
+        return found
+
+    def keep_parameters(self) -> None:
+        for name, value in self.weights().items():
+            if self.options.wanted(f"param.{name}"):
+                self.out.taps[f"param.{name}"] = value

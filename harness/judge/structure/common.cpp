@@ -57,9 +57,45 @@ std::set<int64_t> telling_values(const RowLayout& layout, const std::vector<bool
   return of_failing;
 }
 
+/// The rank that holds nearly all of the error, of a tap that came in pieces.
+std::string describe_rank(const Comparison& c, const RowLayout& layout, const TapError& error) {
+  if (c.pieces == nullptr || !(error.judged > 0)) return "";
+  std::map<int64_t, double> squares;
+  std::vector<double> o, k;
+  for (const Row& row : layout.rows()) {
+    layout.gather(*c.yardstick.oracle, row, o);
+    layout.gather(*c.judged, row, k);
+    for (size_t i = 0; i < o.size(); ++i) {
+      const double d = k[i] - o[i];
+      const auto at = layout.unravel(layout.flat_index(row, static_cast<int64_t>(i)));
+      for (const RankPiece& piece : *c.pieces) {
+        const int64_t index = at[static_cast<size_t>(piece.dim)];
+        if (index >= piece.first && index < piece.last) squares[piece.rank] += d * d;
+      }
+    }
+  }
+  for (const RankPiece& piece : *c.pieces) {
+    const double share = squares[piece.rank] / (error.judged * error.judged);
+    if (!(share >= limit_of("structure.share")) || squares.size() < 2) continue;
+    return "rank " + std::to_string(piece.rank) + " (axis " + std::to_string(piece.dim) + ", " +
+           std::to_string(piece.first) + " to " + std::to_string(piece.last - 1) +
+           ") holds nearly all of the error";
+  }
+  return "";
+}
+
+std::string common_rows(const Comparison& c, const RowLayout& layout, const TapError& error);
+
 }  // namespace
 
 std::string describe_common(const Comparison& c, const RowLayout& layout, const TapError& error) {
+  const std::string rank = describe_rank(c, layout, error), rows = common_rows(c, layout, error);
+  return rank.empty() || rows.empty() ? rank + rows : rank + "; " + rows;
+}
+
+namespace {
+
+std::string common_rows(const Comparison& c, const RowLayout& layout, const TapError& error) {
   const bool tokens = !layout.rows().empty() && layout.rows()[0].b >= 0;
   if (!tokens || layout.rows().size() < 4) return "";
   const std::vector<bool> failing = failing_rows(c, error);
@@ -78,5 +114,7 @@ std::string describe_common(const Comparison& c, const RowLayout& layout, const 
   }
   return of_rows;
 }
+
+}  // namespace
 
 }  // namespace dsv32::harness

@@ -1,0 +1,43 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "src/model/case.h"
+#include "src/model/trace.h"
+#include "src/model/weights.h"
+
+namespace dsv32::harness {
+
+/// Values by weight name.
+using Tensors = std::map<std::string, std::vector<double>>;
+
+/// The recipe of a training golden, as its attribute says (docs/formats.md 10).
+struct StepRecipe {
+  int64_t micro_batches = 1, world = 1;  // per rank and step; ranks
+  bool memorised = false;
+  Objective objective = {};
+  std::optional<double> clip = {};
+  double lr = 0, beta1 = 0, beta2 = 0, eps = 0, weight_decay = 0;
+  size_t groups = 1;  // optimizers; the numbers above are the first one's
+};
+/// Throws Error (artefact) for a recipe that is not as docs/formats.md 10 says.
+StepRecipe read_step_recipe(const std::string& json, const std::string& where);
+
+/// The gradients of one micro-batch's own mean loss.
+struct PartGradients {
+  int64_t rank = 0, micro = 0, tokens = 0;  // tokens that count in its loss
+  Tensors gradients;
+};
+
+/// Of every rank and micro-batch of one step, in float64, at these weights. `decisions` of the
+/// whole batch are replayed (nullptr: the run's own). Only the tensors `names`.
+std::vector<PartGradients> step_gradients(const Case& c, const StepRecipe& recipe,
+                                          const Trace* decisions, int64_t step,
+                                          const WeightSource& weights,
+                                          const std::vector<std::string>& names);
+
+}  // namespace dsv32::harness
