@@ -85,10 +85,18 @@ def measure(found: list[Source], runs: int, end: float, size: int) -> list[dict[
     """
     key, workers = fingerprint(size), Workers()
     KEPT.mkdir(parents=True, exist_ok=True)
+    try:
+        run_chunks(chunks(found, size), workers, key, runs, end)
+    finally:
+        workers.close()
+    return list(stored(key))
+
+
+def run_chunks(plan: Iterator[Chunk], workers: Workers, key: str, runs: int, end: float) -> None:
     results: list[dict[str, Any]] = []
     pending: list[concurrent.futures.Future] = []
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        for chunk in chunks(found, size):
+        for chunk in plan:
             while len(pending) > 1 or (pending and pending[0].done()):
                 results.append(pending.pop(0).result())
                 say(f"{count(results)} runs, {len(page.alarms_of(results))} alarms")
@@ -104,8 +112,6 @@ def measure(found: list[Source], runs: int, end: float, size: int) -> list[dict[
             pending.append(pool.submit(finish, file, key, chunk, folder))
         for future in pending:
             future.result()
-    workers.close()
-    return list(stored(key))
 
 
 def say(text: str) -> None:
@@ -146,7 +152,7 @@ def main(words: list[str] | None = None) -> int:
     end = time.monotonic() + 60 * arguments.minutes
     try:
         results = measure(found, arguments.runs, end, arguments.chunk)
-    except Failure as failure:
+    except (Failure, RuntimeError) as failure:
         say(str(failure))
         return 6
     code = (ROOT / "measure/calibration/mutants.py").read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,20 +103,18 @@ def sources(mlx_python: Path | None) -> list[Source]:
 
 
 def chunks(found: list[Source], size: int = CHUNK) -> Iterator[Chunk]:
-    """Without end: every source in every case, then again with other seeds.
+    """Without end: each source in a case of its own, then each in the next case, and so on.
 
     No two chunks share a seed, so that our own models, which run beside every trace, meet a new one
-    each time.
+    each time. The large case comes once, when every source has been in every case.
     """
-    seed, number = FIRST_SEED, 0
-    while True:
-        for case in CASES:
-            for source in found:
-                if case in source.cases:
-                    yield Chunk(source, case, tuple(range(seed, seed + size)))
-                    seed += size
-        number += 1
-        for source in found if number == 1 else ():
+    seed = FIRST_SEED
+    for turn in itertools.count():
+        for place, source in enumerate(found):
+            case = source.cases[(turn + place) % len(source.cases)]
+            yield Chunk(source, case, tuple(range(seed, seed + size)))
+            seed += size
+        for source in found if turn == len(CASES) - 1 else ():
             if source.large:
                 yield Chunk(source, LARGE, tuple(range(seed, seed + LARGE_RUNS)))
                 seed += LARGE_RUNS
