@@ -131,6 +131,19 @@ def available(mlx_python: Path | None) -> tuple[list[Source], list[str]]:
     return here, absent
 
 
+def short(
+    results: list[dict[str, Any]], planted: list[dict[str, Any]], arguments: argparse.Namespace
+) -> list[str]:
+    """What the time was too short for."""
+    lines = []
+    if count(results) < arguments.runs:
+        lines.append(f"{arguments.runs - count(results)} of {arguments.runs} runs: time was over")
+    lacking = len(mutants.listed()) - len(planted)
+    if lacking and not arguments.no_mutants:
+        lines.append(f"{lacking} bugs of the catalogue: time was over")
+    return lines
+
+
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ci/calibrate", description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=int, default=3000, metavar="N")
@@ -159,8 +172,8 @@ def main(words: list[str] | None = None) -> int:
     key = hashlib.sha256(judging.VERIFY.read_bytes() + code).hexdigest()
     planted = []
     if not arguments.no_mutants:
-        planted = list(mutants.measure(KEPT / "mutants", key, threads=2))
-    text = page.markdown(results, planted, absent)
+        planted = mutants.measure(KEPT / "mutants", key, threads=2, end=end)
+    text = page.markdown(results, planted, [*short(results, planted, arguments), *absent])
     print(text, end="")
     if arguments.out:
         arguments.out.write_text(text)

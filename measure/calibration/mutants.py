@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import Any
 
@@ -77,19 +77,22 @@ def find(name: str, first_tap: str) -> dict[str, Any]:
     return {"name": name, "case": ""}
 
 
-def measure(kept: Path, key: str, threads: int) -> Iterator[dict[str, Any]]:
-    """Of every listed bug; what was found with the same program is used again."""
+def measure(kept: Path, key: str, threads: int, end: float) -> list[dict[str, Any]]:
+    """Of every listed bug; what was found with the same program is used again.
+
+    A bug whose turn comes after `end`, of time.monotonic(), is left out.
+    """
     kept.mkdir(parents=True, exist_ok=True)
 
-    def one(bug: tuple[str, str]) -> dict[str, Any]:
+    def one(bug: tuple[str, str]) -> dict[str, Any] | None:
         name, first_tap = bug
         file = kept / f"{name}.json"
         old = json.loads(file.read_text()) if file.is_file() else {}
-        if old.get("key") == key:
-            return old
+        if old.get("key") == key or time.monotonic() > end:
+            return old if old.get("key") == key else None
         found = find(name, first_tap) | {"key": key}
         file.write_text(json.dumps(found))
         return found
 
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(one, listed().items())
+        return [found for found in pool.map(one, listed().items()) if found]
