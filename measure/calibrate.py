@@ -10,7 +10,7 @@ the catalogue is planted: by how much is it beyond its limit?
 Finished chunks stay in build/calibration/ and are used again while program and sources are the
 same (--minutes 0: the page of what is there); trace files with an alarm stay in
 build/calibration/alarms/.
-Exit codes: 0 no false alarm · 1 false alarms · 6 program or environment absent.
+Exit codes: 0 no false alarm · 1 false alarms · 5 no run · 6 program or environment absent.
 """
 
 from __future__ import annotations
@@ -168,6 +168,9 @@ def main(words: list[str] | None = None) -> int:
     except (Failure, RuntimeError) as failure:
         say(str(failure))
         return 6
+    if not results:
+        say("runs: expected some, got none; hint: a larger --minutes")
+        return 5
     code = (ROOT / "measure/calibration/mutants.py").read_bytes()
     key = hashlib.sha256(judging.VERIFY.read_bytes() + code).hexdigest()
     planted = []
