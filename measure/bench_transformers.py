@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from calibrate import reseed
+from calibration.live import reseed
 from dsv32_dump.load import import_transformers
 from synthetic import Case, load_cases, make_batch
 
@@ -66,7 +66,7 @@ def live_model(case: Case, dtype: str) -> torch.nn.Module:
         config, attn_implementation="eager", dtype=getattr(torch, dtype)
     )
     model.set_experts_implementation("eager")
-    reseed(model, case, case.seed)
+    reseed(model, case)
     return model
 
 

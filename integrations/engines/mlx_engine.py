@@ -216,6 +216,32 @@ def put_gradients(trace: kit.Trace, found: dict[str, mx.array]) -> None:
             trace.put_gradient(name, value)
 
 
+def trace_of(checkpoint: Path, backward: bool, k_norm_eps: float | None = None) -> kit.Trace:
+    """The engine's taps in the case of a folder of `weights make`.
+
+    backward: gradients too. k_norm_eps: of the indexer's norm, in place of the engine's own.
+    """
+    case = kit.open_case(checkpoint)
+    model, _ = load_model(checkpoint)
+    model.update(tree_map(lambda x: x.astype(mx.float32), model.parameters()))
+    for layer in model.layers if k_norm_eps else ():
+        layer.self_attn.indexer.k_norm.eps = k_norm_eps
+    sparse = case.config.get("use_sparse_attention", True)
+    for layer in () if sparse else model.layers:  # there is no such switch here
+        layer.self_attn.indexer.index_topk = case.fields["S"]
+    mode = "backward" if backward else "forward"
+    trace = kit.Trace(case, mode, engine=f"mlx-lm {mlx_lm.__version__}, mlx {mx.__version__}")
+    for name, value in run(model, case).items():
+        if sparse or not name.endswith(".topk"):
+            trace.put(name, value)
+    trace.derive_loss()
+    if backward:
+        loss, found = gradients(model, case)
+        trace.put("loss.lm", np.float32(loss))
+        put_gradients(trace, found)
+    return trace
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", type=Path)
@@ -223,25 +249,7 @@ def main() -> None:
     parser.add_argument("--backward", action="store_true")
     parser.add_argument("--k-norm-eps", type=float, help="in place of the engine's own")
     words = parser.parse_args()
-    case = kit.open_case(words.checkpoint)
-    model, _ = load_model(words.checkpoint)
-    model.update(tree_map(lambda x: x.astype(mx.float32), model.parameters()))
-    for layer in model.layers if words.k_norm_eps else ():
-        layer.self_attn.indexer.k_norm.eps = words.k_norm_eps
-    sparse = case.config.get("use_sparse_attention", True)
-    for layer in () if sparse else model.layers:  # there is no such switch here
-        layer.self_attn.indexer.index_topk = case.fields["S"]
-    mode = "backward" if words.backward else "forward"
-    trace = kit.Trace(case, mode, engine=f"mlx-lm {mlx_lm.__version__}, mlx {mx.__version__}")
-    for name, value in run(model, case).items():
-        if sparse or not name.endswith(".topk"):
-            trace.put(name, value)
-    trace.derive_loss()
-    if words.backward:
-        loss, found = gradients(model, case)
-        trace.put("loss.lm", np.float32(loss))
-        put_gradients(trace, found)
-    trace.write(words.out)
+    trace_of(words.checkpoint, words.backward, words.k_norm_eps).write(words.out)
 
 
 if __name__ == "__main__":

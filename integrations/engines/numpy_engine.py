@@ -144,14 +144,19 @@ def forward(w, c, ids, positions, mask, put):
     return x @ w["lm_head.weight"].T
 
 
-def main(checkpoint: str, out: str) -> None:
+def trace_of(checkpoint):
+    """The engine's taps in the case of a folder of `weights make`."""
     case = kit.open_case(checkpoint)
     trace = kit.Trace(case, engine="numpy_engine")
     weights = dict(case.weights())
     tokens = case.input_ids, case.position_ids, case.attention_mask
     trace.put("logits", forward(weights, case.config, *tokens, put=trace.put))
     trace.compare_weights(weights)
-    trace.write(out)
+    return trace
+
+
+def main(checkpoint: str, out: str) -> None:
+    trace_of(checkpoint).write(out)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,7 @@ LENGTHS = (0.5, 0.75, 1.0)  # of the tokens of a row
 def prompts_of(case: kit.CaseData) -> list[tuple[int, list[int]]]:
     """The row b * S + s of each prompt's last token, and its tokens, padding left out."""
     S, out = case.fields["S"], []
-    for b, (ids, mask) in enumerate(
-        zip(case.input_ids, case.batch["attention_mask"], strict=True)
-    ):
+    for b, (ids, mask) in enumerate(zip(case.input_ids, case.batch["attention_mask"], strict=True)):
         tokens = ids[mask == 1].tolist()
         padding = S - len(tokens)
         for length in (max(1, int(part * len(tokens))) for part in LENGTHS):

@@ -234,16 +234,12 @@ def load(engine: Engine, case: kit.CaseData) -> None:
                     view.copy_(torch.from_numpy(case.weight(leaf)))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--backward", action="store_true")
-    words = parser.parse_args()
-    case = kit.open_case(words.checkpoint)
+def trace_of(checkpoint: Path, backward: bool) -> kit.Trace:
+    """The engine's taps, with gradients if asked for, in the case of a folder of `weights make`."""
+    case = kit.open_case(checkpoint)
     engine = Engine(case.config)
     load(engine, case)
-    mode = "backward" if words.backward else "forward"
+    mode = "backward" if backward else "forward"
     trace = kit.Trace(case, mode, engine=f"torch_engine, torch {torch.__version__}")
     ids, positions, labels = map(torch.from_numpy, (case.input_ids, case.position_ids, case.labels))
     mask = torch.from_numpy(case.batch["attention_mask"])
@@ -251,14 +247,23 @@ def main() -> None:
     loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     trace.put("logits", logits)
     trace.put("loss.lm", loss)
-    if words.backward:
+    if backward:
         loss.backward()
         for name, parameter in engine.named_parameters():
             if parameter.grad is not None:  # none: the indexer's
                 for whole, part in pieces(name, parameter.grad, case.config):
                     axes = "e i o" if part.dim() == 3 else None
                     trace.put_gradient(whole, part, axes=axes)
-    trace.write(words.out)
+    return trace
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--backward", action="store_true")
+    words = parser.parse_args()
+    trace_of(words.checkpoint, words.backward).write(words.out)
 
 
 if __name__ == "__main__":
