@@ -1,5 +1,3 @@
-#include "src/io/checkpoint.h"
-
 #include <algorithm>
 #include <mutex>
 #include <optional>
@@ -7,6 +5,7 @@
 #include <utility>
 
 #include "src/io/cases.h"
+#include "src/io/checkpoint_files.h"
 #include "src/io/checkpoint_match.h"
 #include "src/io/config.h"
 #include "src/io/sha256.h"

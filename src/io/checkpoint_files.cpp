@@ -1,7 +1,8 @@
+#include "src/io/checkpoint_files.h"
+
 #include <algorithm>
 #include <charconv>
 
-#include "src/io/checkpoint.h"
 #include "src/io/json.h"
 #include "src/io/text.h"
 
@@ -114,8 +115,9 @@ std::vector<SafetensorsFile> open_shards(const fs::path& dir) {
   const Index index = read_index(path);
   Opener opener;
   for (const auto& [shard, names] : index.shards)
-    opener.open(dir / shard,
-                [&](const SafetensorsFile& file) { check_shard(file, names, kIndexFile); });
+    opener.open(dir / shard, [&, &wanted = names](const SafetensorsFile& file) {
+      check_shard(file, wanted, kIndexFile);
+    });
   std::vector<SafetensorsFile> files = opener.take(dir, index.shards.size());
   check_total_size(index, files, path.string());
   return files;

@@ -1,12 +1,13 @@
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <set>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
-#include "src/io/checkpoint.h"
+#include "src/io/checkpoint_files.h"
 
 namespace dsv32::io {
 

@@ -2,7 +2,7 @@
 #include <cstdio>
 
 #include "src/io/cases.h"
-#include "src/io/checkpoint.h"
+#include "src/io/checkpoint_files.h"
 #include "src/io/checkpoint_names.h"
 #include "src/io/config.h"
 #include "src/io/file.h"
