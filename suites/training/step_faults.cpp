@@ -190,8 +190,8 @@ TEST(StepFaults, EachOfTheTableIsNamed) {
 
 TEST(StepFaults, ACleanShardedTrainingIsGreen) {
   const golden::TrainingGolden golden = golden::load_training("sharded_accum3", "tiny-shard");
-  expect_green(judged("tiny-shard", "sharded_accum3",
-                      by_rule(io::find_case("tiny-shard"), golden, {})));
+  expect_green(
+      judged("tiny-shard", "sharded_accum3", by_rule(io::find_case("tiny-shard"), golden, {})));
 }
 
 TEST(StepFaults, AClipFactorOfItsOwnIsTold) {
