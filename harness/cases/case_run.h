@@ -34,7 +34,7 @@ struct JudgedTrace {
   const golden::Golden* golden = nullptr;
   const Batch* batch = nullptr;  // where only some rows are there: the others count as padding
   const RankPieces* pieces = nullptr;  // as Evidence
-  bool ops_only = false;         // as Evidence
+  bool ops_only = false;               // as Evidence
   bool is_file = false;
   /// Of an implementation of ours that a streamed run makes: bugs planted in its layers.
   std::map<int64_t, Dialect> layer_dialects = {};

@@ -239,8 +239,7 @@ Trace make_train_trace(const Case& c, const std::string& impl, DType dtype, cons
   Trace trace;
   for (int64_t t = 0; t < recipe.steps; ++t) {
     const bool kept = t < 2 || t == recipe.steps - 1;
-    const training::TensorTable before =
-        kept ? side.parameters().clone() : training::TensorTable();
+    const training::TensorTable before = kept ? side.parameters().clone() : training::TensorTable();
     const training::StepRecord record = side.step(t);
     loss.push_back(record.loss);
     grad_norm.push_back(record.grad_norm.front());

@@ -141,7 +141,7 @@ bool right_at_first(const harness::Rule& rule) {
 /// Updates by a rule on a golden's recipe, as a candidate would hand them in.
 /// `second`: a factor on the gradients of step 1.
 Trace by_rule(const Case& c, const golden::TrainingGolden& golden, const harness::Rule& rule,
-              int64_t steps = 2, double second = 1) {
+              double second = 1) {
   const StepRecipe recipe = harness::read_step_recipe(golden.attributes.at("recipe"), "golden");
   const SyntheticWeights start(c);
   Tensors weights;
@@ -157,7 +157,7 @@ Trace by_rule(const Case& c, const golden::TrainingGolden& golden, const harness
   } const now(weights);
   harness::StepOptimizer optimizer(recipe, rule);
   Trace trace;
-  for (int64_t t = 0; t < steps; ++t) {
+  for (int64_t t = 0; t < 2; ++t) {
     // As the judge: weights that a wrong step has moved make choices of their own.
     const bool same = t == 0 || right_at_first(rule);
     const Trace* decisions = same ? &golden.decisions.at(static_cast<size_t>(t)) : nullptr;
@@ -183,22 +183,22 @@ TEST(StepFaults, EachOfTheTableIsNamed) {
     const std::string name = reduced ? "tiny-shard" : "tiny-wide";
     const std::string suite = reduced ? "sharded_accum3" : "loss_descent";
     const golden::TrainingGolden golden = golden::load_training(suite, name);
-    const Trace trace = by_rule(io::find_case(name), golden, fault.rule, reduced ? 1 : 2);
-    expect_named(judged(name, suite, trace), fault.name, fault.words);
+    expect_named(judged(name, suite, by_rule(io::find_case(name), golden, fault.rule)), fault.name,
+                 fault.words);
   }
 }
 
 TEST(StepFaults, ACleanShardedTrainingIsGreen) {
   const golden::TrainingGolden golden = golden::load_training("sharded_accum3", "tiny-shard");
   expect_green(
-      judged("tiny-shard", "sharded_accum3", by_rule(io::find_case("tiny-shard"), golden, {}, 1)));
+      judged("tiny-shard", "sharded_accum3", by_rule(io::find_case("tiny-shard"), golden, {})));
 }
 
 TEST(StepFaults, AClipFactorOfItsOwnIsTold) {
   const Case c = io::find_case("tiny-shard");
-  const golden::TrainingGolden golden = golden::load_training("sharded", "tiny-shard");
-  const Trace trace = by_rule(c, golden, {.clip = harness::ClipBy::none}, 2, 0.25);
-  expect_named(judged("tiny-shard", "sharded", trace), "clip-factor",
+  const golden::TrainingGolden golden = golden::load_training("sharded_accum3", "tiny-shard");
+  const Trace trace = by_rule(c, golden, {.clip = harness::ClipBy::none}, 0.25);
+  expect_named(judged("tiny-shard", "sharded_accum3", trace), "clip-factor",
                "over that of step 0 is 0.25");
 }
 
