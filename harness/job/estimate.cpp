@@ -16,7 +16,7 @@ namespace dsv32::harness {
 namespace {
 
 // What the engine holds and does, measured on the case `small`; docs/performance.md.
-constexpr double kHeldBytes = 8 + 3 * 4;  // an element of oracle, probe, reference and judged trace
+constexpr double kHeldBytes = 8 + 2 * 4;  // an element of oracle, reference and judged trace
 constexpr double kPassBytes = 8;          // an element of what one pass in float64 works on
 constexpr double kAttentionCopies = 6;    // of one layer's matrix, during its pass
 constexpr double kStagedPasses = 4;       // free run; reference, probe and oracle op by op

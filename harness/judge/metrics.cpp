@@ -198,6 +198,10 @@ TapError measure_rows(const Comparison& c, const RowLayout& layout, const HostTe
   }
   if (c.tap.info.kind != TapKind::gradient)
     for (const Side* side : {&reference, &twin}) side->keep_larger_lanes_in(error.lanes);
+  if (!error.has_reference && error.has_probe && c.tap.info.kind != TapKind::gradient) {
+    probe.keep_larger_lanes_in(error.lanes);
+    for (double& lane : error.lanes) lane *= one_rounding * probe_noise();
+  }
   sum_up(error);
   // A float64 reference that is the oracle bit for bit says nothing about float64 noise.
   if (c.dtype == DType::float64 && error.reference == 0) error.has_reference = false;

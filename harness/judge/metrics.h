@@ -31,8 +31,8 @@ struct TapError {
   int64_t elements = 0;
   double floor = 0;  // rounding floor u of the judged dtype
   /// Root mean square error of each lane (element of a row) over all rows, of the reference or its
-  /// twin, the larger: the noise of a rotation sits in the pairs of large angles. Empty where rows
-  /// have keys in place of lanes.
+  /// twin, the larger, where there is none of the probe: the noise of a rotation sits in the pairs
+  /// of large angles. Empty where rows have keys in place of lanes.
   std::vector<double> lanes;
 
   /// ||X - O|| / ||O||; NaN when the oracle is zero and X is not.
