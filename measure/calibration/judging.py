@@ -66,7 +66,7 @@ def distil(chunk: Chunk, report: dict[str, Any]) -> dict[str, Any]:
         place = f"{chunk.case} seed {seeds.get(verdict['case'], 0)} {verdict['tap']}"
         subjects.add((name, dtype, verdict["case"]))
         if verdict["trust"] not in ("pass", "skipped"):
-            alarms.append({"subject": name, "text": describe(verdict, place)})
+            alarms.append({"subject": name, "dtype": dtype, "text": describe(verdict, place)})
         for m in verdict["measures"]:
             measured, limit = float(m["measured"]), float(m["limit"])
             if limit == 0 or verdict["mode"] == "exact":

@@ -64,7 +64,7 @@ def by_source(results: list[dict[str, Any]]) -> list[list[str]]:
         worst = max(own, key=lambda row: row[5])
         cases = {row[8].split()[0] for row in own}
         told = f"{worst[1]} {worst[4]} {number(worst[6])} of {number(worst[7])}, {worst[8]}"
-        wrong = sum(alarm["subject"] == name for alarm in alarms)
+        wrong = sum((alarm["subject"], alarm["dtype"]) == (name, dtype) for alarm in alarms)
         lines.append([name, dtype, str(len(cases)), str(count), str(wrong), f"{worst[5]:.2f}",
                       told])  # fmt: skip
     return lines
