@@ -56,7 +56,7 @@ bool same_infinities(const HostTensor& a, const HostTensor& b, const Batch& batc
 
 double tensor_ratio(const TapError& error) {
   const double noise = std::max(error.reference, error.floor * error.norm);
-  return error.judged / (noise * small_tensor_factor(error.elements));
+  return error.judged / (noise * small_tensor_factor(static_cast<double>(error.elements)));
 }
 
 double row_ratio(const TapError& error) {

@@ -113,13 +113,13 @@ RowRatios row_ratios(const TapError& error, double limit) {
 
 double tensor_ratio(const TapError& error) {
   const double noise = std::max(error.reference, error.floor * error.norm);
-  return error.judged / (noise * small_tensor_factor(error.elements));
+  return error.judged / (noise * small_tensor_factor(error.effective));
 }
 
 PlainError plain_error(const Comparison& c, const TapError& error) {
   const double noise = std::max(error.reference, error.floor * error.norm) / error.norm;
   const double ratio = limits_for(c.tap, c.mode, c.dtype).tensor_ratio;
-  return {error.relative(), ratio * small_tensor_factor(error.elements) * noise};
+  return {error.relative(), ratio * small_tensor_factor(error.effective) * noise};
 }
 
 void add_ratios(const Comparison& c, const TapError& error, const RowRatios& rows,

@@ -357,9 +357,9 @@ double short_row_factor(int64_t elements) {
   return norm_quantile(degrees, quantile) / norm_quantile(longest, quantile);
 }
 
-double small_tensor_factor(int64_t elements) {
+double small_tensor_factor(double elements) {
   static const double large = limit_of("tensor.large"), quantile = limit_of("row.quantile");
-  const double degrees = static_cast<double>(std::max<int64_t>(elements, 1));
+  const double degrees = std::max(elements, 1.0);
   if (degrees >= large) return 1;
   // The log of the ratio of two norms over n values has a standard deviation of 1 / sqrt(n).
   return std::exp(quantile * (1 / std::sqrt(degrees) - 1 / std::sqrt(large)));

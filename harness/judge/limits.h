@@ -93,7 +93,7 @@ const TapLimits& limits_for(const TapName& tap, Mode mode, DType dtype);
 /// sqrt(chi-square_n / n) over that of a long row, at the probability of "row.quantile".
 double short_row_factor(int64_t elements);
 /// The same for the ratio of two norms over a whole small tensor.
-double small_tensor_factor(int64_t elements);
+double small_tensor_factor(double elements);
 /// A norm estimated from `degrees` squared projections may exceed the true one by this factor.
 double sketch_factor(double degrees);
 

@@ -130,6 +130,30 @@ void sum_up(TapError& error) {
 
 namespace {
 
+/// Of squares that are summed: (sum x^2)^2 / sum x^4, the number of equal ones that stray as much.
+template <typename Range, typename Value>
+double effective_number(const Range& range, Value value) {
+  double squares = 0, fourths = 0;
+  for (const auto& item : range) {
+    const double square = std::pow(value(item), 2);
+    squares += square;
+    fourths += square * square;
+  }
+  return fourths > 0 ? squares * squares / fourths : 0;
+}
+
+/// Rows times lanes. A norm over n normal values strays by itself, which 1 + 2 / n takes back.
+double effective_elements(const TapError& error) {
+  const auto all = static_cast<double>(error.elements);
+  const double rows =
+      effective_number(error.rows, [](const RowError& row) { return row.reference; });
+  const double lanes = effective_number(error.lanes, [](double lane) { return lane; });
+  if (rows == 0 || lanes == 0) return all;
+  const double strayed = (1 + 2 / static_cast<double>(error.rows.size())) *
+                         (1 + 2 / static_cast<double>(error.lanes.size()));
+  return std::min(all, rows * lanes * strayed);
+}
+
 /// The distance of a run to the oracle, row by row: measured now, or before its tap was dropped.
 class Side {
  public:
@@ -196,13 +220,14 @@ TapError measure_rows(const Comparison& c, const RowLayout& layout, const HostTe
     out.reference = std::max(reference.norm(layout, row, o), twin.norm(layout, row, o));
     out.probe = probe.norm(layout, row, o) * one_rounding;
   }
-  if (c.tap.info.kind != TapKind::gradient)
-    for (const Side* side : {&reference, &twin}) side->keep_larger_lanes_in(error.lanes);
+  for (const Side* side : {&reference, &twin}) side->keep_larger_lanes_in(error.lanes);
   if (!error.has_reference && error.has_probe && c.tap.info.kind != TapKind::gradient) {
     probe.keep_larger_lanes_in(error.lanes);
     for (double& lane : error.lanes) lane *= one_rounding * probe_noise();
   }
   sum_up(error);
+  error.effective = effective_elements(error);
+  if (c.tap.info.kind == TapKind::gradient) error.lanes.clear();  // no lane is like another
   // A float64 reference that is the oracle bit for bit says nothing about float64 noise.
   if (c.dtype == DType::float64 && error.reference == 0) error.has_reference = false;
   return error;
@@ -226,7 +251,7 @@ std::optional<TapDistance> distance_of(const TapName& tap, const HostTensor& val
     layout.gather(oracle, row, o);
     distance.rows[place] = side.norm(layout, row, o);
   }
-  if (kind != TapKind::gradient) side.keep_larger_lanes_in(distance.lanes);
+  side.keep_larger_lanes_in(distance.lanes);
   return distance;
 }
 

@@ -29,6 +29,9 @@ struct TapError {
   double judged = 0, reference = 0, probe = 0, norm = 0;  // L2 over all rows
   double rms_norm = 0;  // root of the mean square of the row norms
   int64_t elements = 0;
+  /// How many elements carry the noise: fewer than `elements` where a few rows or lanes hold most
+  /// of it, as with outlier channels. What a ratio of two norms strays by follows from it.
+  double effective = 0;
   double floor = 0;  // rounding floor u of the judged dtype
   /// Root mean square error of each lane (element of a row) over all rows, of the reference or its
   /// twin, the larger, where there is none of the probe: the noise of a rotation sits in the pairs
