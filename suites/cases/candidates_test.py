@@ -12,6 +12,7 @@ from program import OK, PARITY, PROGRAM, ROOT, checkpoint, clean_up, run, scratc
 
 RELEASES = ("5.12", "5.17", "5.24")  # oldest, one between, newest
 NEWEST = RELEASES[-1]
+PRODUCER = "5.23"  # of the goldens: .venv-golden
 
 tearDownModule = clean_up
 
@@ -20,7 +21,8 @@ tearDownModule = clean_up
 def dump(release: str, case: str, *words: str) -> Path:
     """The trace that this release of transformers gives."""
     out = scratch / f"{release}-{case}{'-'.join(words)}.safetensors"
-    python = ROOT / f".venv-golden-{release}" / "bin" / "python"
+    venv = ".venv-golden" if release == PRODUCER else f".venv-golden-{release}"
+    python = ROOT / venv / "bin" / "python"
     command = [python, ROOT / "golden" / "dump", "--checkpoint", checkpoint(case), "--out", out]
     done = subprocess.run(
         [*map(str, command), "--mode", "backward", "--experts", "eager", *words],

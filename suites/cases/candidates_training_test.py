@@ -10,7 +10,7 @@ import unittest
 from collections.abc import Callable
 from pathlib import Path
 
-from candidates_test import RELEASES, candidate_findings, dump, judge
+from candidates_test import PRODUCER, RELEASES, candidate_findings, dump, judge
 from program import OK, PARITY, ROOT, checkpoint, clean_up, scratch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -28,7 +28,7 @@ def dump_kl(release: str, mode: str) -> Path:
 
 @functools.cache
 def dump_training(suite: str) -> Path:
-    return dump("5.23", CASE, "--attn", "eager", "--mode", "train", "--suite", suite)
+    return dump(PRODUCER, CASE, "--attn", "eager", "--mode", "train", "--suite", suite)
 
 
 def changed(trace: Path, change: Callable[[dict], None], own: bool = False) -> Path:
@@ -64,7 +64,7 @@ class Candidates(unittest.TestCase):
 
 class Kl(Candidates):
     def test_the_warm_up_passes(self) -> None:
-        self.expect_pass(dump_kl("5.23", "kl-warmup"), 60)
+        self.expect_pass(dump_kl(PRODUCER, "kl-warmup"), 60)
 
     def test_every_release_passes(self) -> None:
         for release in RELEASES:
@@ -75,20 +75,20 @@ class Kl(Candidates):
         def leak(tensors: dict) -> None:
             tensors["grad.lm_head.weight"] = tensors["logits"][0, :1].T.repeat(64, 1) * 1e-6
 
-        self.expect_failure(changed(dump_kl("5.23", "kl-sparse"), leak), "grad.lm_head.weight")
+        self.expect_failure(changed(dump_kl(PRODUCER, "kl-sparse"), leak), "grad.lm_head.weight")
 
     def test_a_target_that_is_not_normalised_is_named(self) -> None:
         def scale(tensors: dict) -> None:
             tensors["layers.1.kl.target"] *= 4
 
-        trace = dump_kl("5.23", "kl-sparse")
+        trace = dump_kl(PRODUCER, "kl-sparse")
         self.expect_failure(changed(trace, scale, own=True), "layers.1.kl.target")
 
     def test_what_the_dump_computed_is_no_evidence(self) -> None:
         def scale(tensors: dict) -> None:
             tensors["layers.1.kl.target"] *= 4
 
-        _, report = judge(changed(dump_kl("5.23", "kl-sparse"), scale))
+        _, report = judge(changed(dump_kl(PRODUCER, "kl-sparse"), scale))
         rows = [v for v in report["verdicts"] if v["tap"] == "layers.1.kl.target"]
         mine = [v for v in rows if v["subject"]["party"] == "candidate"]
         self.assertEqual({v["trust"] for v in mine}, {"skipped"})
