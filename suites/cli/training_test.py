@@ -107,8 +107,7 @@ class Training(CliTest):
 
     def test_a_damaged_golden_is_refused(self) -> None:
         home = self.home("damaged-golden")
-        for path in (ROOT / "golden" / "data").glob("*"):
-            shutil.copy(path, home / "golden" / "data")
+        shutil.copytree(ROOT / "golden" / "data", home / "golden" / "data", dirs_exist_ok=True)
         path = home / "golden" / "data" / "sft_frozen_indexer.tiny-wide.h5"
         path.write_bytes(path.read_bytes()[:-1] + b"x")
         done = run(*self.suite, env=environment(DSV32_DATA=str(home)))

@@ -14,6 +14,7 @@ from unittest import mock
 
 import calibrate
 import torch
+from agreement import limit
 from calibration import judging, mutants, page
 from calibration.plan import Chunk, sources
 from calibration.sums import ORDERS, SumOrder
@@ -71,7 +72,8 @@ class Sums(unittest.TestCase):
                 product = a @ b
                 product.sum().backward()
             self.assertEqual(order.seen, 3, name)  # and both gradients
-            torch.testing.assert_close(product.detach(), exact.float(), msg=name)
+            off = float((product.detach() - exact).norm() / exact.norm())
+            self.assertLess(off, limit("golden.value"), name)
             for other in results:
                 self.assertFalse(torch.equal(product, other), name)
             results.append(product.detach())
