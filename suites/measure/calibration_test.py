@@ -85,7 +85,8 @@ class Sums(unittest.TestCase):
             x.mean(0)
         self.assertEqual(order.seen, 2)
         self.assertEqual(mean.shape, (4, 1))
-        self.assertTrue(torch.allclose(mean, x.mean(-1, keepdim=True)))
+        exact = x.double().mean(-1, keepdim=True)
+        self.assertLess(float((mean - exact).norm() / exact.norm()), limit("golden.value"))
         self.assertEqual(narrow.dtype, torch.bfloat16)
 
     def test_an_unknown_order_is_refused(self) -> None:
