@@ -54,11 +54,6 @@ bool same_infinities(const HostTensor& a, const HostTensor& b, const Batch& batc
   return true;
 }
 
-double tensor_ratio(const TapError& error) {
-  const double noise = std::max(error.reference, error.floor * error.norm);
-  return error.judged / (noise * small_tensor_factor(static_cast<double>(error.elements)));
-}
-
 double row_ratio(const TapError& error) {
   double largest = 0;
   for (const RowError& row : error.rows)
@@ -293,7 +288,7 @@ bool Agreement::same_values(const std::string& name, const Expected& expected, M
   const TapError error = measure_rows(c, rows, c.judged);
   if (error.norm == 0) return error.judged == 0;
   const TapLimits& limits = limits_for(tap, mode, judged_.dtype);
-  if (!(tensor_ratio(error) <= limits.tensor_ratio && row_ratio(error) <= limits.row_ratio))
+  if (!(error.tensor_ratio() <= limits.tensor_ratio && row_ratio(error) <= limits.row_ratio))
     return false;
   const Tail tail = measure_tail(c, rows, error, limits.tail);
   const double allowed =

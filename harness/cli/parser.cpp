@@ -74,14 +74,12 @@ void add_judged(CLI::App& app, Raw& raw) {
   add(app, "--candidate", o.candidates, "FILE",
       "judge this trace in its case; a folder: all ranks; repeatable", kJudged)
       ->allow_extra_args(false);
-  app.add_flag("--accept-weak", raw.options.accept_weak,
-               "undecided checks pass (decisions not in the file)")
-      ->group(kJudged);
-  app.add_flag("--all", raw.options.all,
-               "beside a candidate of a large case judge golden and own models again")
-      ->group(kJudged);
-  app.add_flag("--no-cache", raw.options.no_cache, "no verdicts of earlier runs, and keep none")
-      ->group(kOther);
+  add_flag(app, "--accept-weak", raw.options.accept_weak,
+           "undecided checks pass (decisions not in the file)", kJudged);
+  add_flag(app, "--all", raw.options.all,
+           "beside a candidate of a large case judge golden and own models again", kJudged);
+  add_flag(app, "--no-cache", raw.options.no_cache, "no verdicts of earlier runs, and keep none",
+           kOther);
   add(app, "--noise", raw.noise, "FILE", "a clean trace of the candidate's engine: its own noise",
       kJudged);
   add(app, "--dialect", raw.dialect, "NAME",

@@ -111,13 +111,8 @@ RowRatios row_ratios(const TapError& error, double limit) {
   return out;
 }
 
-double tensor_ratio(const TapError& error) {
-  const double noise = std::max(error.reference, error.floor * error.norm);
-  return error.judged / (noise * small_tensor_factor(error.effective));
-}
-
 PlainError plain_error(const Comparison& c, const TapError& error) {
-  const double noise = std::max(error.reference, error.floor * error.norm) / error.norm;
+  const double noise = error.noise() / error.norm;
   const double ratio = limits_for(c.tap, c.mode, c.dtype).tensor_ratio;
   return {error.relative(), ratio * small_tensor_factor(error.effective) * noise};
 }
@@ -128,7 +123,7 @@ void add_ratios(const Comparison& c, const TapError& error, const RowRatios& row
   if (error.has_reference) {
     verdict.measures.push_back({"row ratio", rows.ratio, limits.row_ratio, limits.basis});
     verdict.measures.push_back(
-        {"tensor ratio", tensor_ratio(error), limits.tensor_ratio, limits.basis});
+        {"tensor ratio", error.tensor_ratio(), limits.tensor_ratio, limits.basis});
   }
   if (error.has_probe) verdict.measures.push_back({"cap", rows.cap, limits.cap, limits.basis});
 }

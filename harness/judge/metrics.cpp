@@ -95,6 +95,10 @@ double relative(const HostTensor& a, const HostTensor& b) {
   return relative(a.to_doubles(), b.to_doubles());
 }
 
+double TapError::tensor_ratio() const {
+  return judged / (noise() * small_tensor_factor(effective));
+}
+
 double TapError::noise_relative() const {
   const double noise = has_reference ? reference : probe_noise() * probe;
   return norm > 0 ? std::max(noise / norm, floor) : floor;
@@ -109,24 +113,6 @@ double TapError::denominator(const RowError& row) const {
 }
 
 double TapError::sensitivity(const RowError& row) const { return row.probe + floor * scale(row); }
-
-void sum_up(TapError& error) {
-  double judged = 0, reference = 0, probe = 0, norm = 0;
-  error.elements = 0;
-  for (const RowError& row : error.rows) {
-    judged += row.judged * row.judged;
-    reference += row.reference * row.reference;
-    probe += row.probe * row.probe;
-    norm += row.norm * row.norm;
-    error.elements += row.elements;
-  }
-  error.judged = std::sqrt(judged);
-  error.reference = std::sqrt(reference);
-  error.probe = std::sqrt(probe);
-  error.norm = std::sqrt(norm);
-  error.rms_norm =
-      error.rows.empty() ? 0 : std::sqrt(norm / static_cast<double>(error.rows.size()));
-}
 
 namespace {
 
@@ -153,6 +139,29 @@ double effective_elements(const TapError& error) {
                          (1 + 2 / static_cast<double>(error.lanes.size()));
   return std::min(all, rows * lanes * strayed);
 }
+
+}  // namespace
+
+void sum_up(TapError& error) {
+  double judged = 0, reference = 0, probe = 0, norm = 0;
+  error.elements = 0;
+  for (const RowError& row : error.rows) {
+    judged += row.judged * row.judged;
+    reference += row.reference * row.reference;
+    probe += row.probe * row.probe;
+    norm += row.norm * row.norm;
+    error.elements += row.elements;
+  }
+  error.judged = std::sqrt(judged);
+  error.reference = std::sqrt(reference);
+  error.probe = std::sqrt(probe);
+  error.norm = std::sqrt(norm);
+  error.rms_norm =
+      error.rows.empty() ? 0 : std::sqrt(norm / static_cast<double>(error.rows.size()));
+  error.effective = effective_elements(error);
+}
+
+namespace {
 
 /// The distance of a run to the oracle, row by row: measured now, or before its tap was dropped.
 class Side {
@@ -221,13 +230,11 @@ TapError measure_rows(const Comparison& c, const RowLayout& layout, const HostTe
     out.probe = probe.norm(layout, row, o) * one_rounding;
   }
   for (const Side* side : {&reference, &twin}) side->keep_larger_lanes_in(error.lanes);
-  if (!error.has_reference && error.has_probe && c.tap.info.kind != TapKind::gradient) {
+  if (!error.has_reference && error.has_probe) {
     probe.keep_larger_lanes_in(error.lanes);
     for (double& lane : error.lanes) lane *= one_rounding * probe_noise();
   }
   sum_up(error);
-  error.effective = effective_elements(error);
-  if (c.tap.info.kind == TapKind::gradient) error.lanes.clear();  // no lane is like another
   // A float64 reference that is the oracle bit for bit says nothing about float64 noise.
   if (c.dtype == DType::float64 && error.reference == 0) error.has_reference = false;
   return error;
@@ -268,6 +275,8 @@ double element_noise(const TapError& error, const RowError& row, double expected
                    error.noise_of(row) / root,
                    known ? error.lanes[static_cast<size_t>(lane)] : 0.0});
 }
+
+bool has_noisy_lanes(const TapName& tap) { return tap.info.kind != TapKind::gradient; }
 
 Tail measure_tail(const Comparison& c, const RowLayout& layout, const TapError& error,
                   double threshold) {

@@ -40,6 +40,10 @@ struct TapError {
 
   /// ||X - O|| / ||O||; NaN when the oracle is zero and X is not.
   double relative() const { return norm > 0 || judged > 0 ? judged / norm : 0; }
+  /// ||R - O||, at least one rounding of every element.
+  double noise() const { return reference > floor * norm ? reference : floor * norm; }
+  /// ||K - O|| in units of the noise and of what a ratio over so few elements strays by.
+  double tensor_ratio() const;
   /// The noise side: the reference's error, or the probe's when there is no reference.
   double noise_relative() const;
   double noise_of(const RowError& row) const;
@@ -74,6 +78,9 @@ void sum_up(TapError& error);
 /// in the row, -1: that of no lane in particular.
 double element_noise(const TapError& error, const RowError& row, double expected, DType dtype,
                      int64_t lane = -1);
+
+/// Rows of this tap are alike lane by lane; those of a gradient are of different weights.
+bool has_noisy_lanes(const TapName& tap);
 
 /// Elements beyond the tail limits.
 struct Tail {

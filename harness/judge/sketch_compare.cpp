@@ -114,10 +114,8 @@ class SketchComparison {
 
   void judge_tensor() {
     if (error_.has_reference) {
-      const double noise = std::max(error_.reference, error_.floor * error_.norm);
-      const double allowance =
-          small_tensor_factor(static_cast<double>(error_.elements)) * sketch_factor(degrees());
-      add("tensor ratio", error_.judged / (noise * allowance), limits_.tensor_ratio, limits_.basis);
+      add("tensor ratio", error_.tensor_ratio() / sketch_factor(degrees()), limits_.tensor_ratio,
+          limits_.basis);
     }
     if (c_.golden_config.empty()) return;
     Measure measure = by_limit("golden.relative", {.config = c_.golden_config}, error_.relative());
@@ -128,9 +126,8 @@ class SketchComparison {
 
   // What the limit of the tensor ratio allows, as a part of the oracle's norm.
   double relative_allowed() const {
-    const double noise = std::max(error_.reference, error_.floor * error_.norm) / error_.norm;
-    return limits_.tensor_ratio * small_tensor_factor(static_cast<double>(error_.elements)) *
-           sketch_factor(degrees()) * noise;
+    return limits_.tensor_ratio * small_tensor_factor(error_.effective) * sketch_factor(degrees()) *
+           error_.noise() / error_.norm;
   }
 
   // Squared projections that the whole-tensor estimate averages: fewer when a few rows hold most of

@@ -30,20 +30,18 @@ const std::vector<Component>& components() {
       {"residual stream", {"hidden"}},
       {"logits and loss", {"logits", "loss.lm"}},
       {"indexer KL", {"kl.", "loss.kl"}},
-      {"gradients", {"grad."}},
-      {"training", {}},
+      {"gradients", {"grad.", "dtap."}},
+      {"training", {}},  // the last: all that is not of one pass
   };
   return all;
 }
 
-constexpr size_t kTraining = 13;
-
 /// nullopt: a rule about the file.
-std::optional<size_t> component_of(const Verdict& verdict) {
-  const CheckScope scope = check_of(verdict.tap).scope;
+std::optional<size_t> component_of(const std::string& check, const std::string& suite) {
+  const CheckScope scope = check_of(check).scope;
   if (scope == CheckScope::rule) return std::nullopt;
-  if (scope != CheckScope::model || !verdict.suite.empty()) return kTraining;
-  const std::string stem = tap_stem(verdict.tap);
+  if (scope != CheckScope::model || !suite.empty()) return components().size() - 1;
+  const std::string stem = tap_stem(check);
   for (size_t i = 0; i < components().size(); ++i)
     for (const std::string_view start : components()[i].stems)
       if (stem.starts_with(start)) return i;
@@ -123,7 +121,7 @@ class Members {
 
  private:
   void add(const Verdict& v, const std::string& file) {
-    const auto component = component_of(v);
+    const auto component = component_of(v.tap, v.suite);
     if (!component) return;
     Tally& tally = tallies_[*component];
     if (v.trust == Trust::undecided) ++tally.undecided;
@@ -140,12 +138,10 @@ class Members {
     if (plus != std::string::npos) dialect_ = f.profile.substr(0, plus);
     for (const Defect& defect : f.defects) {
       if (defect.taps.empty()) continue;
-      Verdict first;
-      first.tap = defect.taps.front();
-      first.suite = f.suite;
-      const auto component = component_of(first);
+      const std::string& first = defect.taps.front();
+      const auto component = component_of(first, f.suite);
       std::set<std::string>& names = defect.unexplained() ? open_ : names_;
-      names.insert(defect.unexplained() ? tap_stem(first.tap) : defect.name);
+      names.insert(defect.unexplained() ? tap_stem(first) : defect.name);
       if (!component) continue;
       std::vector<std::string>& words = tallies_[*component].words;
       if (std::find(words.begin(), words.end(), defect.words) == words.end())

@@ -12,6 +12,7 @@
 namespace dsv32::harness {
 
 inline constexpr int kReportSchemaVersion = 4;
+inline constexpr const char* kReportFormat = "dsv32-verify.report";
 
 /// What a part of the job took.
 struct Cost {

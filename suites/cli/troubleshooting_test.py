@@ -15,7 +15,7 @@ from pathlib import Path
 
 import dsv32_trace as kit
 import numpy as np
-from program import PROGRAM, ROOT, checkpoint, clean_up, environment, run, scratch
+from program import ROOT, checkpoint, clean_up, run, run_within, scratch
 from safetensors.numpy import save_file
 
 sys.path.insert(0, str(ROOT / "integrations" / "engines"))
@@ -33,9 +33,7 @@ def said(*words: object) -> Seen:
 
 
 def too_large() -> Seen:
-    """The full size where no more than 8 GiB are free, whatever this machine has."""
-    few = ["prlimit", f"--as={8 << 30}", PROGRAM, "--config", "full", "--suite", "forward"]
-    done = subprocess.run(few, env=environment(), capture_output=True, text=True, timeout=60)
+    done = run_within(8, "--config", "full", "--suite", "forward")
     return done.returncode, done.stdout + done.stderr
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 import unittest
 from pathlib import Path
@@ -12,17 +11,16 @@ from program import (
     ARTEFACT,
     ENVIRONMENT,
     OK,
-    PROGRAM,
     ROOT,
     CliTest,
     clean_up,
-    environment,
     good,
     make_good,
     metadata_of,
     raw,
     run,
     run_on_terminal,
+    run_within,
     scratch,
 )
 
@@ -75,10 +73,7 @@ class Work(CliTest):
     def test_a_limit_of_address_space_changes_nothing(self) -> None:
         file = loss_only("limited", case_of("tiny", num_attention_heads=1 << 20,
                                             num_key_value_heads=1 << 20))
-        done = subprocess.run(["bash", "-c", 'ulimit -v 14000000; exec "$0" --candidate "$1"',
-                               PROGRAM, file], env=environment(), capture_output=True, text=True,
-                              timeout=60, check=False)
-        self.refused(done, ARTEFACT, "4 times that of small")
+        self.refused(run_within(13, "--candidate", file), ARTEFACT, "4 times that of small")
 
     def test_the_config_must_be_named(self) -> None:
         file = loss_only("named", "full")
@@ -111,9 +106,7 @@ class Work(CliTest):
         self.assertRegex(said, r"6\.7e\+11 weights")
 
     def test_address_space_is_memory(self) -> None:
-        done = subprocess.run(["bash", "-c", 'ulimit -v 6000000; exec "$0" --case small --device '
-                               "cpu", PROGRAM], env=environment(), capture_output=True, text=True,
-                              timeout=60, check=False)
+        done = run_within(5, "--case", "small", "--device", "cpu")
         self.refused(done, ENVIRONMENT, "case small: memory")
 
     def test_the_expected_time_is_said_at_the_start(self) -> None:

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <optional>
 
 #include "harness/judge/compare.h"
 #include "harness/judge/limits.h"
@@ -239,6 +240,97 @@ TEST(SelfMetrics, TailCountsElementsBeyondItsThreshold) {
   const Verdict verdict = judge_with(world, tap, values);
   EXPECT_FALSE(measure(verdict, "tail").within()) << show(verdict);
   EXPECT_TRUE(measure(verdict, "max tail").within()) << show(verdict);
+}
+
+/// The comparison with the distances of its yardstick's runs in place of their taps.
+struct Measured {
+  explicit Measured(const Comparison& c) : comparison(c) {
+    drop(comparison.yardstick.reference, reference, comparison.yardstick.reference_distance);
+    drop(comparison.yardstick.probe, probe, comparison.yardstick.probe_distance);
+  }
+  void drop(const HostTensor*& side, std::optional<TapDistance>& distance,
+            const TapDistance*& place) {
+    distance = harness::distance_of(comparison.tap, *side, *comparison.yardstick.oracle,
+                                    *comparison.batch, comparison.support);
+    if (!distance) return;
+    side = nullptr;
+    place = &*distance;
+  }
+  std::optional<TapDistance> reference, probe;
+  Comparison comparison;
+};
+
+TEST(SelfMetrics, ADistanceServesAsWellAsItsTensor) {
+  const World world(12);
+  int dropped = 0;
+  for (const std::string& tap : kTaps) {
+    const Comparison c = world.comparison(tap);
+    const Measured measured(c);
+    dropped += measured.reference.has_value() ? 1 : 0;
+    const Verdict whole = compare_values(c), spare = compare_values(measured.comparison);
+    ASSERT_EQ(whole.measures.size(), spare.measures.size()) << tap;
+    for (size_t i = 0; i < whole.measures.size(); ++i)
+      EXPECT_DOUBLE_EQ(whole.measures[i].measured, spare.measures[i].measured)
+          << tap << " " << whole.measures[i].metric;
+    const harness::RowLayout rows(c.tap, world.truth(tap).shape(), c.batch, c.support,
+                                  harness::RowView::sketch);
+    const harness::TapError a = harness::measure_rows(c, rows, c.judged);
+    const harness::TapError b = harness::measure_rows(measured.comparison, rows, c.judged);
+    for (size_t r = 0; r < a.rows.size(); ++r) {
+      EXPECT_DOUBLE_EQ(a.rows[r].reference, b.rows[r].reference) << tap << " row " << r;
+      EXPECT_DOUBLE_EQ(a.rows[r].probe, b.rows[r].probe) << tap << " row " << r;
+    }
+  }
+  EXPECT_EQ(dropped, std::ssize(kTaps) - 3);  // scores, router.logits and a scalar stay whole
+}
+
+/// Moves lane `lane` of every judged row of a [B,S,size] tap, by `size` of the tensor's noise.
+void move_lane(const World& world, int64_t lane, double size, std::vector<double>& values) {
+  const int64_t width = std::ssize(values) / (world.c.B * world.c.S);
+  const double rms = harness::measure_rows(
+                         world.comparison("layers.0.attn.out"),
+                         {*parse_tap("layers.0.attn.out"), world.truth("layers.0.attn.out").shape(),
+                          &world.batch, nullptr, harness::RowView::judged},
+                         nullptr)
+                         .reference /
+                     std::sqrt(static_cast<double>(values.size()));
+  for (int64_t row = 0; row < world.c.B * world.c.S; ++row)
+    values[row * width + lane] += (row % 2 == 0 ? size : -size) * rms;
+}
+
+/// A rotation by large angles: the reference is far off in one lane, and so may the judged side be
+/// there, and nowhere else.
+TEST(SelfMetrics, TheNoiseOfALaneIsItsOwn) {
+  const std::string tap = "layers.0.attn.out";
+  for (const int64_t lane : {5, 6}) {
+    World world(13);
+    std::vector<double> reference = world.truth(tap).to_doubles();
+    move_lane(world, 5, 40, reference);
+    std::vector<double> judged = world.values(tap);
+    move_lane(world, lane, 80, judged);
+    world.reference.put(
+        tap, HostTensor::from_doubles(DType::float32, world.truth(tap).shape(), reference));
+    const Verdict verdict = judge_with(world, tap, judged);
+    EXPECT_EQ(measure(verdict, "tail").within(), lane == 5) << show(verdict);
+  }
+}
+
+/// Two outlier channels hold all noise: a ratio of two norms strays as one of few elements.
+TEST(SelfMetrics, FewLanesThatHoldTheNoiseMakeASmallTensor) {
+  const std::string tap = "layers.0.attn.out";
+  for (const int64_t lanes : {2, 64}) {
+    World world(14);
+    const std::vector<double> truth = world.truth(tap).to_doubles();
+    std::vector<double> reference = truth, judged = truth;
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      move_lane(world, lane, 20, reference);
+      move_lane(world, lane, 34, judged);
+    }
+    world.reference.put(
+        tap, HostTensor::from_doubles(DType::float32, world.truth(tap).shape(), reference));
+    const Verdict verdict = judge_with(world, tap, judged);
+    EXPECT_EQ(measure(verdict, "tensor ratio").within(), lanes == 2) << show(verdict);
+  }
 }
 
 TEST(SelfMetrics, OneRowScaledByOnePercentIsCaught) {

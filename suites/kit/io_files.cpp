@@ -38,10 +38,16 @@ Folder::Folder() {
   std::string name = (fs::temp_directory_path() / "dsv32-io-XXXXXX").string();
   path_ = mkdtemp(name.data());
 }
-Folder::~Folder() {
+/// By hand: libtorch exports a std::filesystem of its own, whose remove_all crashes.
+static void remove_tree(const fs::path& path) {
   std::error_code ignored;
-  fs::remove_all(path_, ignored);
+  if (fs::is_directory(fs::symlink_status(path, ignored)))
+    for (const fs::directory_entry& entry : fs::directory_iterator(path, ignored))
+      remove_tree(entry.path());
+  fs::remove(path, ignored);
 }
+
+Folder::~Folder() { remove_tree(path_); }
 
 void put(const fs::path& path, const std::string& bytes) {
   std::error_code ignored;

@@ -30,10 +30,10 @@ good = scratch / "good.safetensors"  # the float32 reference: case tiny, forward
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """The environment of a plain machine: nothing about colours, no CI."""
+    """The environment of a plain machine: nothing about colours, no CI, a cache of its own."""
     names = ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "CI", "RUNNER_DEBUG")
     env = {name: value for name, value in os.environ.items() if name not in names}
-    return env | {"TERM": "xterm-256color"} | changes
+    return env | {"TERM": "xterm-256color", "DSV32_CACHE": str(scratch / "cache")} | changes
 
 
 def run(*words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -43,6 +43,18 @@ def run(*words: object, env: dict[str, str] | None = None) -> subprocess.Complet
         capture_output=True,
         text=True,
         timeout=300,
+        check=False,
+    )
+
+
+def run_within(gib: int, *words: object) -> subprocess.CompletedProcess[str]:
+    """A run that may take no more than so much address space, whatever this machine has."""
+    return subprocess.run(
+        ["bash", "-c", f'ulimit -v {gib << 20}; exec "$0" "$@"', PROGRAM, *map(str, words)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
         check=False,
     )
 
