@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 import unittest
 
-from program import OK, CliTest, clean_up, environment, run, scratch
+from program import OK, CliTest, clean_up, run, scratch
 
 CASE = json.dumps({"config": "small", "seed": 1, "B": 1, "S": 544,
-                   "overrides": {"num_hidden_layers": 1, "first_k_dense_replace": 0,
-                                 "vocab_size": 512},
+                   "overrides": {"num_hidden_layers": 1, "first_k_dense_replace": 0},
                    "pad": 0, "bias_offset": 0, "chunks": []})
 FILE = scratch / "large.safetensors"
 LAYERS = 1
-KNOWN = "golden and own models of "
+KNOWN = "golden and own models"
 
 tearDownModule = clean_up
 
@@ -33,37 +32,33 @@ def known(report: dict) -> list[str]:
 
 
 class LargeCandidate(CliTest):
-    def report(self, *words: object, cache: str = "cache") -> dict:
-        done = run(*words, "--json", env=environment(DSV32_CACHE=str(scratch / cache)))
+    def report(self, *words: object) -> dict:
+        done = run("--candidate", FILE, *words, "--json")
         self.ended(done, OK)
         return json.loads(done.stdout)
 
     def parties(self, report: dict) -> set[str]:
         return {v["subject"]["party"] for v in report["verdicts"]}
 
-    def test_it_is_judged_alone_in_so_many_passes(self) -> None:
-        report = self.report("--candidate", FILE, cache="empty")
-        self.assertEqual(self.parties(report), {"candidate"})
-        self.assertTrue([t for t in report["not_tested"] if "golden and own models" in t])
-        passes = report["timing"]["passes"]
+    def test_alone_then_with_all_then_with_what_was_found(self) -> None:
+        alone = self.report()
+        self.assertEqual(self.parties(alone), {"candidate"})
+        self.assertTrue([t for t in alone["not_tested"] if KNOWN in t])
+        self.assertEqual(known(alone), [])
+        passes = alone["timing"]["passes"]
         oracle = [p["layers"] for p in passes if p["what"] in ("oracle", "staged oracle")]
         self.assertEqual(oracle, [LAYERS, LAYERS])
         self.assertEqual(sum(p["layers"] for p in passes), 8 * LAYERS)
 
-    def test_all_judges_the_others_too(self) -> None:
-        report = self.report("--candidate", FILE, "--all", "--dtype", "float32")
-        self.assertEqual(self.parties(report), {"reference", "candidate"})
-        self.assertFalse([t for t in report["not_tested"] if "golden and own models" in t])
+        both = self.report("--all", "--dtype", "float32")
+        self.assertEqual(self.parties(both), {"reference", "candidate"})
+        self.assertFalse([t for t in both["not_tested"] if KNOWN in t])
 
-    def test_what_an_earlier_run_found_is_said(self) -> None:
-        own = ("--case", CASE, "--suite", "forward", "--impl", "reference", "--dtype", "float32")
-        self.report(*own, "--no-cache", cache="kept")
-        self.assertEqual(known(self.report("--candidate", FILE, cache="kept")), [])
-        self.report(*own, cache="kept")
-        said = known(self.report("--candidate", FILE, cache="kept"))
-        self.assertEqual(len(said), 1)
-        self.assertIn("reference float32: PASS", said[0])
-        self.assertEqual(known(self.report("--candidate", FILE, "--no-cache", cache="kept")), [])
+        after = self.report()
+        self.assertEqual(self.parties(after), {"candidate"})
+        self.assertEqual(len(known(after)), 1)
+        self.assertIn("reference float32: PASS", known(after)[0])
+        self.assertEqual(known(self.report("--no-cache")), [])
 
 
 if __name__ == "__main__":
