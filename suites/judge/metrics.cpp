@@ -307,7 +307,7 @@ TEST(SelfMetrics, TheNoiseOfALaneIsItsOwn) {
     std::vector<double> reference = world.truth(tap).to_doubles();
     move_lane(world, 5, 40, reference);
     std::vector<double> judged = world.values(tap);
-    move_lane(world, lane, 80, judged);
+    move_lane(world, lane, 160, judged);
     world.reference.put(
         tap, HostTensor::from_doubles(DType::float32, world.truth(tap).shape(), reference));
     const Verdict verdict = judge_with(world, tap, judged);
