@@ -212,6 +212,7 @@ TapError measure_rows(const Comparison& c, const RowLayout& layout, const HostTe
   error.has_reference = reference.there();
   error.has_probe = probe.there();
   error.floor = rounding_floor(c.dtype);
+  error.by_lane = c.tap.info.kind != TapKind::gradient;
   // What the probe would have moved under one rounding of the judged dtype.
   const double one_rounding = epsilon(c.dtype) / 2 / kProbePerturbation;
   std::vector<double> o, k;
@@ -270,13 +271,11 @@ double element_noise(const TapError& error, const RowError& row, double expected
   // of.
   if (short_row_factor(row.elements) > 1 || row.norm == 0)
     size = std::max(size, error.norm / std::sqrt(static_cast<double>(error.elements)));
-  const bool known = lane >= 0 && lane < static_cast<int64_t>(error.lanes.size());
+  const bool known = error.by_lane && lane >= 0 && lane < static_cast<int64_t>(error.lanes.size());
   return std::max({ulp_at(expected, dtype), error.noise_relative() * size,
                    error.noise_of(row) / root,
                    known ? error.lanes[static_cast<size_t>(lane)] : 0.0});
 }
-
-bool has_noisy_lanes(const TapName& tap) { return tap.info.kind != TapKind::gradient; }
 
 Tail measure_tail(const Comparison& c, const RowLayout& layout, const TapError& error,
                   double threshold) {

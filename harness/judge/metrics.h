@@ -37,6 +37,9 @@ struct TapError {
   /// twin, the larger, where there is none of the probe: the noise of a rotation sits in the pairs
   /// of large angles. Empty where rows have keys in place of lanes.
   std::vector<double> lanes;
+  /// An element's noise is that of its lane too; not in a gradient, whose rows are of different
+  /// weights.
+  bool by_lane = false;
 
   /// ||X - O|| / ||O||; NaN when the oracle is zero and X is not.
   double relative() const { return norm > 0 || judged > 0 ? judged / norm : 0; }
@@ -78,9 +81,6 @@ void sum_up(TapError& error);
 /// in the row, -1: that of no lane in particular.
 double element_noise(const TapError& error, const RowError& row, double expected, DType dtype,
                      int64_t lane = -1);
-
-/// Rows of this tap are alike lane by lane; those of a gradient are of different weights.
-bool has_noisy_lanes(const TapName& tap);
 
 /// Elements beyond the tail limits.
 struct Tail {
