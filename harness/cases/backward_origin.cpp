@@ -45,7 +45,9 @@ struct Candidate {
   std::string op;
   Names through;
   std::string words;  // of the op
-  Fit fit;
+  /// It hands on what it got: the path around the op of this name, or a sum.
+  enum class Kind { op, sum, around } kind = Kind::op;
+  Fit fit = {};
 };
 
 HostTensor zeros_like(const HostTensor& value) { return {value.dtype(), value.shape()}; }
@@ -148,16 +150,20 @@ class Origins {
     const std::optional<TapName> tap = parse_slope(gradient);
     const bool added = tap && tap->info.name == "mlp.out";
     for (GradientSource& source : sources(gradient))
-      out.push_back({source.op, source.through, name_of(source.op, source.through, added), {}});
+      out.push_back({.op = source.op,
+                     .through = source.through,
+                     .words = name_of(source.op, source.through, added),
+                     .kind = is_sum(source.op) ? Candidate::Kind::sum : Candidate::Kind::op});
     const bool stream = tap && (tap->info.name == "hidden" || tap->info.name == "embed");
     if (!stream) return out;
     const int64_t next = tap->layer ? *tap->layer + 1 : 0;
     const std::string around = layer_tap(next, "attn.out");
     if (next < config_.num_hidden_layers && judged_.trace->slopes.contains(around))
-      out.push_back({around,
-                     {},
-                     "the residual path around the attention of layer " + std::to_string(next),
-                     {}});
+      out.push_back(
+          {.op = around,
+           .through = {},
+           .words = "the residual path around the attention of layer " + std::to_string(next),
+           .kind = Candidate::Kind::around});
     return out;
   }
 
@@ -178,7 +184,7 @@ class Origins {
     constexpr double kExact = 1 - 1e-3;  // of two that explain it, one may do so exactly
     const bool fits = c.fit.share >= limit_of("structure.share");
     const double share = !fits ? 0 : c.fit.share >= kExact ? 1 : c.fit.share;
-    if (is_sum(c.op) || c.words.starts_with("the residual")) return {share, -1'000'000};
+    if (c.kind != Candidate::Kind::op) return {share, -1'000'000};
     int64_t balance = 0;
     const auto outputs = outputs_.find(c.op);
     if (outputs == outputs_.end()) return {share, balance};
@@ -214,7 +220,7 @@ class Origins {
     if (whole.size() != judged.size()) return;
     const std::vector<bool> counts = judged_elements(tap, own.shape());
     for (Candidate& candidate : candidates) {
-      const bool around = candidate.words.starts_with("the residual path around the attention");
+      const bool around = candidate.kind == Candidate::Kind::around;
       const std::vector<double> share = around ? judged_.trace->slopes.at(candidate.op).to_doubles()
                                                : part(slope_name(tap.full), candidate.op);
       candidate.fit = fit(judged, whole, share, counts);

@@ -5,7 +5,7 @@
 #include "harness/cli/names.h"
 #include "harness/report/limits.h"
 #include "harness/report/text.h"
-#include "harness/training/step_updates.h"
+#include "harness/training/step/updates.h"
 #include "harness/training/suite.h"
 #include "src/io/io.h"
 #include "src/model/dialect.h"

@@ -11,7 +11,7 @@ namespace {
 
 std::string verdict_of(const PlantedFault& fault) {
   if (!fault.caught) return "MISSED";
-  return fault.has_name && !fault.named ? "caught" : fault.has_name ? "named" : "caught";
+  return fault.named ? "named" : "caught";
 }
 
 /// "named   k-norm-eps: k_norm with eps 1e-5 ...  ->  layers.0.ix.k (staged), row ratio; named ..."

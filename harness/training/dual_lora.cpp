@@ -11,7 +11,7 @@
 #include "harness/training/lora_checks.h"
 #include "harness/training/recipe_text.h"
 #include "harness/training/replay.h"
-#include "harness/training/step_book.h"
+#include "harness/training/step/book.h"
 #include "src/bridge/bridge.h"
 #include "src/model/check_name.h"
 #include "src/training/one_ulp.h"

@@ -8,7 +8,7 @@
 #include "harness/judge/metrics.h"
 #include "harness/training/replay.h"
 #include "harness/training/side.h"
-#include "harness/training/step_judge.h"
+#include "harness/training/step/judge.h"
 #include "src/model/check_name.h"
 
 namespace dsv32::harness {

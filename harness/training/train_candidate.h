@@ -5,7 +5,7 @@
 
 #include "harness/cases/candidate.h"
 #include "harness/cases/case_run.h"
-#include "harness/training/step_updates.h"
+#include "harness/training/step/updates.h"
 
 /// Candidates of mode `train` (docs/formats.md 4): the curve and the last parameters of a whole
 /// training.

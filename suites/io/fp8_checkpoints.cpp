@@ -7,7 +7,7 @@
 #include <cmath>
 #include <utility>
 
-#include "src/io/checkpoint_names.h"
+#include "src/io/checkpoint/names.h"
 #include "suites/kit/io_files.h"
 
 namespace dsv32::suites {

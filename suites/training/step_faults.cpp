@@ -6,8 +6,8 @@
 #include <cstdio>
 
 #include "harness/training/side.h"
-#include "harness/training/step_rules.h"
-#include "harness/training/step_updates.h"
+#include "harness/training/step/rules.h"
+#include "harness/training/step/updates.h"
 #include "harness/training/train_candidate.h"
 #include "src/bridge/bridge.h"
 #include "src/io/io.h"

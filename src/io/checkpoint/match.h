@@ -7,7 +7,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "src/io/checkpoint_files.h"
+#include "src/io/checkpoint/files.h"
 
 namespace dsv32::io {
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "harness/training/step_gradients.h"
+#include "harness/training/step/gradients.h"
 
 /// What may become of gradients on their way to the weights: AdamW as a recipe says, and as known
 /// faults have it.

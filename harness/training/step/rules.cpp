@@ -1,4 +1,4 @@
-#include "harness/training/step_rules.h"
+#include "harness/training/step/rules.h"
 
 #include <algorithm>
 #include <cmath>

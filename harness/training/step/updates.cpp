@@ -1,4 +1,4 @@
-#include "harness/training/step_updates.h"
+#include "harness/training/step/updates.h"
 
 #include <algorithm>
 #include <cmath>
@@ -8,7 +8,7 @@
 #include "harness/cases/gradient_patterns.h"
 #include "harness/judge/limits.h"
 #include "harness/judge/metrics.h"
-#include "harness/training/step_rules.h"
+#include "harness/training/step/rules.h"
 #include "src/model/check_name.h"
 #include "src/model/errors.h"
 

@@ -1,4 +1,4 @@
-#include "src/io/checkpoint_files.h"
+#include "src/io/checkpoint/files.h"
 
 #include <algorithm>
 #include <charconv>

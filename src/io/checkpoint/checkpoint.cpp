@@ -5,8 +5,8 @@
 #include <utility>
 
 #include "src/io/cases.h"
-#include "src/io/checkpoint_files.h"
-#include "src/io/checkpoint_match.h"
+#include "src/io/checkpoint/files.h"
+#include "src/io/checkpoint/match.h"
 #include "src/io/config.h"
 #include "src/io/sha256.h"
 #include "src/io/text.h"

@@ -2,8 +2,8 @@
 #include <cstdio>
 
 #include "src/io/cases.h"
-#include "src/io/checkpoint_files.h"
-#include "src/io/checkpoint_names.h"
+#include "src/io/checkpoint/files.h"
+#include "src/io/checkpoint/names.h"
 #include "src/io/config.h"
 #include "src/io/file.h"
 #include "src/io/json.h"

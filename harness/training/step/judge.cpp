@@ -1,4 +1,4 @@
-#include "harness/training/step_judge.h"
+#include "harness/training/step/judge.h"
 
 #include <algorithm>
 #include <cmath>
@@ -7,7 +7,7 @@
 #include "harness/judge/compare.h"
 #include "harness/judge/limits.h"
 #include "harness/judge/metrics.h"
-#include "harness/training/step_book.h"
+#include "harness/training/step/book.h"
 #include "src/bridge/bridge.h"
 #include "src/model/check_name.h"
 #include "src/training/one_ulp.h"

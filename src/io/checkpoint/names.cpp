@@ -1,4 +1,4 @@
-#include "src/io/checkpoint_names.h"
+#include "src/io/checkpoint/names.h"
 
 #include <algorithm>
 #include <array>

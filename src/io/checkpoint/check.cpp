@@ -3,8 +3,8 @@
 #include <optional>
 
 #include "src/io/cases.h"
-#include "src/io/checkpoint_match.h"
-#include "src/io/checkpoint_names.h"
+#include "src/io/checkpoint/match.h"
+#include "src/io/checkpoint/names.h"
 #include "src/io/sha256.h"
 #include "src/io/text.h"
 

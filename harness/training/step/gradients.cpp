@@ -1,4 +1,4 @@
-#include "harness/training/step_gradients.h"
+#include "harness/training/step/gradients.h"
 
 #include <charconv>
 

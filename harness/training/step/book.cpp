@@ -1,4 +1,4 @@
-#include "harness/training/step_book.h"
+#include "harness/training/step/book.h"
 
 #include "harness/judge/compare.h"
 #include "src/model/check_name.h"

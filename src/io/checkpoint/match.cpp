@@ -1,9 +1,9 @@
-#include "src/io/checkpoint_match.h"
+#include "src/io/checkpoint/match.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "src/io/checkpoint_names.h"
+#include "src/io/checkpoint/names.h"
 #include "src/io/text.h"
 #include "src/model/weights.h"
 
