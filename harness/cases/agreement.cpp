@@ -56,9 +56,7 @@ bool same_infinities(const HostTensor& a, const HostTensor& b, const Batch& batc
 
 double row_ratio(const TapError& error) {
   double largest = 0;
-  for (const RowError& row : error.rows)
-    largest = keep_larger(largest,
-                          row.judged / (error.denominator(row) * short_row_factor(row.elements)));
+  for (const RowError& row : error.rows) largest = keep_larger(largest, error.row_ratio(row));
   return largest;
 }
 

@@ -99,11 +99,10 @@ RowRatios row_ratios(const TapError& error, double limit) {
   double worst = -1;
   for (size_t r = 0; r < error.rows.size(); ++r) {
     const RowError& row = error.rows[r];
-    const double allowance = short_row_factor(row.elements);
-    const double ratio = row.judged / (error.denominator(row) * allowance);
+    const double ratio = error.row_ratio(row);
     out.ratio = keep_larger(out.ratio, ratio);
     if (!(ratio <= limit)) ++out.beyond;
-    out.cap = keep_larger(out.cap, row.judged / (error.sensitivity(row) * allowance));
+    out.cap = keep_larger(out.cap, row.judged / (error.sensitivity(row) * error.allowance(row)));
     if (ratio <= worst || std::isnan(worst)) continue;
     worst = ratio;
     out.worst_row = r;

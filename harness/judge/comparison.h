@@ -37,6 +37,14 @@ struct Yardstick {
   const TapDistance* twin_distance = nullptr;
 };
 
+/// Relative noise of tensors of one kind, as the gradients of a layer's experts: the median of
+/// theirs. An expert that few tokens reach strays by a few numbers in all, so that the error of one
+/// run, two or three may be small by chance: there it is that of its siblings.
+struct Siblings {
+  double reference = 0;  // ||R - O|| / ||O||; 0: no sibling is known
+  double probe = 0;      // of one rounding of the judged dtype, ||P - O|| / ||O||
+};
+
 /// The piece of a tap that one rank of a sharded candidate handed in.
 struct RankPiece {
   int64_t rank = 0, dim = 0, first = 0, last = 0;  // indices [first, last) of axis `dim`
@@ -54,6 +62,7 @@ struct Comparison {
   const HostTensor* judged = nullptr;  // nullptr for a sketch
   /// Of the tap; of a decision, of the scores that it follows from (ix.scores, router.logits).
   Yardstick yardstick;
+  Siblings siblings = {};
   /// Attention and keys taps: attended keys [B,S,T] as 0/1 from the decisions in force (nullptr:
   /// all visible keys).
   const std::vector<uint8_t>* support = nullptr;

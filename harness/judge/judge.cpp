@@ -10,6 +10,7 @@
 #include "harness/judge/free.h"
 #include "harness/judge/keys.h"
 #include "harness/judge/limits.h"
+#include "harness/judge/siblings.h"
 #include "src/model/check_name.h"
 #include "src/model/sketch.h"
 #include "src/model/weights.h"
@@ -337,8 +338,12 @@ class Judge {
 
   Verdict judge_gradient(const TapName& tap) {
     const Mode mode = all_replayed_ ? Mode::forced : Mode::free;
-    if (auto cancelled = judge_cancelled(comparison(tap, mode, e_.forced))) return *cancelled;
-    Verdict verdict = compare(comparison(tap, mode, e_.forced));
+    const auto of = [&](const TapName& gradient) { return comparison(gradient, mode, e_.forced); };
+    const Siblings siblings = siblings_.of(tap, gradient_taps(config_, e_.objective), of);
+    Comparison c = of(tap);
+    c.siblings = siblings;
+    if (auto cancelled = judge_cancelled(c)) return *cancelled;
+    Verdict verdict = compare(c);
     const HostTensor* oracle = e_.forced.oracle->find(tap.full);
     if (oracle == nullptr || !all_zero(*oracle)) return verdict;
     const bool expert = is_of_expert(tap);
@@ -440,6 +445,7 @@ class Judge {
   bool all_replayed_ = true;
   std::optional<Exposure> exposure_;
   std::map<int64_t, double> gradient_scales_;
+  SiblingNoise siblings_;
   HostTensor rows_tensor_;  // of the comparison at hand
   Batch rows_batch_;
   std::vector<uint8_t> support_;

@@ -350,9 +350,9 @@ const TapLimits& limits_for(const TapName& tap, Mode mode, DType dtype) {
                                    .got = "none for mode " + std::string(to_string(mode))});
 }
 
-double short_row_factor(int64_t elements) {
+double short_row_factor(double elements) {
   static const double longest = limit_of("row.long"), quantile = limit_of("row.quantile");
-  const double degrees = static_cast<double>(std::max<int64_t>(elements, 1));
+  const double degrees = std::max(elements, 1.0);
   if (degrees >= longest) return 1;
   return norm_quantile(degrees, quantile) / norm_quantile(longest, quantile);
 }

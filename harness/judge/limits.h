@@ -91,7 +91,7 @@ const TapLimits& limits_for(const TapName& tap, Mode mode, DType dtype);
 
 /// Allowance (>= 1) for a row of few elements, whose norm is less certain: the quantile of
 /// sqrt(chi-square_n / n) over that of a long row, at the probability of "row.quantile".
-double short_row_factor(int64_t elements);
+double short_row_factor(double elements);
 /// The same for the ratio of two norms over a whole small tensor.
 double small_tensor_factor(double elements);
 /// A norm estimated from `degrees` squared projections may exceed the true one by this factor.

@@ -99,9 +99,14 @@ double TapError::tensor_ratio() const {
   return judged / (noise() * small_tensor_factor(effective));
 }
 
+double TapError::noise() const {
+  return std::max(reference, std::max(floor, siblings.reference) * norm);
+}
+
 double TapError::noise_relative() const {
   const double noise = has_reference ? reference : probe_noise() * probe;
-  return norm > 0 ? std::max(noise / norm, floor) : floor;
+  const double others = has_reference ? siblings.reference : probe_noise() * siblings.probe;
+  return norm > 0 ? std::max({noise / norm, floor, others}) : floor;
 }
 
 double TapError::noise_of(const RowError& row) const {
@@ -112,7 +117,14 @@ double TapError::denominator(const RowError& row) const {
   return std::max(row.reference, noise_relative() * scale(row));
 }
 
-double TapError::sensitivity(const RowError& row) const { return row.probe + floor * scale(row); }
+double TapError::allowance(const RowError& row) const {
+  const auto all = static_cast<double>(row.elements);
+  return short_row_factor(effective_lanes > 0 ? std::min(all, effective_lanes) : all);
+}
+
+double TapError::sensitivity(const RowError& row) const {
+  return std::max(row.probe, siblings.probe * scale(row)) + floor * scale(row);
+}
 
 namespace {
 
@@ -128,16 +140,20 @@ double effective_number(const Range& range, Value value) {
   return fourths > 0 ? squares * squares / fourths : 0;
 }
 
-/// Rows times lanes. A norm over n normal values strays by itself, which 1 + 2 / n takes back.
-double effective_elements(const TapError& error) {
-  const auto all = static_cast<double>(error.elements);
-  const double rows =
-      effective_number(error.rows, [](const RowError& row) { return row.reference; });
-  const double lanes = effective_number(error.lanes, [](double lane) { return lane; });
-  if (rows == 0 || lanes == 0) return all;
-  const double strayed = (1 + 2 / static_cast<double>(error.rows.size())) *
-                         (1 + 2 / static_cast<double>(error.lanes.size()));
-  return std::min(all, rows * lanes * strayed);
+/// As effective_number of n normal values' errors, which stray by themselves: 1 + 2 / n takes it
+/// back.
+template <typename Range, typename Value>
+double effective_of(const Range& range, Value value) {
+  const auto n = static_cast<double>(range.size());
+  return n == 0 ? 0 : std::min(n, effective_number(range, value) * (1 + 2 / n));
+}
+
+void find_effective(TapError& error) {
+  const double rows = effective_of(error.rows, [](const RowError& row) { return row.reference; });
+  error.effective_lanes = effective_of(error.lanes, [](double lane) { return lane; });
+  error.effective = static_cast<double>(error.elements);
+  if (rows > 0 && error.effective_lanes > 0)
+    error.effective = std::min(error.effective, rows * error.effective_lanes);
 }
 
 }  // namespace
@@ -158,7 +174,7 @@ void sum_up(TapError& error) {
   error.norm = std::sqrt(norm);
   error.rms_norm =
       error.rows.empty() ? 0 : std::sqrt(norm / static_cast<double>(error.rows.size()));
-  error.effective = effective_elements(error);
+  find_effective(error);
 }
 
 namespace {
@@ -212,6 +228,7 @@ TapError measure_rows(const Comparison& c, const RowLayout& layout, const HostTe
   error.has_reference = reference.there();
   error.has_probe = probe.there();
   error.floor = rounding_floor(c.dtype);
+  error.siblings = c.siblings;
   error.by_lane = c.tap.info.kind != TapKind::gradient;
   // What the probe would have moved under one rounding of the judged dtype.
   const double one_rounding = epsilon(c.dtype) / 2 / kProbePerturbation;
@@ -269,7 +286,7 @@ double element_noise(const TapError& error, const RowError& row, double expected
   double size = std::max(row.norm / root, std::fabs(expected));
   // A short row, or one of zeros, says little about the size of the terms that its values are sums
   // of.
-  if (short_row_factor(row.elements) > 1 || row.norm == 0)
+  if (error.allowance(row) > 1 || row.norm == 0)
     size = std::max(size, error.norm / std::sqrt(static_cast<double>(error.elements)));
   const bool known = error.by_lane && lane >= 0 && lane < static_cast<int64_t>(error.lanes.size());
   return std::max({ulp_at(expected, dtype), error.noise_relative() * size,

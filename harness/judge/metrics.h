@@ -32,7 +32,9 @@ struct TapError {
   /// How many elements carry the noise: fewer than `elements` where a few rows or lanes hold most
   /// of it, as with outlier channels. What a ratio of two norms strays by follows from it.
   double effective = 0;
-  double floor = 0;  // rounding floor u of the judged dtype
+  double effective_lanes = 0;  // of them, in a row; 0: every element of a row counts
+  double floor = 0;            // rounding floor u of the judged dtype
+  Siblings siblings = {};      // noise that they have and this tensor has at least
   /// Root mean square error of each lane (element of a row) over all rows, of the reference or its
   /// twin, the larger, where there is none of the probe: the noise of a rotation sits in the pairs
   /// of large angles. Empty where rows have keys in place of lanes.
@@ -43,8 +45,8 @@ struct TapError {
 
   /// ||X - O|| / ||O||; NaN when the oracle is zero and X is not.
   double relative() const { return norm > 0 || judged > 0 ? judged / norm : 0; }
-  /// ||R - O||, at least one rounding of every element.
-  double noise() const { return reference > floor * norm ? reference : floor * norm; }
+  /// ||R - O||, at least one rounding of every element and what the siblings have.
+  double noise() const;
   /// ||K - O|| in units of the noise and of what a ratio over so few elements strays by.
   double tensor_ratio() const;
   /// The noise side: the reference's error, or the probe's when there is no reference.
@@ -52,6 +54,12 @@ struct TapError {
   double noise_of(const RowError& row) const;
   /// What a row's error is divided by.
   double denominator(const RowError& row) const;
+  /// What the norm of this row's error may stray by, of how few values it is made.
+  double allowance(const RowError& row) const;
+  /// The judged error in units of the noise, and of what a row of so few values strays by.
+  double row_ratio(const RowError& row) const {
+    return row.judged / (denominator(row) * allowance(row));
+  }
   /// What one rounding of the inputs, and one of the output, may do to a row.
   double sensitivity(const RowError& row) const;
   double scale(const RowError& row) const { return row.norm > rms_norm ? row.norm : rms_norm; }

@@ -19,7 +19,7 @@ double allowance(const Comparison& c, const TapError& error, const RowError& row
   const TapLimits& limits = limits_for(c.tap, c.mode, c.dtype);
   const double allowed = error.has_reference ? error.denominator(row) * limits.row_ratio
                                              : error.sensitivity(row) * limits.cap;
-  return allowed * short_row_factor(row.elements);
+  return allowed * error.allowance(row);
 }
 
 double share(double error, double allowed) {

@@ -87,7 +87,7 @@ class SketchComparison {
     double ratio = 0, norm = 0, cap = 0, worst = -1;
     for (size_t r = 0; r < rows_.size(); ++r) {
       const RowError& row = error_.rows[r];
-      const double allowance = short_row_factor(row.elements);
+      const double allowance = error_.allowance(row);
       const double unit = error_.denominator(row) * allowance;
       const double norm_gap = std::fabs(rows_[r].judged_norm - row.norm) / unit;
       ratio = keep_larger(ratio, row.judged / unit);
@@ -175,7 +175,7 @@ class SketchComparison {
       if (!(units <= limits_.tail)) ++beyond_;
       largest_ = keep_larger(largest_, units);
     }
-    const double unit = error.denominator(measured) * short_row_factor(measured.elements);
+    const double unit = error.denominator(measured) * error.allowance(measured);
     chosen_ratio_ = keep_larger(chosen_ratio_, std::sqrt(square) / unit);
   }
 

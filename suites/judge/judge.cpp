@@ -263,6 +263,34 @@ TEST(SelfJudge, IndexerGradientsMustBeExactlyZero) {
   EXPECT_EQ(first_of(world), tap);
 }
 
+/// The distance of a trace's tap to the oracle, `times` as far.
+void stretch(const World& world, Trace& trace, const std::string& tap, double times) {
+  const HostTensor& oracle = world.truth(tap);
+  std::vector<double> values = trace.find(tap)->to_doubles();
+  for (size_t i = 0; i < values.size(); ++i) {
+    const double truth = oracle.at(static_cast<int64_t>(i));
+    values[i] = truth + times * (values[i] - truth);
+  }
+  trace.put(tap, HostTensor::from_doubles(DType::float32, oracle.shape(), values));
+}
+
+/// An expert that few tokens reach: the runs that measure its noise are near by chance.
+TEST(SelfJudge, AnExpertsGradientHasAtLeastTheNoiseOfItsSiblings) {
+  const std::string before = "grad.model.layers.1.mlp.experts.", after = ".up_proj.weight";
+  const std::string tap = before + "3" + after;
+  for (const bool noisy_siblings : {true, false}) {
+    World world(12);
+    for (int64_t expert = 0; expert < 16 && noisy_siblings; ++expert) {
+      const std::string sibling = before + std::to_string(expert) + after;
+      if (sibling == tap) continue;
+      for (Trace* side : {&world.reference, &world.probe, &world.judged})
+        stretch(world, *side, sibling, 100);
+    }
+    stretch(world, world.judged, tap, 100);
+    EXPECT_EQ(first_of(world), noisy_siblings ? "" : tap);
+  }
+}
+
 TEST(SelfJudge, AnAllZeroGradientIsVacuousButForAnExpert) {
   World world(11);
   for (const std::string tap :

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -330,6 +331,23 @@ TEST(SelfMetrics, FewLanesThatHoldTheNoiseMakeASmallTensor) {
         tap, HostTensor::from_doubles(DType::float32, world.truth(tap).shape(), reference));
     const Verdict verdict = judge_with(world, tap, judged);
     EXPECT_EQ(measure(verdict, "tensor ratio").within(), lanes == 2) << show(verdict);
+  }
+}
+
+/// And a row of them strays as one of few elements.
+TEST(SelfMetrics, FewLanesThatHoldTheNoiseMakeShortRows) {
+  for (const size_t lanes : {1, 4, 256}) {
+    harness::TapError error;
+    error.lanes.assign(256, 0);
+    std::fill_n(error.lanes.begin(), lanes, 1e-3);
+    error.rows.assign(100, {.judged = 6, .reference = 1, .norm = 1, .elements = 256});
+    error.has_reference = true;
+    harness::sum_up(error);
+    EXPECT_NEAR(error.effective_lanes, static_cast<double>(lanes), 0.01 * lanes);
+    EXPECT_DOUBLE_EQ(error.allowance(error.rows[0]),
+                     harness::short_row_factor(error.effective_lanes));
+    EXPECT_DOUBLE_EQ(error.row_ratio(error.rows[0]) * error.allowance(error.rows[0]), 6);
+    EXPECT_EQ(error.allowance(error.rows[0]) > 1, lanes < 64) << lanes;
   }
 }
 

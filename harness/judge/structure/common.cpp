@@ -36,10 +36,7 @@ std::vector<Property> properties(const Comparison& c) {
 std::vector<bool> failing_rows(const Comparison& c, const TapError& error) {
   const double limit = limits_for(c.tap, c.mode, c.dtype).row_ratio;
   std::vector<bool> failing;
-  for (const RowError& row : error.rows) {
-    const double ratio = row.judged / (error.denominator(row) * short_row_factor(row.elements));
-    failing.push_back(!(ratio <= limit));
-  }
+  for (const RowError& row : error.rows) failing.push_back(!(error.row_ratio(row) <= limit));
   return failing;
 }
 
