@@ -4,31 +4,12 @@
 #include <cmath>
 #include <limits>
 
+#include "harness/judge/lane_errors.h"
 #include "harness/judge/limits.h"
 #include "src/model/errors.h"
 
 namespace dsv32::harness {
 namespace {
-
-/// Sums the squares of an error lane by lane.
-class LaneErrors {
- public:
-  void add(const std::vector<double>& a, const std::vector<double>& b) {
-    squares_.resize(std::max(squares_.size(), a.size()));
-    for (size_t i = 0; i < a.size(); ++i) squares_[i] += (a[i] - b[i]) * (a[i] - b[i]);
-    ++rows_;
-  }
-  /// Keeps the larger root mean square of each lane in `lanes`.
-  void keep_larger_in(std::vector<double>& lanes) const {
-    lanes.resize(std::max(lanes.size(), squares_.size()));
-    for (size_t i = 0; i < squares_.size(); ++i)
-      lanes[i] = std::max(lanes[i], std::sqrt(squares_[i] / static_cast<double>(rows_)));
-  }
-
- private:
-  std::vector<double> squares_;
-  int64_t rows_ = 0;
-};
 
 struct Difference {
   double norm = 0;
@@ -150,7 +131,8 @@ double effective_of(const Range& range, Value value) {
 
 void find_effective(TapError& error) {
   const double rows = effective_of(error.rows, [](const RowError& row) { return row.reference; });
-  error.effective_lanes = effective_of(error.lanes, [](double lane) { return lane; });
+  error.effective_lanes =
+      fewer_modes(error.modes, effective_of(error.lanes, [](double lane) { return lane; }));
   error.effective = static_cast<double>(error.elements);
   if (rows > 0 && error.effective_lanes > 0)
     error.effective = std::min(error.effective, rows * error.effective_lanes);
@@ -182,8 +164,8 @@ namespace {
 /// The distance of a run to the oracle, row by row: measured now, or before its tap was dropped.
 class Side {
  public:
-  Side(const HostTensor* tensor, const TapDistance* distance)
-      : tensor_(tensor), distance_(distance) {}
+  Side(const HostTensor* tensor, const TapDistance* distance, const RowLayout& layout)
+      : tensor_(tensor), distance_(distance), lanes_(std::ssize(layout.rows())) {}
 
   bool there() const { return tensor_ != nullptr || distance_ != nullptr; }
 
@@ -201,13 +183,10 @@ class Side {
     return std::sqrt(square);
   }
 
-  void keep_larger_lanes_in(std::vector<double>& lanes) const {
-    if (tensor_ != nullptr) return lanes_.keep_larger_in(lanes);
-    if (distance_ == nullptr) return;
-    lanes.resize(std::max(lanes.size(), distance_->lanes.size()));
-    for (size_t i = 0; i < distance_->lanes.size(); ++i)
-      lanes[i] = std::max(lanes[i], distance_->lanes[i]);
+  std::vector<double> lanes() const {
+    return distance_ != nullptr ? distance_->lanes : lanes_.rms();
   }
+  double modes() const { return distance_ != nullptr ? distance_->modes : lanes_.modes(); }
 
  private:
   const HostTensor* tensor_;
@@ -222,8 +201,9 @@ TapError measure_rows(const Comparison& c, const RowLayout& layout, const HostTe
   const Yardstick& y = c.yardstick;
   for (const HostTensor* other : {y.reference, y.probe, y.twin})
     if (other != nullptr) expect_shape(c.tap, *other, y.oracle->shape());
-  Side reference(y.reference, y.reference_distance), twin(y.twin, y.twin_distance);
-  Side probe(y.probe, y.probe_distance);
+  Side reference(y.reference, y.reference_distance, layout);
+  Side twin(y.twin, y.twin_distance, layout);
+  Side probe(y.probe, y.probe_distance, layout);
   TapError error;
   error.has_reference = reference.there();
   error.has_probe = probe.there();
@@ -247,9 +227,13 @@ TapError measure_rows(const Comparison& c, const RowLayout& layout, const HostTe
     out.reference = std::max(reference.norm(layout, row, o), twin.norm(layout, row, o));
     out.probe = probe.norm(layout, row, o) * one_rounding;
   }
-  for (const Side* side : {&reference, &twin}) side->keep_larger_lanes_in(error.lanes);
+  for (const Side* side : {&reference, &twin}) {
+    keep_larger_lanes(side->lanes(), error.lanes);
+    error.modes = fewer_modes(error.modes, side->modes());
+  }
   if (!error.has_reference && error.has_probe) {
-    probe.keep_larger_lanes_in(error.lanes);
+    error.lanes = probe.lanes();
+    error.modes = probe.modes();
     for (double& lane : error.lanes) lane *= one_rounding * probe_noise();
   }
   sum_up(error);
@@ -268,7 +252,7 @@ std::optional<TapDistance> distance_of(const TapName& tap, const HostTensor& val
   if (whole || value.shape() != oracle.shape()) return std::nullopt;
   const RowLayout layout(tap, oracle.shape(), &batch, support, RowView::judged);
   TapDistance distance;
-  Side side(&value, nullptr);
+  Side side(&value, nullptr, layout);
   std::vector<double> o;
   for (const Row& row : layout.rows()) {
     const auto place = static_cast<size_t>(row.number);
@@ -276,7 +260,8 @@ std::optional<TapDistance> distance_of(const TapName& tap, const HostTensor& val
     layout.gather(oracle, row, o);
     distance.rows[place] = side.norm(layout, row, o);
   }
-  side.keep_larger_lanes_in(distance.lanes);
+  distance.lanes = side.lanes();
+  distance.modes = side.modes();
   return distance;
 }
 

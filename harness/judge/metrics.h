@@ -33,6 +33,7 @@ struct TapError {
   /// of it, as with outlier channels. What a ratio of two norms strays by follows from it.
   double effective = 0;
   double effective_lanes = 0;  // of them, in a row; 0: every element of a row counts
+  double modes = 0;            // as TapDistance
   double floor = 0;            // rounding floor u of the judged dtype
   Siblings siblings = {};      // noise that they have and this tensor has at least
   /// Root mean square error of each lane (element of a row) over all rows, of the reference or its

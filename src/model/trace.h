@@ -104,6 +104,8 @@ struct TapDistance {
   std::vector<double> rows;
   /// Root mean square of X - O in each lane (element of a row); empty where rows have none.
   std::vector<double> lanes;
+  /// How many independent lanes would stray as the rows do; 0: not known.
+  double modes = 0;
 };
 
 /// Named host tensors in execution order plus string metadata: what every implementation hands to

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <set>
 
 #include "harness/cases/agreement.h"
@@ -204,11 +205,13 @@ TEST(Diagnosis, WhatNothingExplainsIsListed) {
   EXPECT_TRUE(listed) << show(diagnosis);
 }
 
-// --- random pairs --------------------------------------------------------------------------------
+// --- random combinations -------------------------------------------------------------------------
+
+using Combination = std::vector<const Toggle*>;
 
 /// The toggles of the catalogue that tiny-wide shows in the forward pass.
-std::vector<const Toggle*> visible_toggles() {
-  std::vector<const Toggle*> out;
+Combination visible_toggles() {
+  Combination out;
   for (const KnownBug& bug : known_bugs())
     if (bug.case_name == "tiny-wide" && bug.objective.kl == KlStage::none &&
         !bug.first_tap.starts_with("grad."))
@@ -222,50 +225,100 @@ bool independent(const Toggle& a, const Toggle& b) {
   return ab == ba && !(ab == a.planted({})) && !(ab == b.planted({}));
 }
 
-/// The trace of both differs from that of `a` alone in what an op makes of its own inputs.
-bool is_seen_beside(const CaseRun& run, const Trace& both, const Toggle& a, const Toggle& b) {
-  RunOptions options{.dtype = DType::float64, .feeding = Feeding::staged, .feed = &both};
-  a.plant(options.dialect);
-  const Trace one = run.run(options, "one");
-  b.plant(options.dialect);
-  const Trace two = run.run(options, "two");
-  const harness::JudgedTrace judged{.subject = {.label = "both"}, .trace = &one, .is_file = true};
+bool independent(const Combination& combination) {
+  for (size_t i = 0; i < combination.size(); ++i)
+    for (size_t j = 0; j < i; ++j)
+      if (!independent(*combination[i], *combination[j])) return false;
+  return true;
+}
+
+std::vector<std::string> names_of(const Combination& combination) {
+  std::vector<std::string> names;
+  for (const Toggle* toggle : combination) names.push_back(toggle->name);
+  return names;
+}
+
+/// The trace of all differs from that of all but `left_out` in what an op makes of its own inputs.
+bool is_seen_beside(const CaseRun& run, const Trace& all, const Combination& combination,
+                    const Toggle& left_out) {
+  RunOptions options{.dtype = DType::float64, .feeding = Feeding::staged, .feed = &all};
+  for (const Toggle* toggle : combination)
+    if (toggle != &left_out) toggle->plant(options.dialect);
+  const Trace without = run.run(options, "without");
+  left_out.plant(options.dialect);
+  const Trace with = run.run(options, "with");
+  const harness::JudgedTrace judged{
+      .subject = {.label = "all"}, .trace = &without, .is_file = true};
   const harness::Agreement agreement(run, judged);
   constexpr double kSeen = 1e-5;
-  return std::any_of(one.names().begin(), one.names().end(), [&](const std::string& name) {
-    return agreement.gap(name, two.find(name), options.dialect) > kSeen;
+  return std::any_of(without.names().begin(), without.names().end(), [&](const std::string& name) {
+    return agreement.gap(name, with.find(name), options.dialect) > kSeen;
   });
 }
 
-TEST(Diagnosis, BothOfTwoRandomDefectsAreNamedAndNothingElse) {
+bool all_seen(const CaseRun& run, const Trace& trace, const Combination& combination) {
+  return std::all_of(combination.begin(), combination.end(), [&](const Toggle* toggle) {
+    return is_seen_beside(run, trace, combination, *toggle);
+  });
+}
+
+/// A name is true when one of the planted toggles gives its numbers.
+bool is_true_name(const Defect& defect, const Combination& combination) {
+  if (defect.unexplained()) return true;
+  const std::set<std::string> given = alternatives(defect);
+  return std::any_of(combination.begin(), combination.end(),
+                     [&](const Toggle* toggle) { return given.contains(toggle->name); });
+}
+
+/// Two thirds of them pairs, the rest triples.
+Combination draw_from(const Combination& all, const PhiloxStream& stream, uint64_t draw) {
+  const auto words = stream.block(draw);
+  Combination out;
+  for (size_t i = 0; i < (words[3] % 3 == 0 ? 3 : 2); ++i)
+    out.push_back(all[words[i] % all.size()]);
+  return out;
+}
+
+/// DSV32_COMBINATIONS=200 tries more of them: the table of docs/calibration.md.
+int combinations() {
+  const char* asked = std::getenv("DSV32_COMBINATIONS");
+  return asked == nullptr ? 50 : std::atoi(asked);
+}
+
+TEST(Diagnosis, AllOfTwoOrThreeRandomDefectsAreNamedAndNothingElse) {
   const CaseRun& run = run_of("tiny-wide");
-  const std::vector<const Toggle*> all = visible_toggles();
-  PhiloxStream stream(1, "self.pairs");
-  constexpr int kPairs = 60;
-  int tried = 0, both = 0, wrong = 0;
-  for (uint64_t draw = 0; tried < kPairs; ++draw) {
-    const auto words = stream.block(draw);
-    const Toggle &a = *all[words[0] % all.size()], &b = *all[words[1] % all.size()];
-    if (&a == &b || !independent(a, b)) continue;
-    Patient patient(run, planted({a.name, b.name}));
-    if (!is_seen_beside(run, patient.trace, a, b) || !is_seen_beside(run, patient.trace, b, a))
-      continue;
+  const Combination all = visible_toggles();
+  const PhiloxStream stream(1, "self.combinations");
+  std::map<size_t, std::pair<int, int>> counts;  // by size: named in full, tried
+  int tried = 0, full = 0, wrong = 0;
+  for (uint64_t draw = 0; tried < combinations(); ++draw) {
+    const Combination drawn = draw_from(all, stream, draw);
+    if (!independent(drawn)) continue;
+    Patient patient(run, planted(names_of(drawn)));
+    if (!all_seen(run, patient.trace, drawn)) continue;
     ++tried;
     const Diagnosis diagnosis = patient.diagnosis();
-    const int named = names(diagnosis, a.name) + names(diagnosis, b.name);
-    bool false_name = false;
-    for (const Defect& defect : diagnosis.defects)
-      false_name = false_name || (!defect.unexplained() && !alternatives(defect).contains(a.name) &&
-                                  !alternatives(defect).contains(b.name));
-    both += named == 2 ? 1 : 0;
-    wrong += false_name ? 1 : 0;
-    std::printf("%-26s %-26s %d of 2%s\n", a.name.c_str(), b.name.c_str(), named,
-                false_name ? "  WRONG NAME" : "");
-    if (named < 2 || false_name) std::printf("    %s\n", show(diagnosis).c_str());
+    const auto named =
+        static_cast<size_t>(std::count_if(drawn.begin(), drawn.end(), [&](const Toggle* toggle) {
+          return names(diagnosis, toggle->name);
+        }));
+    const bool true_names =
+        std::all_of(diagnosis.defects.begin(), diagnosis.defects.end(),
+                    [&](const Defect& defect) { return is_true_name(defect, drawn); });
+    ++counts[drawn.size()].second;
+    counts[drawn.size()].first += named == drawn.size() ? 1 : 0;
+    full += named == drawn.size() ? 1 : 0;
+    wrong += true_names ? 0 : 1;
+    if (named == drawn.size() && true_names) continue;
+    for (const Toggle* toggle : drawn) std::printf("%s ", toggle->name.c_str());
+    std::printf("%zu of %zu%s\n    %s\n", named, drawn.size(), true_names ? "" : "  WRONG NAME",
+                show(diagnosis).c_str());
   }
-  std::printf("%d pairs: both named in %d, a wrong name in %d\n", tried, both, wrong);
+  for (const auto& [size, count] : counts)
+    std::printf("%zu defects: all named in %d of %d\n", size, count.first, count.second);
+  std::printf("%d combinations: all named in %d, a wrong name in %d\n", tried, full, wrong);
   EXPECT_EQ(wrong, 0);
-  EXPECT_GE(both, kPairs * 9 / 10);
+  EXPECT_GE(full, tried * 9 / 10);
 }
 
 }  // namespace

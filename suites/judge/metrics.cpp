@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "harness/judge/compare.h"
+#include "harness/judge/lane_errors.h"
 #include "harness/judge/limits.h"
 #include "suites/kit/world.h"
 
@@ -295,8 +296,9 @@ void move_lane(const World& world, int64_t lane, double size, std::vector<double
                          nullptr)
                          .reference /
                      std::sqrt(static_cast<double>(values.size()));
+  Noise sign(static_cast<uint64_t>(lane), "sign");
   for (int64_t row = 0; row < world.c.B * world.c.S; ++row)
-    values[row * width + lane] += (row % 2 == 0 ? size : -size) * rms;
+    values[row * width + lane] += (sign.uniform() < 0.5 ? size : -size) * rms;
 }
 
 /// A rotation by large angles: the reference is far off in one lane, and so may the judged side be
@@ -332,6 +334,31 @@ TEST(SelfMetrics, FewLanesThatHoldTheNoiseMakeASmallTensor) {
     const Verdict verdict = judge_with(world, tap, judged);
     EXPECT_EQ(measure(verdict, "tensor ratio").within(), lanes == 2) << show(verdict);
   }
+}
+
+/// Errors of 60 rows of 64 lanes, from so many independent numbers a row.
+harness::LaneErrors errors_of_modes(int64_t modes) {
+  harness::LaneErrors errors(60);
+  Noise noise(15, "modes");
+  const std::vector<double> truth(64, 1);
+  for (int row = 0; row < 60; ++row) {
+    std::vector<double> numbers(static_cast<size_t>(modes)), values(64);
+    for (double& number : numbers) number = noise.normal();
+    for (size_t i = 0; i < values.size(); ++i) values[i] = 1 + 1e-3 * numbers[i % numbers.size()];
+    errors.add(values, truth);
+  }
+  return errors;
+}
+
+/// A factor that is off moves whole rows along a line: every lane strays, but as one number.
+TEST(SelfMetrics, LanesThatStrayTogetherCountAsOne) {
+  for (const int64_t modes : {1, 4, 16, 64})
+    EXPECT_NEAR(errors_of_modes(modes).modes(), static_cast<double>(modes), 0.25 * modes);
+  harness::LaneErrors few(4);
+  few.add({1, 2}, {1, 1});
+  EXPECT_EQ(few.modes(), 0) << "too few rows to tell";
+  EXPECT_EQ(harness::fewer_modes(0, 3), 3);
+  EXPECT_EQ(harness::fewer_modes(5, 3), 3);
 }
 
 /// And a row of them strays as one of few elements.
