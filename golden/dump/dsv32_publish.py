@@ -136,6 +136,13 @@ def points_of(report: dict[str, Any]) -> Iterator[Point]:
     for figure in report["figures"]:
         group = "/".join(x for x in (figure["case"], figure["suite"]) if x)
         yield Point(f"{group}/figures/{figure['name']}", number(figure["value"]))
+    for answers in report.get("answers", []):
+        label = answers["subject"]["label"].replace("/", "_")
+        for key in ("loss", "perplexity", "top1"):
+            base = f"{answers['case']}/{label}/answers/{key}"
+            yield Point(base, number(answers["all"][key]))
+            for row, score in enumerate(answers["examples"]):
+                yield Point(f"{base}/example", number(score[key]), "step", row)
     for cost in report["timing"]["costs"]:
         group = "/".join(x for x in (cost["case"], cost["suite"]) if x)
         for key in ("seconds", "tokens_per_second", "peak_gib"):

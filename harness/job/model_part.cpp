@@ -284,6 +284,7 @@ void CaseJob::run_candidate(const Candidate& candidate) {
   const Trace held = held_by(candidate, notes);
   const JudgedTrace file = judged_file(candidate, held);
   if (!candidate.trace.empty()) {
+    score(candidate.subject, held);
     std::vector<Verdict> judged = file_verdicts(run_, file);
     say_derived(judged, notes.derived_taps);
     if (job_.noise) widen(candidate, judged);
@@ -436,12 +437,36 @@ std::vector<JudgedTrace> CaseJob::own_traces() {
                                 .got = reason});
 }
 
+/// How well this subject predicts the labels of the user's own batch.
+void CaseJob::score(const Subject& subject, const Trace& trace) {
+  if (!job_.batch_file || !counts_labels(run_.batch())) return;
+  const HostTensor* logits = trace.find("logits");
+  const Shape rows{run_.batch().B, run_.batch().S};
+  if (logits == nullptr || logits->shape().size() != 3 || logits->shape()[0] != rows[0] ||
+      logits->shape()[1] != rows[1]) {
+    report_.not_tested.push_back(subject.label + ": loss of each example: no logits of all tokens");
+    return;
+  }
+  report_.answers.push_back({.case_name = run_.the_case().name,
+                             .subject = subject,
+                             .examples = score_answers(*logits, run_.batch())});
+}
+
+void CaseJob::score_oracle() {
+  if (!job_.batch_file || !counts_labels(run_.batch()) || is_streamed(job_, run_.the_case()))
+    return;
+  const Subject oracle{.party = Party::reference, .label = "oracle"};
+  const auto wanted = [](const std::string& name) { return name == "logits"; };
+  score(oracle, run_.run({.dtype = DType::float64, .wanted = wanted}, "oracle of the answers"));
+}
+
 /// On a free run with its own decisions. They are about forward taps alone.
-std::vector<Verdict> CaseJob::staged_verdicts(JudgedTrace own) const {
+std::vector<Verdict> CaseJob::staged_verdicts(JudgedTrace own) {
   if (!contains(job_.suites, "forward")) return {};
   const Trace free = run_.run({.dtype = own.dtype, .dialect = in_dtype({}, mode_of(own))},
                               own.subject.label, own.impl);
   own.trace = &free;
+  score(own.subject, free);
   return run_.judge_staged(own);
 }
 

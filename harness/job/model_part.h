@@ -25,6 +25,8 @@ class CaseJob {
   void run_golden_and_own();
   /// In place of it: what an earlier run of this program found about them, if any.
   void recall_golden_and_own();
+  /// How well the float64 model predicts the labels of a batch of the user's own.
+  void score_oracle();
   /// Our implementations over the layers that were asked for, or all of them, one after the other.
   void run_layers();
   void run_candidate(const Candidate& candidate);
@@ -45,7 +47,8 @@ class CaseJob {
   JudgedTrace own_trace(const std::string& impl, DType dtype) const;
   std::string why_not(const std::string& impl, DType dtype) const;
   std::vector<JudgedTrace> own_traces();
-  std::vector<Verdict> staged_verdicts(JudgedTrace own) const;
+  std::vector<Verdict> staged_verdicts(JudgedTrace own);
+  void score(const Subject& subject, const Trace& trace);
   Trace forced_run(const JudgedTrace& own, const Trace& decisions) const;
   void judge_own(JudgedTrace own, std::vector<Verdict> staged, const Trace& decisions,
                  const ForcedTraces& shared);

@@ -57,6 +57,7 @@ bool is_quick(const Case& c) {
 void run_model(const Job& whole, const PlannedCase& planned, Report& report) {
   const Job job = without_idle_passes(whole, planned);
   CaseJob case_job(job, planned.the_case, planned.objective, report);
+  case_job.score_oracle();
   if (is_streamed(job, planned.the_case)) {
     case_job.run_layers();
   } else if (planned.candidates.empty() || job.all || is_quick(planned.the_case)) {

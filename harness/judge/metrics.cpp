@@ -104,7 +104,9 @@ double TapError::allowance(const RowError& row) const {
 }
 
 double TapError::sensitivity(const RowError& row) const {
-  return std::max(row.probe, siblings.probe * scale(row)) + floor * scale(row);
+  // One draw over few values may be small by chance: then that of the whole tensor counts.
+  const double drawn = allowance(row) > 1 && norm > 0 ? probe / norm : 0;
+  return std::max(row.probe, std::max(drawn, siblings.probe) * scale(row)) + floor * scale(row);
 }
 
 namespace {
@@ -173,7 +175,8 @@ class Side {
   double norm(const RowLayout& layout, const Row& row, const std::vector<double>& o) {
     if (tensor_ != nullptr) {
       layout.gather(*tensor_, row, x_);
-      if (layout.keys(row) == nullptr) lanes_.add(x_, o);
+      over_keys_ = layout.keys(row) != nullptr;
+      lanes_.add(x_, o);
       return difference(x_, o).norm;
     }
     if (distance_ == nullptr) return 0;
@@ -183,8 +186,10 @@ class Side {
     return std::sqrt(square);
   }
 
+  /// None where rows have keys in place of lanes.
   std::vector<double> lanes() const {
-    return distance_ != nullptr ? distance_->lanes : lanes_.rms();
+    if (distance_ != nullptr) return distance_->lanes;
+    return over_keys_ ? std::vector<double>{} : lanes_.rms();
   }
   double modes() const { return distance_ != nullptr ? distance_->modes : lanes_.modes(); }
 
@@ -192,6 +197,7 @@ class Side {
   const HostTensor* tensor_;
   const TapDistance* distance_;
   LaneErrors lanes_;
+  bool over_keys_ = false;
   std::vector<double> x_;
 };
 

@@ -253,6 +253,13 @@ std::string figures_text(const Report& report, const Group& group) {
   return text;
 }
 
+std::string score_text(const AnswerScore& score) {
+  if (score.tokens == 0) return "no label counts";
+  return "loss " + number(score.loss) + ", perplexity " + number(score.perplexity()) +
+         ", best token " + percent(score.top1) + ", " +
+         counted(static_cast<size_t>(score.tokens), "token");
+}
+
 std::string cost_text(const Report& report, const Group& group) {
   std::string text;
   const auto add = [&](double value, const char* unit) {

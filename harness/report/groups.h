@@ -63,6 +63,8 @@ std::string repro_command(const Report& report, const Verdict& verdict);
 std::string figures_text(const Report& report, const Group& group);
 /// "3.2 s, 1030 tokens per second, 0.61 GiB at its peak" of this group's suite; empty if unknown.
 std::string cost_text(const Report& report, const Group& group);
+/// "loss 4.21, perplexity 67.4, best token 38 %, 120 tokens".
+std::string score_text(const AnswerScore& score);
 /// The group is the last one of its case and suite, so that figures can follow it.
 bool ends_suite(const std::vector<Group>& groups, size_t at);
 

@@ -131,6 +131,22 @@ Json figure_json(const Figure& f) {
       {"case", f.case_name}, {"suite", f.suite}, {"name", f.name}, {"value", number_json(f.value)}};
 }
 
+Json score_json(const AnswerScore& score) {
+  return {{"tokens", score.tokens},
+          {"loss", number_json(score.loss)},
+          {"perplexity", number_json(score.perplexity())},
+          {"top1", number_json(score.top1)}};
+}
+
+Json answers_json(const Answers& a) {
+  Json examples = Json::array();
+  for (const AnswerScore& score : a.examples) examples.push_back(score_json(score));
+  return {{"case", a.case_name},
+          {"subject", subject_json(a.subject)},
+          {"all", score_json(a.all())},
+          {"examples", examples}};
+}
+
 Json cost_json(const Cost& c) {
   return {{"case", c.case_name},
           {"suite", c.suite},
@@ -172,6 +188,7 @@ Json report_json(const Report& r) {
   for (const Verdict& v : r.verdicts) j["verdicts"].push_back(verdict_json(v));
   j["figures"] = Json::array();
   for (const Figure& f : r.figures) j["figures"].push_back(figure_json(f));
+  for (const Answers& a : r.answers) j["answers"].push_back(answers_json(a));
   j["timing"] = {{"seconds", number_json(r.seconds)}, {"costs", Json::array()}};
   for (const Cost& c : r.costs) j["timing"]["costs"].push_back(cost_json(c));
   for (const PassCost& p : r.passes) j["timing"]["passes"].push_back(pass_json(p));
@@ -195,8 +212,8 @@ std::string to_json(const Report& report) {
   const Json json = report_json(report);
   std::string text = "{";
   for (const auto& [key, value] : json.items()) {
-    const bool lines =
-        key == "findings" || key == "verdicts" || key == "figures" || key == "judged";
+    const bool lines = key == "findings" || key == "verdicts" || key == "figures" ||
+                       key == "judged" || key == "answers";
     text += (text.size() == 1 ? "\n " : ",\n ") + dumped(key) + ": ";
     text += lines ? dumped_lines(value) : dumped(value);
   }

@@ -250,6 +250,17 @@ Figure read_figure(const Reader& r) {
           .value = r.real("value")};
 }
 
+AnswerScore read_score(const Reader& r) {
+  return {.tokens = r.integer("tokens"), .loss = r.real("loss"), .top1 = r.real("top1")};
+}
+
+/// Its sum and the perplexities follow.
+Answers read_answers(const Reader& r) {
+  return {.case_name = r.text("case"),
+          .subject = read_subject(r.object("subject")),
+          .examples = r.items("examples", read_score)};
+}
+
 Cost read_cost(const Reader& r) {
   return {.case_name = r.text("case"),
           .suite = r.text("suite"),
@@ -300,6 +311,7 @@ Report parse_report(const std::string& json, const std::string& where) {
   report.findings = r.items("findings", read_finding);
   report.verdicts = r.items("verdicts", read_verdict);
   report.figures = r.items("figures", read_figure);
+  if (root.contains("answers")) report.answers = r.items("answers", read_answers);
   report.seconds = r.object("timing").real("seconds");
   report.costs = r.object("timing").items("costs", read_cost);
   if (root.at("timing").contains("passes"))

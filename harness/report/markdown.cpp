@@ -215,6 +215,17 @@ std::string figure_section(const Report& report, const std::vector<Group>& group
   return titled("**Figures**", section);
 }
 
+std::string answer_section(const Report& report) {
+  Section section(kNoteBytes - 64);
+  for (const Answers& answers : report.answers) {
+    section.add("- " + markdown_code(answers.subject.label) + ": " + score_text(answers.all()) +
+                "\n");
+    for (size_t i = 0; i < answers.examples.size(); ++i)
+      section.add("  - row " + std::to_string(i) + ": " + score_text(answers.examples[i]) + "\n");
+  }
+  return section.text();
+}
+
 std::string not_green_section(const std::vector<Group>& groups) {
   Section section(kNoteBytes - 64);
   add_notes(section, groups, Trust::missing);
@@ -276,6 +287,7 @@ std::string to_markdown(const Report& report, const std::string& link) {
          folded("Each engine, all its files together", engine_section(report, groups)) +
          folded("Failures in detail", failure_section(report, groups)) +
          folded("All subjects", table_section(groups) + figure_section(report, groups)) +
+         folded("How well the labels of the batch are predicted", answer_section(report)) +
          folded("What was not tested, and why", open) +
          folded("What was judged, and by what", judged_section(report) + "\n" + footer(report));
 }

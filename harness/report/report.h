@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "harness/judge/answers.h"
 #include "harness/judge/verdict.h"
 
 namespace dsv32::harness {
@@ -52,6 +53,7 @@ struct Report {
   std::vector<Verdict> verdicts;
   std::vector<Finding> findings;
   std::vector<Figure> figures;          // in the order of the suites
+  std::vector<Answers> answers = {};    // of a user's own batch: how well its labels are predicted
   std::vector<std::string> not_tested;  // one reason a line
   // The only part that may differ between equal runs; `timing` in the file.
   double seconds = 0;  // of the whole job; 0 where it was not measured

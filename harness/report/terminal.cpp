@@ -17,6 +17,7 @@ constexpr size_t kMaxLines = 20;  // more groups than that: passing cases shrink
 constexpr size_t kAlso = 4;       // further failing taps of a group
 constexpr size_t kNotes = 5;      // lines of warnings, of untested things, of notes per state
 constexpr size_t kCauses = 10;    // of one subject
+constexpr size_t kExamples = 8;   // rows of a batch whose loss is shown
 constexpr size_t kSubjectWidth = 48;
 constexpr size_t kStateColumns = 9;  // of a verdict and the gap after it
 /// What a line about a candidate tells of it.
@@ -37,6 +38,7 @@ class Screen {
     measure_columns();
     for (size_t i = 0; i < groups_.size();) i = add_case(i);
     for (const Engine& engine : engines_of(report_, groups_)) add_engine(engine);
+    for (const Answers& answers : report_.answers) add_answers(answers);
     add_skipped();
     add_list("warning", report_.warnings);
     add_list("not tested", report_.not_tested);
@@ -166,6 +168,18 @@ class Screen {
              << printable(row.evidence, 300) << "\n";
     }
     if (!untested.empty()) add_detail("not tested", untested);
+  }
+
+  /// How well one subject predicts the labels: in all, then example by example.
+  void add_answers(const Answers& answers) {
+    out_ << "answers  " << printable(answers.subject.label, 80) << ": " << score_text(answers.all())
+         << "\n";
+    const size_t shown = verbose_ ? answers.examples.size() : kExamples;
+    for (size_t i = 0; i < std::min(answers.examples.size(), shown); ++i)
+      add_detail(("row " + std::to_string(i)).c_str(), score_text(answers.examples[i]));
+    if (answers.examples.size() > shown)
+      add_detail("",
+                 std::to_string(answers.examples.size() - shown) + " more, see report.json or -v");
   }
 
   void add_judge() {

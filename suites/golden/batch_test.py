@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import sys
 import tempfile
 import unittest
@@ -121,6 +122,33 @@ class Batch(unittest.TestCase):
         self.batch()
         done = run("--case", "tiny-wide", "--batch", folder / "out")
         self.assertEqual(done.returncode, OK, done.stdout + done.stderr)
+        self.assertIn("answers  oracle: loss ", done.stdout)
+
+    def test_each_answer_has_its_loss(self) -> None:
+        labels = self.batch()["labels"]
+        files = folder / "report"
+        done = run("--case", "tiny-wide", "--batch", folder / "out", "--out", files)
+        self.assertEqual(done.returncode, OK, done.stderr)
+        report = json.loads((files / "report.json").read_text())
+        loss = {}
+        for answers in report["answers"]:
+            loss[answers["subject"]["label"]] = answers["all"]["loss"]
+            scores = answers["examples"]
+            self.assertEqual([s["tokens"] for s in scores], (labels != -100).sum(1).tolist())
+            for key in ("loss", "top1"):
+                mean = sum(s[key] * s["tokens"] for s in scores) / (labels != -100).sum()
+                self.assertAlmostEqual(answers["all"][key], mean, places=12)
+            self.assertAlmostEqual(answers["all"]["perplexity"], math.exp(answers["all"]["loss"]))
+        self.assertEqual(len(loss), 5)
+        self.assertAlmostEqual(loss["reference float32"], loss["oracle"], places=5)
+        self.assertNotEqual(loss["reference float32"], loss["oracle"])
+        for name in ("report.html", "report.md"):
+            self.assertIn("perplexity", (files / name).read_text(), name)
+        self.assertEqual(run("report", "validate", files / "report.json").returncode, OK)
+
+    def test_without_an_own_batch_there_are_no_answers(self) -> None:
+        done = run("--case", "tiny-wide", "--impl", "reference", "--json")
+        self.assertNotIn("answers", json.loads(done.stdout))
 
     def test_the_command_of_the_program_is_the_same(self) -> None:
         words = ["--tokenizer", self.file, "--text", self.text, "--eos", "</s>"]

@@ -842,7 +842,8 @@ class Input(unittest.TestCase):
         ids = torch.arange(64).reshape(2, 32)
         wrong = {
             "tokens in [0, 100)": {"input_ids": ids + 50},
-            "[2, 32] int64": {"input_ids": ids[:, :8].contiguous()},
+            "[2, 32] int64": {"input_ids": ids, "labels": ids[:, :8].contiguous()},
+            "[B, S] int64": {"input_ids": ids[0]},
             "0 and 1 only": {"input_ids": ids, "attention_mask": ids + 0},
             "input_ids, attention_mask, labels": {"tokens": ids},
         }
@@ -861,6 +862,17 @@ class Input(unittest.TestCase):
         with safe_open(out, "pt") as file:
             case = json.loads(file.metadata()["case"])
         self.assertRegex(case["batch"], "^[0-9a-f]{64}$")
+
+    def test_own_data_has_its_own_size(self) -> None:
+        path, out = Folder.root / "wide.safetensors", Folder.root / "wide-trace.safetensors"
+        save_file({"input_ids": torch.arange(60).reshape(3, 20)}, path)
+        words = ["--checkpoint", Folder.checkpoint("tiny"), "--out", out, "--batch", path]
+        code, err = command(*words, "--case", "tiny")
+        self.assertEqual(code, 0, err)
+        with safe_open(out, "pt") as file:
+            case = json.loads(file.metadata()["case"])
+            self.assertEqual(file.get_slice("logits").get_shape()[:2], [3, 20])
+        self.assertEqual((case["B"], case["S"], case["pad"]), (3, 20, 0))
 
     def test_the_checkpoints_own_case_is_the_default(self) -> None:
         path, out = Folder.checkpoint("tiny-short9"), Folder.root / "own-case.safetensors"

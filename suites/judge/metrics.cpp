@@ -10,6 +10,7 @@
 #include <numeric>
 #include <optional>
 
+#include "harness/judge/answers.h"
 #include "harness/judge/compare.h"
 #include "harness/judge/lane_errors.h"
 #include "harness/judge/limits.h"
@@ -66,6 +67,27 @@ TEST(SelfMetrics, NanIsNeverWithinLimit) {
   EXPECT_EQ((Measure{"exact", 0, 0, ""}.margin()), 0);
   EXPECT_EQ((Measure{"exact", 1, 0, ""}.margin()), kInfinity);
   EXPECT_EQ((Measure{"cap", 2, 8, ""}.margin()), 0.25);
+}
+
+TEST(SelfMetrics, AnAnswerIsScoredByItsCountedLabels) {
+  const Batch batch{
+      .B = 2, .S = 3, .labels = {kIgnoredLabel, 1, 0, kIgnoredLabel, kIgnoredLabel, 2}};
+  // The logits at s predict s + 1; those of the last token nothing.
+  const std::vector<double> values = {0, 1, 0, 0, 2, 0, 9,    9,    9,
+                                      5, 0, 0, 1, 1, 1, kNaN, kNaN, kNaN};
+  const HostTensor logits = HostTensor::from_doubles(DType::float64, {2, 3, 3}, values);
+  const harness::Answers answers{.examples = harness::score_answers(logits, batch)};
+  const double e = std::exp(1.0), first = std::log(e + 2) - 1, second = std::log(e * e + 2);
+  ASSERT_EQ(answers.examples.size(), 2U);
+  EXPECT_EQ(answers.examples[0].tokens, 2);
+  EXPECT_DOUBLE_EQ(answers.examples[0].loss, (first + second) / 2);
+  EXPECT_EQ(answers.examples[0].top1, 0.5);
+  EXPECT_EQ(answers.examples[1].tokens, 1);
+  EXPECT_DOUBLE_EQ(answers.examples[1].perplexity(), 3);
+  EXPECT_EQ(answers.examples[1].top1, 0) << "of equal logits the lowest id is chosen";
+  EXPECT_DOUBLE_EQ(answers.all().loss, (first + second + std::log(3.0)) / 3);
+  EXPECT_EQ(answers.all().tokens, 3);
+  EXPECT_THROW((void)harness::score_answers(logits, {.B = 3, .S = 2}), Error);
 }
 
 TEST(SelfMetrics, TheLargerOfANumberAndNanIsNan) {
@@ -359,6 +381,31 @@ TEST(SelfMetrics, LanesThatStrayTogetherCountAsOne) {
   EXPECT_EQ(few.modes(), 0) << "too few rows to tell";
   EXPECT_EQ(harness::fewer_modes(0, 3), 3);
   EXPECT_EQ(harness::fewer_modes(5, 3), 3);
+}
+
+/// Of rows over keys too, which have no lanes of their own.
+TEST(SelfMetrics, KeysThatStrayTogetherAreCounted) {
+  const World world(16);
+  const Comparison c = world.comparison("layers.0.ix.scores");
+  const harness::RowLayout layout(c.tap, c.yardstick.oracle->shape(), c.batch, nullptr,
+                                  harness::RowView::judged);
+  const harness::TapError error = harness::measure_rows(c, layout, nullptr);
+  EXPECT_TRUE(error.lanes.empty());
+  EXPECT_GT(error.modes, 5);
+  EXPECT_LT(error.modes, 33);
+}
+
+/// A query that sees two keys: one probe of it may be near by chance.
+TEST(SelfMetrics, AShortRowIsAtLeastAsSensitiveAsItsTensor) {
+  harness::TapError error;
+  for (const int64_t elements : {2, 256}) {
+    error.rows.assign(100, {.probe = 1e-4, .norm = 1, .elements = elements});
+    error.rows[0].probe = 0;
+    error.floor = 1e-8;
+    harness::sum_up(error);
+    EXPECT_NEAR(error.sensitivity(error.rows[1]), 1e-4, 1e-6);
+    EXPECT_NEAR(error.sensitivity(error.rows[0]), elements == 2 ? 1e-4 : 1e-8, 1e-6);
+  }
 }
 
 /// And a row of them strays as one of few elements.

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from dsv32_trace import CASE_FILE, canonical_json
 
-from .batch import read_batch
+from .batch import case_with, read_batch
 from .case import find_case, json_object
 from .deliver import dump, report_run
 from .environment import tool
@@ -168,7 +168,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     if arguments.batch:
         batch = read_batch(arguments.batch, case, config["vocab_size"])
         digest = hashlib.sha256(arguments.batch.read_bytes()).hexdigest()
-        case, options = {**case, "batch": digest}, options_of(arguments, batch)
+        case, options = case_with(case, batch, digest), options_of(arguments, batch)
     run = load_and_dump(arguments, case, options)
     report_run(run, arguments.out)
     return 1 if run.failure else 0

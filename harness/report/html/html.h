@@ -29,6 +29,7 @@ std::string looks_part(const Page& page);
 std::string decisions_part(const Page& page);
 std::string gradients_part(const Page& page);
 std::string training_part(const Page& page);
+std::string answers_part(const Page& page);
 std::string untested_part(const Page& page);
 std::string judged_part(const Page& page);
 std::string numbers_part(const Page& page);

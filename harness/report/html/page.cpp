@@ -25,7 +25,7 @@ std::string to_html(const Report& report) {
   for (const auto& part :
        {html::verdict_part, html::defects_part, html::engines_part, html::where_part,
         html::looks_part, html::decisions_part, html::gradients_part, html::training_part,
-        html::untested_part, html::judged_part, html::numbers_part}) {
+        html::answers_part, html::untested_part, html::judged_part, html::numbers_part}) {
     out += part(page);
   }
   return out + "</main>\n</body>\n</html>\n";

@@ -166,6 +166,31 @@ std::string training_part(const Page& page) {
   return section("training", "Training", inside);
 }
 
+std::string answers_part(const Page& page) {
+  Bounded rows(kListBytes);
+  const auto add = [&](const std::string& name, const std::string& row, const AnswerScore& score) {
+    rows.add(table_row({name, row, std::to_string(score.tokens), number(score.loss),
+                        number(score.perplexity()), percent(score.top1)}));
+  };
+  for (const Answers& answers : page.report.answers) {
+    const std::string name =
+        text(answers.subject.label, 100) + " in " + text(answers.case_name, 80);
+    add(name, "all", answers.all());
+    for (size_t i = 0; i < answers.examples.size(); ++i)
+      add(name, std::to_string(i), answers.examples[i]);
+  }
+  if (rows.empty()) return "";
+  return section(
+      "answers", "Labels of the batch",
+      remark(
+          "How well each subject predicts them, with teacher forcing and under its own choice of "
+          "keys and experts. Data, not checks. <b>loss</b>: mean cross entropy of the counted "
+          "labels; <b>perplexity</b>: its exponential; <b>best token</b>: share of labels with "
+          "the largest logit.") +
+          table({"subject", "row", "tokens", "loss", "perplexity", "best token"}, rows.blocks()) +
+          rows.rest());
+}
+
 std::string untested_part(const Page& page) {
   Bounded list(kUntestedBytes), skipped(kUntestedBytes);
   for (const std::string& reason : page.report.not_tested)
