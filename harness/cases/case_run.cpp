@@ -202,7 +202,8 @@ Evidence CaseRun::evidence_of(const JudgedTrace& judged) const {
           .judged = judged.trace,
           .golden = judged.golden,
           .biases = router_biases(),
-          .pieces = judged.pieces};
+          .pieces = judged.pieces,
+          .emitted = judged.emitted};
 }
 
 std::vector<Verdict> CaseRun::judge_staged(const JudgedTrace& judged) const {

@@ -36,6 +36,7 @@ struct JudgedTrace {
   const RankPieces* pieces = nullptr;  // as Evidence
   bool ops_only = false;               // as Evidence
   bool is_file = false;
+  std::optional<Emitted> emitted = {};  // as Evidence
   /// Of an implementation of ours that a streamed run makes: bugs planted in its layers.
   std::map<int64_t, Dialect> layer_dialects = {};
   bool against_reference = true;  // false: it is the reference itself, judged by the cap alone
