@@ -61,8 +61,10 @@ const Verdict* failure_of(const std::vector<Verdict>& verdicts, const std::strin
 /// Faults of decoding that the reference can show, by their names in the catalogue.
 const std::vector<std::string>& decoding_faults() {
   static const std::vector<std::string> names = {
-      "position-after-prompt", "positions-per-chunk",  "position-offset", "positions-row0",
-      "cache-other-row",       "padding-mask-missing", "k-of-queries",    "index-cache-forgotten"};
+      "position-after-prompt", "positions-per-chunk",   "position-offset",
+      "positions-row0",        "cache-other-row",       "padding-mask-missing",
+      "k-of-queries",          "index-cache-forgotten", "mask-added",
+      "causal-mask-missing"};
   return names;
 }
 
@@ -118,8 +120,7 @@ History GenerateRun::history_of(const HostTensor& tokens) const {
 
 CaseRun GenerateRun::run_of(const History& history, bool in_steps) const {
   Case c = case_;
-  History copy = history;
-  const Batch batch = in_steps ? copy.in_steps() : history.batch();
+  const Batch& batch = in_steps ? history.in_steps() : history.batch();
   c.S = batch.S;
   c.chunks = batch.chunks;
   return {std::move(c), batch, weights_, false, settings_};
@@ -138,6 +139,7 @@ std::vector<Verdict> GenerateRun::verdicts_of(const CaseRun& run, const History&
                                                     .dtype = judged.dtype,
                                                     .dialect = judged.dialect,
                                                     .trace = &held,
+                                                    .batch = looked_at,
                                                     .is_file = true,
                                                     .emitted = emitted,
                                                     .against_reference = judged.against_reference});
@@ -157,7 +159,8 @@ bool GenerateRun::explains(const KnownBug& bug, const History& history,
     FlipCount all;
     for (const std::string& name : judged.trace->names()) {
       if (!is_decision(name)) continue;
-      const FlipCount one = count_flips(*judged.trace->find(name), *made.find(name), run.batch());
+      const FlipCount one =
+          count_flips(*judged.trace->find(name), *made.find(name), history.batch());
       all.rows += one.rows;
       all.differing_rows += one.differing_rows;
     }

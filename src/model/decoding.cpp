@@ -41,6 +41,11 @@ History::History(const Batch& prompt, const Decoding& decoding)
     const int64_t last = prompt.position_ids[b * prompt.S + prompt.S - 1];
     for (int64_t s = prompt.S; s < S; ++s) batch_.position_ids[b * S + s] = last + 1 + s - prompt.S;
   }
+  steps_batch_ = batch_;
+  steps_batch_.chunks.assign(static_cast<size_t>(decoding.steps), 1);
+  steps_batch_.chunks.front() = prompt.S;
+  for (int64_t b = 0; b < prompt.B; ++b)
+    for (int64_t s = prompt.S; s < S; ++s) steps_batch_.attention_mask[b * S + s] = 1;
 }
 
 void History::emit(const std::vector<int64_t>& tokens) {
@@ -52,7 +57,7 @@ void History::emit(const std::vector<int64_t>& tokens) {
     if (!done) ++counted_[b];
     finished_[b] = done || (decoding_.eos && token == *decoding_.eos);
     if (place == batch_.S) continue;  // never read
-    batch_.input_ids[b * batch_.S + place] = token;
+    batch_.input_ids[b * batch_.S + place] = steps_batch_.input_ids[b * batch_.S + place] = token;
     batch_.attention_mask[b * batch_.S + place] = finished(b) ? 0 : 1;
   }
   ++steps_;

@@ -29,12 +29,9 @@ class History {
   /// [B,S+N-1], in one pass: the prompts, then what was emitted. Places behind the end of a row
   /// and those not emitted yet are masked, so that no query of theirs is judged.
   const Batch& batch() const { return batch_; }
-  /// The same in chunks, the prompt and then one token each: for the model that decodes.
-  const Batch& in_steps() {
-    batch_.chunks.assign(static_cast<size_t>(decoding_.steps), 1);
-    batch_.chunks.front() = prompt_;
-    return batch_;
-  }
+  /// The same as a model reads it that decodes: in chunks, the prompt and then one token each.
+  /// Finished rows go along: what is fed to them counts as any other token.
+  const Batch& in_steps() const { return steps_batch_; }
   /// The position of the query whose logits give the token of step `i`.
   int64_t query(int64_t step) const { return prompt_ - 1 + step; }
   /// What was emitted, int64 [B,N]: finished rows are filled with eos, steps to come with 0.
@@ -43,7 +40,7 @@ class History {
  private:
   int64_t prompt_;  // S of the prompts
   Decoding decoding_;
-  Batch batch_;
+  Batch batch_, steps_batch_;
   int64_t steps_ = 0;
   std::vector<int64_t> emitted_;  // [B,N]
   std::vector<int64_t> counted_;

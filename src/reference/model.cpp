@@ -42,13 +42,13 @@ class Pass {
       weights.push_back(layer_weights(layer, false));
     LayerWeights outer = outer_weights(false);
     std::vector<LayerCache> caches(weights.size());
-    for (const auto& [begin, end] : ranges_) {
-      say("token " + std::to_string(history.steps() + 1) + " of " + std::to_string(ranges_.size()));
+    for (size_t i = 0; i < ranges_.size(); ++i) {
+      const auto [begin, end] = ranges_[i];
+      say("token " + std::to_string(i + 1) + " of " + std::to_string(ranges_.size()));
       flow_.begin_chunk(begin, end);
-      const ChunkInputs chunk = inputs_of(ctx_, begin, end);
       Residual stream = embedded(outer, begin, end);
       for (size_t layer = 0; layer < weights.size(); ++layer)
-        stream = run_layer(ctx_, static_cast<int64_t>(layer), weights[layer], stream, chunk,
+        stream = run_layer(ctx_, static_cast<int64_t>(layer), weights[layer], stream, chunks_[i],
                            caches[layer], flow_);
       history.emit(best_tokens(logits_of(stream, outer)));
     }

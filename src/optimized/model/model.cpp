@@ -94,12 +94,11 @@ class Pass {
     for (size_t i = 0; i < chunks_.size(); ++i) {
       begin_chunk(i);
       const int64_t begin = chunks_[i].first_query, count = chunks_[i].valid.size(1);
-      const ChunkInputs chunk = inputs_of(begin, begin + count);  // the mask of finished rows grew
       Stream stream = embedded(outer, begin, count);
       for (size_t layer = 0; layer < weights.size(); ++layer) {
         LayerState unused;
         Tensor kl_sum;
-        stream = run_layer(static_cast<int64_t>(layer), weights[layer], stream, chunk,
+        stream = run_layer(static_cast<int64_t>(layer), weights[layer], stream, chunks_[i],
                            caches[layer], kl_sum, unused);
       }
       const Tensor normed =
