@@ -207,7 +207,10 @@ std::vector<std::string> GenerateRun::causes_of(const JudgedDecoding& judged,
     causes.push_back("known bug " + name + ": " + bug.description);
     return causes;
   }
-  if (!is_right_in_prompt(history, judged)) return causes;
+  if (!is_right_in_prompt(history, judged)) {
+    causes.push_back("wrong in the prompt already: a trace of mode forward shows the op");
+    return causes;
+  }
   const bool selection = judged.trace->has(kLogits) && failure_of(verdicts, kLogits) == nullptr;
   causes.push_back(selection ? "right in the prompt; what is selected after it is not: the "
                                "indexer's cache"

@@ -5,7 +5,8 @@ from the folder, or as one zipped file that can be copied to wherever the implem
 (`ci/pyz` makes golden/dump.pyz):
 
     python golden/dump --checkpoint ckpt/ --case small --out fork.safetensors
-        [--transformers PATH] [--mode backward | kl-warmup | kl-sparse | train --suite loss_descent | generate]
+        [--transformers PATH]
+        [--mode backward | kl-warmup | kl-sparse | train --suite loss_descent | generate]
     python dump.pyz ...
 
 or, on a live model, with golden/dump or dump.pyz on PYTHONPATH:
