@@ -14,6 +14,7 @@ import h5file
 import h5py
 import numpy as np
 import provenance
+from agreement import limit
 from dsv32_dump import Options, generate, sketch
 from dsv32_dump.generate import decoding_of_case
 from dsv32_trace import canonical_json, listed_cases, weights_name
@@ -22,7 +23,6 @@ from synthetic import Case
 
 FORMAT = "dsv32-verify.generate-golden"
 VERSION = 1
-LOGITS = 1e-5  # relative: sums in another order
 STOP = 9  # the step of row 0 at which the golden emits eos
 KEPT = ("mode", "decoding", "dtype", "mask", "forced", "attn_implementation")
 
@@ -125,7 +125,7 @@ def differences(old: Content, new: Content) -> list[str]:
     found = []
     if old.tokens.shape != new.tokens.shape or (old.tokens != new.tokens).any():
         found.append(f"gen.tokens: {old.tokens.tolist()} became {new.tokens.tolist()}")
-    elif (error := relative(new.logits, old.logits)) > LOGITS:
+    elif (error := relative(new.logits, old.logits)) > limit("golden.value"):
         found.append(f"gen.logits: relative {error:.1e}")
     for name in sorted(old.decisions.keys() | new.decisions.keys()):
         a, b = old.decisions.get(name), new.decisions.get(name)
