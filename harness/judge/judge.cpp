@@ -429,7 +429,10 @@ class Judge {
       if (known.contains(name) || name.starts_with(kGradient)) continue;
       verdicts_.push_back(named(check_of_tap(name), Trust::skipped, "not a tap of this objective"));
     }
-    if (e_.is_file && holds_scalars_alone())
+    if (e_.emitted && !present("logits"))
+      verdicts_.push_back(named(rule_name("evidence"), Trust::vacuous,
+                                "tokens alone show large errors and no small one: add gen.logits"));
+    if (e_.is_file && !e_.emitted && holds_scalars_alone())
       verdicts_.push_back(named(rule_name("evidence"), Trust::vacuous,
                                 "a loss alone hardly depends on the model: add logits, topk and "
                                 "router.experts"));

@@ -33,7 +33,10 @@ Decoding decoding_of(const Metadata& metadata, const Case& c, const std::string&
   const std::string place = where + ": metadata.decoding";
   const Json json = parse_json(found->second, place);
   if (!json.is_object())
-    refuse({.where = place, .what = "", .expected = "a JSON object", .got = kind_of(json)});
+    refuse({.where = where,
+            .what = "metadata.decoding",
+            .expected = "an object",
+            .got = kind_of(json)});
   const Fields fields(json, place);
   Decoding decoding{.steps = fields.integer("steps"), .eos = std::nullopt};
   const int64_t most = c.config.max_position_embeddings - c.S + 1;

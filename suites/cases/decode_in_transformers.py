@@ -140,6 +140,7 @@ FAULTS: dict[str, Fault] = {
 
 
 def main(checkpoint: Path, out: Path, labels: list[str]) -> None:
+    torch.set_num_threads(1)  # nothing in a tiny case is large enough to be split
     transformers = import_transformers()
     model = load_model(transformers, Loading(checkpoint, attn="eager"))
     case = json.loads((checkpoint / "dsv32_case.json").read_text(encoding="utf-8"))

@@ -117,12 +117,18 @@ TEST(Decoding, ADecodingIsThePassOverItsHistory) {
   EXPECT_EQ(told(all.judge(trace)), "");
 }
 
-TEST(Decoding, TokensAlonePass) {
+TEST(Decoding, TokensAloneAreJudgedAndNotGreen) {
   Trace trace;
   trace.put("gen.tokens", *clean().find("gen.tokens"));
   const DecodingVerdicts found = loop().judge(trace);
-  EXPECT_EQ(failing(found), std::vector<std::string>{}) << told(found);
-  EXPECT_NE(verdict_of(found, "gen.tokens")->trust, Trust::skipped);
+  EXPECT_EQ(verdict_of(found, "gen.tokens")->trust, Trust::pass) << told(found);
+  EXPECT_EQ(verdict_of(found, "evidence")->trust, Trust::vacuous) << told(found);
+}
+
+TEST(Decoding, WithoutDecisionsItPasses) {
+  Trace trace;
+  for (const char* tap : {"gen.tokens", "gen.logits"}) trace.put(tap, *clean().find(tap));
+  EXPECT_EQ(told(loop().judge(trace)), "");
 }
 
 TEST(Decoding, NoTokensIsMissing) {
