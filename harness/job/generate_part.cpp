@@ -65,7 +65,8 @@ void run_generate_candidate(const Job& job, const Candidate& candidate, Report& 
     diagnosis.causes = std::move(found.causes);
   }
   findings.add(candidate.subject, std::move(verdicts), diagnosis);
-  for (const std::string& tap : notes.missing_taps)
+  const auto& missing = notes.missing_taps;
+  for (const std::string& tap : notes.failure ? std::vector<std::string>{} : missing)
     report.not_tested.push_back(candidate.subject.label + ": " + tap +
                                 " was not found in that implementation");
   findings.settle();

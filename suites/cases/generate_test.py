@@ -171,6 +171,15 @@ class Files(CliTest):
         path = variant("shorter", clean, **metadata_of(trace))
         self.refused(run("--candidate", path), ARTEFACT, "gen.tokens", "[2,24]", "[2,23]")
 
+    def test_two_decodings_are_not_compared(self) -> None:
+        traces = [folder(RELEASES[0]) / f"{cache}.safetensors" for cache in CACHES]
+        self.refused(run("compare", *traces), ARTEFACT, "mode", "--candidate")
+
+    def test_the_golden_can_be_shown(self) -> None:
+        done = run("golden", "show", "generate.tiny-wide")
+        self.ended(done, OK)
+        self.assertRegex(done.stdout, r"gen.logits +\[2,24,100\]")
+
     def test_our_own_decoding_goes_through_a_file(self) -> None:
         out = scratch / "own.safetensors"
         words = ("--case", CASE, "--mode", "generate", "--out", out)

@@ -22,7 +22,7 @@ from .case import find_case, json_object
 from .deliver import dump, report_run
 from .environment import tool
 from .errors import Capture, DumpError, account_of, raised_at, say
-from .generate import CACHES, decoding_of_case
+from .generate import CACHES, decoding_of_case, told
 from .jobs import LAST_FRAMES, Server, check_jobs
 from .kl import KL_STAGES
 from .load import DTYPES, Loading, import_transformers, load_model
@@ -302,4 +302,6 @@ def failed_before_run(
         weights=weights_identity(Checkpoint(arguments.checkpoint).tensors, case),
         failure=canonical_json(run.failure),
     )
+    if arguments.mode == "generate":
+        run.metadata |= told(decoding_of_case(case, arguments.eos, arguments.new_tokens))
     return run

@@ -40,6 +40,11 @@ def decoding_of_case(case: dict[str, Any], eos: int | None, steps: int | None) -
     return Decoding(steps or listed.get("steps", DEFAULT_STEPS), eos)
 
 
+def told(decoding: Decoding) -> dict[str, str]:
+    """What a trace says of it."""
+    return {"decoding": canonical_json({"eos": decoding.eos, "steps": decoding.steps})}
+
+
 def generate(model: nn.Module, case: dict[str, Any], options: Options) -> Capture:
     """Decodes greedily after the case's prompts, as `options.decoding` says.
 
@@ -92,7 +97,9 @@ class Generation:
             except Exception as raised:  # the library's own code may raise anything
                 error = raised
                 self.refuse_cache(raised)
-                self.out.failure = account_of(raised, "generate")
+                frame = self.recorder.stack[-1] if self.recorder.stack else None
+                where, shapes = (frame.name, frame.shapes) if frame else ("", [])
+                self.out.failure = account_of(raised, "generate", where, shapes)
             self.describe()
         if error is not None:
             raise ModelCrash(self.out) from error
@@ -192,8 +199,7 @@ class Generation:
         self.out.missing = [name for name in known if name not in self.out.taps]
         self.frame.out = self.out
         self.out.metadata |= self.frame.describe(self.recorder)
-        told = {"eos": self.decoding.eos, "steps": self.decoding.steps}
-        self.out.metadata["decoding"] = canonical_json(told)
+        self.out.metadata |= told(self.decoding)
 
     def layers(self) -> list[int]:
         return sorted({part.layer for part in self.recorder.parts.values() if part.layer >= 0})
