@@ -22,7 +22,7 @@ from .case import find_case, json_object
 from .deliver import dump, report_run
 from .environment import tool
 from .errors import Capture, DumpError, account_of, raised_at, say
-from .generate import CACHES, decoding_of_case, told
+from .generate import CACHES, decoding_metadata, decoding_of_case
 from .jobs import LAST_FRAMES, Server, check_jobs
 from .kl import KL_STAGES
 from .load import DTYPES, Loading, import_transformers, load_model
@@ -303,5 +303,6 @@ def failed_before_run(
         failure=canonical_json(run.failure),
     )
     if arguments.mode == "generate":
-        run.metadata |= told(decoding_of_case(case, arguments.eos, arguments.new_tokens))
+        decoding = decoding_of_case(case, arguments.eos, arguments.new_tokens)
+        run.metadata |= decoding_metadata(decoding)
     return run

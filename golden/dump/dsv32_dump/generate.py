@@ -40,7 +40,7 @@ def decoding_of_case(case: dict[str, Any], eos: int | None, steps: int | None) -
     return Decoding(steps or listed.get("steps", DEFAULT_STEPS), eos)
 
 
-def told(decoding: Decoding) -> dict[str, str]:
+def decoding_metadata(decoding: Decoding) -> dict[str, str]:
     """What a trace says of it."""
     return {"decoding": canonical_json({"eos": decoding.eos, "steps": decoding.steps})}
 
@@ -199,7 +199,7 @@ class Generation:
         self.out.missing = [name for name in known if name not in self.out.taps]
         self.frame.out = self.out
         self.out.metadata |= self.frame.describe(self.recorder)
-        self.out.metadata |= told(self.decoding)
+        self.out.metadata |= decoding_metadata(self.decoding)
 
     def layers(self) -> list[int]:
         return sorted({part.layer for part in self.recorder.parts.values() if part.layer >= 0})
