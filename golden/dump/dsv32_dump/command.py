@@ -22,7 +22,7 @@ from .case import find_case, json_object
 from .deliver import dump, report_run
 from .environment import tool
 from .errors import Capture, DumpError, account_of, raised_at, say
-from .generate import CACHES, decoding_metadata, decoding_of_case
+from .generate import CACHES, check_cache, decoding_metadata, decoding_of_case
 from .jobs import LAST_FRAMES, Server, check_jobs
 from .kl import KL_STAGES
 from .load import DTYPES, Loading, import_transformers, load_model
@@ -248,6 +248,7 @@ def check_generate(arguments: argparse.Namespace) -> None:
                 raise DumpError(2, "--mode", "generate", "whole taps and a cache", word)
         if arguments.new_tokens is not None and arguments.new_tokens < 1:
             raise DumpError(2, "--new-tokens", "steps", "at least 1", str(arguments.new_tokens))
+        check_cache(arguments.cache or "dynamic")
         return
     for word in ("eos", "new_tokens", "cache"):
         if getattr(arguments, word) is not None:

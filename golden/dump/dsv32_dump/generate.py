@@ -40,6 +40,13 @@ def decoding_of_case(case: dict[str, Any], eos: int | None, steps: int | None) -
     return Decoding(steps or listed.get("steps", DEFAULT_STEPS), eos)
 
 
+def check_cache(cache: str) -> None:
+    """Throws DumpError for a cache that no transformers makes on this machine."""
+    if cache == "offloaded" and not torch.cuda.is_available():
+        want = "a CUDA device: keys are moved between it and the host"
+        raise DumpError(6, "--cache", "offloaded", want, "none", "--cache dynamic or static")
+
+
 def decoding_metadata(decoding: Decoding) -> dict[str, str]:
     """What a trace says of it."""
     return {"decoding": canonical_json({"eos": decoding.eos, "steps": decoding.steps})}
@@ -76,9 +83,7 @@ class Generation:
         if (self.frame.batch["attention_mask"][:, -1] == 0).any():
             want, got = "padding on the left: decoding goes on at the end", "padding on the right"
             raise DumpError(2, "--mode generate", "batch", want, got)
-        if self.options.cache == "offloaded" and not torch.cuda.is_available():
-            want = "a CUDA device: keys are moved between it and the host"
-            raise DumpError(6, "--cache", "offloaded", want, "none", "--cache dynamic or static")
+        check_cache(self.options.cache)
         vocab = self.frame.sizes.vocab
         if not 0 <= self.decoding.eos < vocab:
             raise DumpError(2, "--eos", "token", f"0..{vocab - 1}", str(self.decoding.eos))
