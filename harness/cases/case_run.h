@@ -21,6 +21,8 @@ struct RunSettings {
   int threads = 0;  // 0: one for a tiny case (more only wait for each other), else every core
   std::function<void(const std::string&)> progress = {};
   std::function<bool()> interrupted = {};  // polled between layers
+  /// Taps that the runs keep which do not say it themselves; empty function: all.
+  std::function<bool(const std::string&)> wanted = {};
 };
 
 /// One trace to be judged, and what it claims to be.

@@ -15,6 +15,13 @@ constexpr char kTokens[] = "gen.tokens", kLogits[] = "gen.logits";
 
 bool is_kept(const std::string& tap) { return tap == "logits" || is_decision(tap); }
 
+/// What a decoding is measured by: all that follows from the history but is not looked at is not
+/// kept, so that a long one fits.
+bool is_measured(const std::string& tap) {
+  const std::string stem = tap_stem(tap);
+  return is_kept(tap) || stem == "ix.scores" || stem == "router.logits";
+}
+
 /// gen.logits [B,N,vocab] as rows of `logits` of the history; steps behind the end of a row are
 /// left out.
 TapSketch rows_of(const HostTensor& logits, const History& history) {
@@ -81,6 +88,7 @@ GenerateRun::GenerateRun(Case c, Batch prompt, const WeightSource& weights, RunS
       prompt_(std::move(prompt)),
       weights_(weights),
       settings_(std::move(settings)) {
+  settings_.wanted = is_measured;
   prompt_.chunks.clear();
   case_.chunks.clear();
   const int64_t last = case_.S + case_.decoding.steps - 1;
