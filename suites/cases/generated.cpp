@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "harness/cases/implementations.h"
 #include "src/io/io.h"
@@ -177,6 +178,52 @@ TEST(DecodingFaults, AnotherTokenThanTheBest) {
   const DecodingVerdicts found = loop().judge(alone);
   ASSERT_EQ(failing(found), std::vector<std::string>{"gen.tokens"});
   EXPECT_EQ(verdict_of(found, "gen.tokens")->worst->index.front(), 0);
+}
+
+/// The place at which the two best logits are nearest to each other, and the second of them.
+struct Runner {
+  int64_t row = 0, step = 0, token = 0;
+  double margin = 1;
+};
+
+Runner nearest_runner_up() {
+  const HostTensor& logits = *clean().find("gen.logits");
+  const int64_t N = logits.shape()[1], vocab = logits.shape()[2];
+  Runner nearest;
+  for (int64_t b = 0; b < logits.shape()[0]; ++b)
+    for (int64_t step = 0; step < N; ++step) {
+      int64_t best = 0, next = 1;
+      const auto at = [&](int64_t token) { return logits.at((b * N + step) * vocab + token); };
+      if (at(next) > at(best)) std::swap(best, next);
+      for (int64_t token = 2; token < vocab; ++token) {
+        if (at(token) > at(best)) next = std::exchange(best, token);
+        if (token != best && at(token) > at(next)) next = token;
+      }
+      const bool ended = clean().find("gen.tokens")->at(b * N + step) != static_cast<double>(best);
+      const double margin = at(best) - at(next);
+      if (!ended && margin < nearest.margin) nearest = {b, step, next, margin};
+    }
+  return nearest;
+}
+
+TEST(Decoding, AnotherTokenIsRightWithinTheNoiseAlone) {
+  const Runner runner = nearest_runner_up();
+  const int64_t N = clean().find("gen.tokens")->shape()[1];
+  Decoding decoding = loop().the_case().decoding;
+  decoding.steps = runner.step + 1;  // what follows was emitted on another history
+  std::vector<double> tokens;
+  for (int64_t b = 0; b < 2; ++b)
+    for (int64_t step = 0; step <= runner.step; ++step)
+      tokens.push_back(b == runner.row && step == runner.step
+                           ? static_cast<double>(runner.token)
+                           : clean().find("gen.tokens")->at(b * N + step));
+  Trace trace;
+  trace.put("gen.tokens", HostTensor::from_doubles(DType::int64, {2, decoding.steps}, tokens));
+  const Loop shorter(decoding);
+  EXPECT_EQ(failing(shorter.judge(trace)), std::vector<std::string>{"gen.tokens"});
+  const DecodingVerdicts narrow = shorter.judge(trace, {.dtype = DType::bfloat16});
+  EXPECT_EQ(verdict_of(narrow, "gen.tokens")->trust, Trust::pass) << told(narrow);
+  EXPECT_EQ(verdict_of(narrow, "gen.tokens")->choices->differing, 1);
 }
 
 TEST(DecodingFaults, ATokenOutsideOfTheVocabulary) {
