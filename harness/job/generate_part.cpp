@@ -47,28 +47,34 @@ DecodingVerdicts judged(const Job& job, const Candidate& candidate, const Weight
                     .trace = &candidate.trace});
 }
 
-}  // namespace
-
-void run_generate_candidate(const Job& job, const Candidate& candidate, Report& report) {
-  const Case& c = candidate.the_case;
+void run_candidate(const Job& job, const Candidate& candidate, Report& report, Findings& findings) {
   const io::CandidateNotes notes = io::candidate_notes(candidate.trace, candidate.path.string());
   report.judged.push_back(provenance_of(candidate, notes));
-  const auto weights = open_weights(job.weights, c);
+  const auto weights = open_weights(job.weights, candidate.the_case);
   check_weights_identity(candidate, *weights);
-  Findings findings(job, report, c.name, kSuite);
-  if (has_witnesses(job, c)) add_witnesses(job, c, findings);
   std::vector<Verdict> verdicts = verdicts_on_loading(candidate, notes);
   Diagnosis diagnosis;
   if (!notes.failure) {
     DecodingVerdicts found = judged(job, candidate, *weights);
     append(verdicts, std::move(found.verdicts));
     diagnosis.causes = std::move(found.causes);
+    for (const std::string& tap : notes.missing_taps)
+      report.not_tested.push_back(candidate.subject.label + ": " + tap +
+                                  " was not found in that implementation");
   }
   findings.add(candidate.subject, std::move(verdicts), diagnosis);
-  const auto& missing = notes.missing_taps;
-  for (const std::string& tap : notes.failure ? std::vector<std::string>{} : missing)
-    report.not_tested.push_back(candidate.subject.label + ": " + tap +
-                                " was not found in that implementation");
+}
+
+}  // namespace
+
+void run_generate_candidates(const Job& job, const std::vector<const Candidate*>& candidates,
+                             Report& report) {
+  Findings findings(job, report, candidates.front()->the_case.name, kSuite);
+  const auto listed = std::find_if(candidates.begin(), candidates.end(), [&](const Candidate* c) {
+    return has_witnesses(job, c->the_case);
+  });
+  if (listed != candidates.end()) add_witnesses(job, (*listed)->the_case, findings);
+  for (const Candidate* candidate : candidates) run_candidate(job, *candidate, report, findings);
   findings.settle();
 }
 

@@ -80,8 +80,7 @@ void run_case(const Job& job, const PlannedCase& planned, Report& report) {
   if (planned.model) run_model(job, planned, report);
   for (const std::string& suite : planned.training) run_training_suite(job, c, suite, report);
   for (const Candidate* candidate : planned.trained) run_train_candidate(job, *candidate, report);
-  for (const Candidate* candidate : planned.generated)
-    run_generate_candidate(job, *candidate, report);
+  if (!planned.generated.empty()) run_generate_candidates(job, planned.generated, report);
   report.costs.push_back({.case_name = c.name, .seconds = seconds_since(start)});
 }
 

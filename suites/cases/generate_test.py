@@ -92,8 +92,8 @@ def dump(*words: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def judge(trace: Path) -> tuple[int, dict]:
-    done = run("--candidate", trace, "--json")
+def judge(*traces: Path) -> tuple[int, dict]:
+    done = run(*(word for trace in traces for word in ("--candidate", trace)), "--json")
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)
 
@@ -102,27 +102,35 @@ def of_candidate(report: dict, kind: str) -> list[dict]:
     return [entry for entry in report[kind] if entry["subject"]["party"] == "candidate"]
 
 
+def about(report: dict, kind: str, trace: Path) -> list[dict]:
+    """What is said of one of several candidates."""
+    labels = {f"candidate {trace.name}", f"candidate {trace}"}
+    return [entry for entry in report[kind] if entry["subject"]["label"] in labels]
+
+
 class RealTransformers(unittest.TestCase):
     def test_every_release_passes_with_every_cache(self) -> None:
-        for release in RELEASES:
-            for cache in CACHES:
-                with self.subTest(release=release, cache=cache):
-                    trace = folder(release) / f"{cache}.safetensors"
-                    code, report = judge(trace)
-                    self.assertEqual(code, OK, json.dumps(of_candidate(report, "findings")))
-                    checks = {v["tap"]: v for v in of_candidate(report, "verdicts")}
-                    self.assertEqual(checks["gen.tokens"]["checked"], 10 + 24)
-                    for tap in ("gen.logits", "layers.0.topk", "layers.1.router.experts"):
-                        self.assertEqual(checks[tap]["trust"], "pass", tap)
-                    producer = json.loads(metadata_of(trace)["producer"])
-                    self.assertEqual(producer["cache"], cache)
+        traces = [folder(r) / f"{cache}.safetensors" for r in RELEASES for cache in CACHES]
+        code, report = judge(*traces)
+        self.assertEqual(code, OK, json.dumps(of_candidate(report, "findings")))
+        for trace in traces:
+            with self.subTest(trace):
+                checks = {v["tap"]: v for v in about(report, "verdicts", trace)}
+                self.assertEqual(checks["gen.tokens"]["checked"], 10 + 24)
+                for tap in ("gen.logits", "layers.0.topk", "layers.1.router.experts"):
+                    self.assertEqual(checks[tap]["trust"], "pass", tap)
+                producer = json.loads(metadata_of(trace)["producer"])
+                self.assertEqual(producer["cache"], trace.stem)
+        witnesses = [f["subject"]["label"] for f in report["findings"]]
+        self.assertEqual(witnesses.count("golden"), 1, witnesses)
 
     def test_every_fault_is_caught_and_told(self) -> None:
+        traces = {fault: folder(RELEASES[0]) / f"{fault}.safetensors" for fault in FAULTS}
+        code, report = judge(*traces.values())
+        self.assertEqual(code, PARITY)
         for fault, words in FAULTS.items():
             with self.subTest(fault):
-                code, report = judge(folder(RELEASES[0]) / f"{fault}.safetensors")
-                self.assertEqual(code, PARITY)
-                findings = of_candidate(report, "findings")
+                findings = about(report, "findings", traces[fault])
                 self.assertEqual([f["fault"] for f in findings], ["candidate"])
                 self.assertIn(words, " ".join(findings[0]["causes"]), findings[0])
 
