@@ -4,11 +4,11 @@
     .venv-golden/bin/python golden/make --check [--golden NAME ...] [--transformers 5.17]
     .venv-golden/bin/python golden/make demo --model PATH    # the official demo: demo/command.py
 
-NAME is a case (tiny) or SUITE.CASE (loss_descent.tiny-wide); all of them by default. Every golden
-is made twice, from the checkpoint on; a file is kept only when both are the same bytes. --check
-writes nothing: it compares a new run with the files in DIR (compare.py says how); exit 1 when they
-differ. --transformers takes a release that has an environment (.venv-golden-RELEASE) or the path of
-a source tree. The files are committed in golden/data/.
+NAME is a case (tiny), SUITE.CASE (loss_descent.tiny-wide) or generate.CASE; all of them by default.
+Every golden is made twice, from the checkpoint on; a file is kept only when both are the same
+bytes. --check writes nothing: it compares a new run with the files in DIR (compare.py says how);
+exit 1 when they differ. --transformers takes a release that has an environment
+(.venv-golden-RELEASE) or the path of a source tree. The files are committed in golden/data/.
 """
 
 import os

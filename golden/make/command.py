@@ -17,6 +17,7 @@ from typing import Any
 
 import cases
 import compare
+import decoding
 import h5file
 import manifest
 from dsv32_dump import DumpError, ModelCrash
@@ -58,6 +59,17 @@ def goldens_of_cases(transformers_path: Path | None = None) -> dict[str, Golden]
     form = Format(h5file.write, h5file.read, compare.differences)
     listed = [case for case in load_cases().values() if case.golden != "none"]
     made = {case.name: functools.partial(cases.make, case, transformers_path) for case in listed}
+    return {name: Golden(name, form, make) for name, make in made.items()}
+
+
+def goldens_of_decoding(transformers_path: Path | None = None) -> dict[str, Golden]:
+    """generate.CASE for each case that says how it is decoded."""
+    form = Format(decoding.write, decoding.read, decoding.differences)
+    listed = load_cases()
+    made = {
+        f"generate.{name}": functools.partial(decoding.make, listed[name], transformers_path)
+        for name in decoding.names()
+    }
     return {name: Golden(name, form, make) for name, make in made.items()}
 
 
@@ -147,7 +159,7 @@ def wanted(arguments: argparse.Namespace) -> list[Golden]:
     path = Path(source) if source and Path(source).exists() else None
     if source and path is None:
         enter_release(source)
-    known = goldens_of_cases(path)
+    known = goldens_of_cases(path) | goldens_of_decoding(path)
     if not source and not set(arguments.golden or [""]) <= known.keys():
         known |= goldens_of_training()
     names = arguments.golden or list(known)

@@ -16,10 +16,12 @@ def sha256(file: Path) -> str:
 
 
 def update(folder: Path) -> None:
-    """Goldens CASE.h5 in the order of the cases, then training goldens SUITE.CASE.h5 by name."""
+    """Goldens CASE.h5 in the order of the cases, then goldens of suites, SUITE.CASE.h5, by name."""
     cases = load_cases()
     listed = [(folder / f"{name}.h5", name, case.golden) for name, case in cases.items()]
-    listed += [(file, file.stem, "train") for file in sorted(folder.glob("*.*.h5"))]
+    for file in sorted(folder.glob("*.*.h5")):
+        kind = "generate" if file.stem.startswith("generate.") else "train"
+        listed.append((file, file.stem, kind))
     files = [
         {"case": name, "file": file.name, "kind": kind}
         | {"sha256": sha256(file), "size": file.stat().st_size}

@@ -19,7 +19,7 @@ using SketchedTap = TapSketch;
 
 struct Golden {
   std::string case_name;
-  std::string kind;     // "full" or "sketch"
+  std::string kind;     // "full", "sketch" or "generate"
   std::string dialect;  // "hf"
   DType dtype = DType::float32;
   std::map<std::string, std::string> attributes;  // every root attribute: provenance
@@ -30,9 +30,9 @@ struct Golden {
 };
 
 struct ManifestEntry {
-  std::string case_name;  // of a training golden: SUITE.CASE
+  std::string case_name;  // of a training golden: SUITE.CASE, of a decoding: generate.CASE
   std::string file;       // plain name next to the manifest
-  std::string kind;       // "full", "sketch" or "train"
+  std::string kind;       // "full", "sketch", "generate" or "train"
   std::string sha256;
   uint64_t size = 0;
 };

@@ -1,3 +1,4 @@
+#include "golden/reader/generated.h"
 #include "golden/reader/golden.h"
 #include "golden/reader/hdf5_file.h"
 #include "golden/reader/layout.h"
@@ -178,6 +179,8 @@ Golden load(const std::string& case_name, const std::filesystem::path& directory
   const ManifestEntry* entry = find_entry(entries, case_name, false);
   if (entry == nullptr) refuse_unknown(entries, case_name, false);
   const std::filesystem::path path = directory / entry->file;
+  if (entry->kind == kGeneratedKind)
+    return load_generated(*entry, pinned_bytes(path, *entry), path.string());
   return Loader(io::find_case(case_name), *entry, pinned_bytes(path, *entry), path.string()).load();
 }
 

@@ -62,8 +62,9 @@ ManifestEntry parse_entry(const io::Json& json, const std::string& where) {
                       .size = unsigned_number(json, "size", where)};
   if (!is_plain_file(entry.file)) refuse(where, "file", "a plain file name NAME.h5", entry.file);
   if (!is_sha256(entry.sha256)) refuse(where, "sha256", "64 lower-case hex digits", entry.sha256);
-  if (entry.kind != "full" && entry.kind != "sketch" && entry.kind != "train")
-    refuse(where, "kind", "full, sketch or train", entry.kind);
+  const std::set<std::string> kinds = {"full", "sketch", "generate", "train"};
+  if (!kinds.contains(entry.kind))
+    refuse(where, "kind", "full, sketch, generate or train", entry.kind);
   if (entry.size == 0 || entry.size > kMaxFileBytes) {
     refuse(where, "size", "1 to " + std::to_string(kMaxFileBytes) + " bytes",
            std::to_string(entry.size));

@@ -125,6 +125,7 @@ CaseRun::CaseRun(Case c, Batch batch, std::unique_ptr<const WeightSource> own, b
 Trace CaseRun::run(RunOptions options, const std::string& what, const std::string& impl) const {
   options.device = settings_.device;
   options.objective = objective_;
+  if (!options.wanted) options.wanted = settings_.wanted;
   set_threads(settings_.threads > 0 ? settings_.threads : threads_for(case_));
   options.progress = [&](const std::string& where) {
     if (settings_.interrupted && settings_.interrupted()) {
@@ -202,7 +203,8 @@ Evidence CaseRun::evidence_of(const JudgedTrace& judged) const {
           .judged = judged.trace,
           .golden = judged.golden,
           .biases = router_biases(),
-          .pieces = judged.pieces};
+          .pieces = judged.pieces,
+          .emitted = judged.emitted};
 }
 
 std::vector<Verdict> CaseRun::judge_staged(const JudgedTrace& judged) const {

@@ -21,6 +21,8 @@ struct RunSettings {
   int threads = 0;  // 0: one for a tiny case (more only wait for each other), else every core
   std::function<void(const std::string&)> progress = {};
   std::function<bool()> interrupted = {};  // polled between layers
+  /// Taps that the runs keep which do not say it themselves; empty function: all.
+  std::function<bool(const std::string&)> wanted = {};
 };
 
 /// One trace to be judged, and what it claims to be.
@@ -36,6 +38,7 @@ struct JudgedTrace {
   const RankPieces* pieces = nullptr;  // as Evidence
   bool ops_only = false;               // as Evidence
   bool is_file = false;
+  std::optional<Emitted> emitted = {};  // as Evidence
   /// Of an implementation of ours that a streamed run makes: bugs planted in its layers.
   std::map<int64_t, Dialect> layer_dialects = {};
   bool against_reference = true;  // false: it is the reference itself, judged by the cap alone

@@ -160,6 +160,7 @@ std::vector<std::string> changed_ops(const Dialect& a, const Dialect& b) {
   add(!(a.rope == b.rope), {"q_rope", "k_rope", "ix.q", "ix.k"});
   add(!(a.indexer == b.indexer), {"ix.q", "ix.k", "ix.weights", "ix.scores", "attn.logits"});
   add(!(a.selection == b.selection), {"ix.scores", "topk", "attn.probs", "kl.student", "kl.rows"});
+  add(!(a.cache == b.cache), {"ix.scores", "attn.logits", "attn.ctx"});
   add(!(a.attention == b.attention),
       {"attn.logits", "attn.probs", "kl.student", "kl.rows", "kl.dscores"});
   add(!(a.router == b.router), {"router.experts", "router.weights"});

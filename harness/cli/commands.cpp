@@ -50,7 +50,7 @@ void check_tap_gradients(const Options& options) {
         {.where = "dump --tap-gradients", .what = "mode", .expected = expected, .got = got});
   };
   if (options.sketch) refuse("whole taps", "--sketch");
-  if (options.mode == "forward" || options.mode == "train")
+  if (options.mode == "forward" || options.mode == "train" || options.mode == "generate")
     refuse("--mode backward, kl-warmup or kl-sparse", "--mode " + options.mode);
 }
 

@@ -66,11 +66,17 @@ std::string_view shape_of(TapKind kind) {
   return "";
 }
 
+std::string_view shape_of(const TapInfo& tap) {
+  if (tap.name == "gen.tokens") return "[B,steps]";
+  if (tap.name == "gen.logits") return "[B,steps,vocab]";
+  return shape_of(tap.kind);
+}
+
 std::string list_taps() {
   std::string text;
   for (const TapInfo& tap : tap_vocabulary()) {
     const std::string prefix = tap.per_layer ? "layers.N." : "";
-    text += row(prefix + std::string(tap.name), std::string(shape_of(tap.kind)));
+    text += row(prefix + std::string(tap.name), std::string(shape_of(tap)));
   }
   text += row("grad.<weight>", std::string(shape_of(TapKind::gradient)));
   text += row("dtap.<tap>", "the tap's shape: the gradient by it");

@@ -14,7 +14,8 @@ namespace dsv32::harness {
 namespace {
 
 const std::vector<std::string> kDevices = {"auto", "cpu", "cuda"};
-const std::vector<std::string> kModes = {"forward", "backward", "kl-warmup", "kl-sparse", "train"};
+const std::vector<std::string> kModes = {"forward",   "backward", "kl-warmup",
+                                         "kl-sparse", "train",    "generate"};
 const std::vector<std::string> kLaterSuites = {"ops"};  // known by name, so that asking is no typo
 
 bool contains(const std::vector<std::string>& words, const std::string& word) {

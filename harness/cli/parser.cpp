@@ -151,7 +151,8 @@ void add_dump(Parser& parser) {
   add(dump, "--impl", o.impls, "NAME", "oracle, reference (default), optimized, optimized-simt")
       ->delimiter(',')
       ->allow_extra_args(false);
-  add(dump, "--mode", o.mode, "NAME", "forward (default), backward, kl-warmup, kl-sparse or train");
+  add(dump, "--mode", o.mode, "NAME",
+      "forward (default), backward, kl-warmup, kl-sparse, train or generate");
   add(dump, "--dtype", raw.dtypes, "TYPE", "float64, float32 (default), bfloat16 or fp8")
       ->expected(1);
   add(dump, "--weights", o.weights, "SOURCE", "as of a judgement; default synthetic");

@@ -122,6 +122,14 @@ Report compare_traces(const std::filesystem::path& a, const std::filesystem::pat
                                      .got = second.metadata.at("case"),
                                      .hint = "only traces of one case can be compared"});
   }
+  for (const auto& [path, trace] : {std::pair(a, &first), std::pair(b, &second)})
+    if (trace->metadata.at("mode") == "generate")
+      throw Error(ExitCode::artefact,
+                  {.where = path.string(),
+                   .what = "metadata.mode",
+                   .expected = "a pass over the case's batch",
+                   .got = "generate: two decodings part at the first other token",
+                   .hint = "--candidate judges each step on its own history"});
   if (batch_file && c.batch.empty()) {
     throw Error(ExitCode::artefact, {.where = a.string(),
                                      .what = "case.batch",

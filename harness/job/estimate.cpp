@@ -154,7 +154,7 @@ Estimate training_estimate(const Case& c) {
 
 Estimate estimate_of_dump(const Case& c, DType dtype, const std::string& mode) {
   const Work work = work_of(c);
-  const bool backward = mode != "forward";
+  const bool backward = mode != "forward" && mode != "generate";
   const double held = work.taps + (backward ? work.weights : 0);
   const double passes = mode == "train" ? kTrainingPasses : backward ? kBackwardPasses : 1;
   return {.bytes = static_cast<double>(item_size(dtype)) * held + pass_bytes(work, backward),

@@ -65,6 +65,10 @@ std::vector<PlannedCase> plan(const Job& job, const std::vector<Candidate>& cand
       planned.trained.push_back(&candidate);
       continue;
     }
+    if (candidate.mode == "generate") {
+      planned.generated.push_back(&candidate);
+      continue;
+    }
     planned.model = true;
     planned.candidates.push_back(&candidate);
   }

@@ -15,7 +15,8 @@ struct PlannedCase {
   bool model = false;                 // golden and reference, forward and backward
   std::vector<std::string> training;  // suites, in running order
   std::vector<const Candidate*> candidates;
-  std::vector<const Candidate*> trained = {};  // candidates of mode `train`
+  std::vector<const Candidate*> trained = {};    // candidates of mode `train`
+  std::vector<const Candidate*> generated = {};  // of mode `generate`
 };
 
 /// Cases of the job, those of its training suites, and those that candidates bring. Throws Error

@@ -5,8 +5,10 @@
 
 #include "harness/cases/candidate.h"
 #include "harness/cases/case_run.h"
+#include "harness/cases/generated.h"
 #include "harness/cases/implementations.h"
 #include "harness/job/estimate.h"
+#include "harness/job/generate_part.h"
 #include "harness/job/model_part.h"
 #include "harness/job/plan.h"
 #include "harness/job/provenance.h"
@@ -16,6 +18,7 @@
 #include "harness/training/train_candidate.h"
 #include "src/bridge/runtime.h"
 #include "src/io/io.h"
+#include "src/io/trace_generated.h"
 
 namespace dsv32::harness {
 namespace {
@@ -78,6 +81,7 @@ void run_case(const Job& job, const PlannedCase& planned, Report& report) {
   if (planned.model) run_model(job, planned, report);
   for (const std::string& suite : planned.training) run_training_suite(job, c, suite, report);
   for (const Candidate* candidate : planned.trained) run_train_candidate(job, *candidate, report);
+  if (!planned.generated.empty()) run_generate_candidates(job, planned.generated, report);
   report.costs.push_back({.case_name = c.name, .seconds = seconds_since(start)});
 }
 
@@ -101,7 +105,7 @@ Report run_job(const Job& job) {
 
 /// Throws Error (usage).
 static void expect_fp8(const WeightSource& weights, const std::string& mode) {
-  if (mode != "forward")
+  if (mode != "forward" && mode != io::kGenerate)
     throw Error(ExitCode::usage, {.where = "--dtype fp8",
                                   .what = "mode",
                                   .expected = "forward: nothing trains in FP8",
@@ -124,13 +128,20 @@ Trace make_trace(const Case& c, const std::string& impl, DType dtype, const std:
   const std::unique_ptr<const WeightSource> source = open_weights(weights, c);
   if (dtype == DType::fp8) expect_fp8(*source, mode);
   const CaseRun run(c, make_batch(c), *source, backward, settings, objective);
-  Trace trace = training
-                    ? make_train_trace(c, impl, dtype, dialect, settings)
-                    : run.run({.dtype = stored_type(dtype),
-                               .dialect = impl == "oracle" ? dialect : in_dtype(dialect, dtype),
-                               .backward = backward && run.backward(),
-                               .slopes = slopes},
-                              impl, impl == "oracle" ? "reference" : impl);
+  const std::string model = impl == "oracle" ? "reference" : impl;
+  const RunOptions options{.dtype = stored_type(dtype),
+                           .dialect = impl == "oracle" ? dialect : in_dtype(dialect, dtype),
+                           .backward = backward && run.backward(),
+                           .slopes = slopes};
+  Trace trace;
+  if (training) {
+    trace = make_train_trace(c, impl, dtype, dialect, settings);
+  } else if (mode == io::kGenerate) {
+    trace = GenerateRun(c, make_batch(c), *source, settings).decode(model, options);
+    trace.metadata["decoding"] = io::decoding_json(c.decoding);
+  } else {
+    trace = run.run(options, impl, model);
+  }
   trace.metadata.merge(std::map<std::string, std::string>{
       {"format", "dsv32-verify.trace"},
       {"version", "1"},

@@ -78,7 +78,9 @@ class Judge {
     const std::vector<std::string> names = forward();
     if (!anything(names)) return give_up();
     find_unreplayed(names);
-    for (const std::string& name : names) judge_forced(*parse_tap(name));
+    for (const std::string& name : names)
+      if (!e_.emitted || present(name)) judge_forced(*parse_tap(name));
+    if (e_.emitted) judge_emitted();
     if (has_gradients(e_.forced.oracle)) judge_gradients();
     list_others(names);
     return std::move(verdicts_);
@@ -122,7 +124,7 @@ class Judge {
   bool anything(const std::vector<std::string>& forward) const {
     const auto known = [this](const std::string& name) { return present(name); };
     const std::vector<std::string> gradients = gradient_taps(config_, e_.objective);
-    return std::any_of(forward.begin(), forward.end(), known) ||
+    return e_.emitted || std::any_of(forward.begin(), forward.end(), known) ||
            std::any_of(gradients.begin(), gradients.end(), known);
   }
 
@@ -279,6 +281,14 @@ class Judge {
     if (tap.info.name == "kl.dscores") judge_score_gradient(tap);
   }
 
+  void judge_emitted() {
+    if (e_.forced.oracle == nullptr) return;
+    const TapName logits = *parse_tap("logits");
+    const Mode mode = unreplayed_.contains(logits.full) ? Mode::free : Mode::forced;
+    const Comparison c = comparison(logits, mode, e_.forced);
+    verdicts_.push_back(judge_tokens(c, *e_.emitted, mode == Mode::free ? &exposure() : nullptr));
+  }
+
   // The three taps of the judged side against each other: no oracle is asked.
   void judge_score_gradient(const TapName& tap) {
     const HostTensor* student = tensor(layer_tap(*tap.layer, "kl.student"));
@@ -424,12 +434,16 @@ class Judge {
       if (known.contains(name) || name.starts_with(kGradient)) continue;
       verdicts_.push_back(named(check_of_tap(name), Trust::skipped, "not a tap of this objective"));
     }
-    if (e_.is_file && holds_scalars_alone())
+    if (e_.emitted && !present("logits"))
+      verdicts_.push_back(named(rule_name("evidence"), Trust::vacuous,
+                                "tokens alone show large errors and no small one: add gen.logits"));
+    if (e_.is_file && !e_.emitted && holds_scalars_alone())
       verdicts_.push_back(named(rule_name("evidence"), Trust::vacuous,
                                 "a loss alone hardly depends on the model: add logits, topk and "
                                 "router.experts"));
     const bool kl = e_.objective.kl != KlStage::none;
-    if (e_.is_file && !present("logits") && !present("loss.lm") && !(kl && present("loss.kl")))
+    if (e_.is_file && !e_.emitted && !present("logits") && !present("loss.lm") &&
+        !(kl && present("loss.kl")))
       verdicts_.push_back(named(rule_name("result"), Trust::missing,
                                 std::string("a candidate needs ") +
                                     (kl ? "logits, loss.lm or loss.kl" : "logits or loss.lm") +

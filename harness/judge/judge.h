@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "harness/judge/compare.h"
+#include "harness/judge/tokens.h"
 #include "src/model/objective.h"
 
 namespace dsv32::harness {
@@ -47,6 +48,8 @@ struct Evidence {
   /// The trace that the yardsticks were fed with when it is not `judged` (which then holds a part
   /// of it only).
   const Trace* fed = nullptr;
+  /// Of a decoding, whose history is the batch: what it emitted. Absent taps are then not listed.
+  std::optional<Emitted> emitted = {};
 };
 
 /// The pieces that this tensor came in; nullptr for one that came whole.

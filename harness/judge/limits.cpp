@@ -78,6 +78,8 @@ constexpr Limit kLimits[] = {
     // place.
     {"decision.own_logits", kAll, kAny, "own logits", 4,
      "the choice that follows from the same stored logits"},
+    {"decoding.named", kAll, kAny, "rows that decide otherwise", 0.05,
+     "a fault of a decoding is named where the reference with it decides as the judged side"},
     {"gradient.cancelled", kAll, kAny, "of the layer's largest", 64,
      "norm in units of rounding: what sums that cancel leave, of terms as large as the others"},
     {"selection.exercised", kAll, kAny, "rows within index_topk", 0.5,

@@ -66,6 +66,11 @@ const std::vector<TrainingSuite>& training_suites() {
                    {"sharded_accum3", "tiny-shard"},
                    {"sharded", "small-train"}},
        .judge = judge_sharded},
+      {.name = "generate",
+       .about = "greedy decoding with caches, left padding and eos: 24 steps after the prompt",
+       .cases = {"tiny-wide"},
+       .goldens = {},
+       .judge = judge_generate},
   };
   return all;
 }

@@ -46,6 +46,8 @@ TrainingResult judge_sft_frozen_indexer(const TrainingJob& job);
 TrainingResult judge_indexer_kl(const TrainingJob& job);
 TrainingResult judge_dual_lora(const TrainingJob& job);
 TrainingResult judge_sharded(const TrainingJob& job);
+/// No training: greedy decoding of our models, and the golden of real transformers.
+TrainingResult judge_generate(const TrainingJob& job);
 
 /// A golden of golden/reader/training_golden.h.
 struct TrainingGoldenName {

@@ -53,4 +53,15 @@ HostTensor to_host(const torch::Tensor& tensor, DType dtype) {
   return host;
 }
 
+std::vector<int64_t> best_tokens(const torch::Tensor& logits) {
+  const torch::Tensor last = logits.detach().select(1, logits.size(1) - 1).cpu();
+  const torch::Tensor largest = std::get<0>(last.max(-1, /*keepdim=*/true));
+  std::vector<int64_t> tokens;
+  for (int64_t b = 0; b < last.size(0); ++b) {  // of all NaN: token 0, and the judge sees the NaN
+    const torch::Tensor places = (last[b] == largest[b]).nonzero();
+    tokens.push_back(places.size(0) == 0 ? 0 : places[0].item<int64_t>());
+  }
+  return tokens;
+}
+
 }  // namespace dsv32

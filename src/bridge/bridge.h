@@ -2,6 +2,9 @@
 
 #include <torch/torch.h>
 
+#include <cstdint>
+#include <vector>
+
 #include "src/model/tensor.h"
 
 /// The one place where host tensors and torch tensors meet.
@@ -14,5 +17,8 @@ DType dtype_of(torch::ScalarType type);
 torch::Tensor to_torch(const HostTensor& tensor);
 /// Returns a host copy in this dtype.
 HostTensor to_host(const torch::Tensor& tensor, DType dtype);
+/// The token of the largest of the last query's logits [B,S,vocab], the first one of equals, by
+/// row.
+std::vector<int64_t> best_tokens(const torch::Tensor& logits);
 
 }  // namespace dsv32

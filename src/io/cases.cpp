@@ -28,8 +28,8 @@ const std::set<std::string> kOptionalKeys = {"edits", "pad_side", "position_offs
                                              "weights"};
 /// The first two: dsv32_case.json.
 const std::set<std::string> kTraceKeys = {"name", "mask", "batch"};
-const std::set<std::string> kListKeys = {"name",     "mask_given", "sparse",
-                                         "training", "golden",     "purpose"};
+const std::set<std::string> kListKeys = {"name",     "mask_given", "sparse", "training",
+                                         "decoding", "golden",     "purpose"};
 
 void check_keys(const Json& object, const std::set<std::string>& more, const std::string& where) {
   if (!object.is_object())
@@ -179,6 +179,15 @@ void read_shape(const Json& object, Case& c, const std::string& where) {
   read_extras(object, c, where);
 }
 
+/// {"eos": ID, "steps": N}.
+Decoding read_decoding(const Json& object, const std::string& where) {
+  if (!object.is_object())
+    refuse(
+        {.where = where, .what = "case.decoding", .expected = "an object", .got = kind_of(object)});
+  const Fields fields(object, where, "case.decoding.");
+  return {.steps = fields.integer("steps"), .eos = fields.integer("eos")};
+}
+
 Case read_listed(const Json& entry, const std::string& list) {
   const std::string where = list + ": " + entry.value("name", "a case without a name");
   check_keys(entry, kListKeys, where);
@@ -190,6 +199,7 @@ Case read_listed(const Json& entry, const std::string& list) {
   c.mask_given = fields.boolean_or("mask_given", true);
   c.sparse = fields.boolean_or("sparse", true);
   c.training = fields.boolean_or("training", false);
+  if (const Json* decoding = fields.find("decoding")) c.decoding = read_decoding(*decoding, where);
   c.golden = fields.text("golden");
   c.purpose = fields.text("purpose");
   return c;

@@ -9,6 +9,7 @@
 #include "src/io/io.h"
 #include "src/io/json.h"
 #include "src/io/text.h"
+#include "src/io/trace_generated.h"
 #include "src/io/trace_metadata.h"
 #include "src/io/trace_placement.h"
 #include "src/io/trace_sketch.h"
@@ -256,6 +257,9 @@ Case case_of_trace(const Trace& trace) {
   Case c = case_from_text(trace.metadata.at("case"), "metadata.case");
   const auto mask = trace.metadata.find("mask");
   if (mask != trace.metadata.end()) c.mask_given = mask->second == "given";
+  const auto mode = trace.metadata.find("mode");
+  if (mode != trace.metadata.end() && mode->second == kGenerate)
+    c.decoding = decoding_of(trace.metadata, c, "trace");
   return c;
 }
 
@@ -268,15 +272,20 @@ TracePart read_trace_part(const fs::path& path) {
   const Placements placements(trace.metadata, where);
   part.rank = placements.rank();
   part.world = placements.world();
-  const Case c = case_from_text(file.metadata().at("case"), where + ": metadata.case");
+  Case c = case_from_text(file.metadata().at("case"), where + ": metadata.case");
+  const bool generated = trace.metadata.at("mode") == kGenerate;
+  if (generated) c.decoding = decoding_of(trace.metadata, c, where);
   std::map<std::string, TapName> taps;
   Json unjudged = Json::array();
   std::vector<std::string> updates;
   for (const auto& [name, entry] : file.tensors()) {
-    if (sketch_part(name)) continue;
+    if (!generated && sketch_part(name)) continue;
     const Placement placement = placements.of(name);
     if (placement.kind != Placement::Kind::replicated) part.placements[name] = placement;
-    if (is_of_step(name) && is_update(name, trace.metadata)) {
+    if (generated) {
+      check_generated(name, entry, c, where);
+      taps.emplace(name, *parse_tap(name));
+    } else if (is_of_step(name) && is_update(name, trace.metadata)) {
       check_update(name, entry, c, placement, where);
       updates.push_back(name);
     } else if (is_of_step(name)) {

@@ -21,7 +21,7 @@ const Keys& required_keys() {
       {"format", {"dsv32-verify.trace"}},
       {"version", {"1"}},
       {"case", {}},
-      {"mode", {"forward", "backward", "kl-warmup", "kl-sparse", "train", "ops"}},
+      {"mode", {"forward", "backward", "kl-warmup", "kl-sparse", "train", "ops", "generate"}},
       {"dtype", {"float64", "float32", "bfloat16", "float16", "fp8"}}};
   return keys;
 }

@@ -24,6 +24,14 @@ struct WeightEdit {
 /// At which end of row B-1 the padding is.
 enum class PadSide { left, right };
 
+/// Greedy decoding (docs/formats.md 14): how long it goes on, and what ends a row.
+struct Decoding {
+  int64_t steps = 24;          // tokens emitted per row, N
+  std::optional<int64_t> eos;  // a row that emitted it is finished; nullopt: none ends
+
+  bool operator==(const Decoding&) const = default;
+};
+
 /// What is computed: a config (with overrides applied), a seed and a batch shape.
 /// docs/formats.md 3.
 struct Case {
@@ -48,6 +56,7 @@ struct Case {
   bool sparse = true;           // selection must be exercised: else the check is vacuous
   bool made_up = false;         // not of the list, or with own data: some row must select
   bool training = false;        // for the training suites only
+  Decoding decoding = {};       // of mode generate, after the prompts
   std::string golden;           // "full", "sketch" or "none"
   std::string purpose;
 };

@@ -40,7 +40,8 @@ struct RopeVariant {
   bool positions_of_row0 = false;    // row 0's positions for the whole batch
   bool positions_per_chunk = false;  // each chunk starts at 0 again
   int position_offset = 0;
-  bool q_reversed = false;  // rotated in the opposite sense
+  int offset_after_prompt = 0;  // added to the positions of every chunk but the first
+  bool q_reversed = false;      // rotated in the opposite sense
   bool k_reversed = false;
   bool angles_along_heads = false;  // indexer q: cos/sin along the head axis (needs S == H_I)
   bool angles_not_halved = false;   // indexer: full-width table used for half vectors
@@ -89,6 +90,14 @@ struct SelectionVariant {
   bool per_head = false;      // attention head h uses the set of indexer head h mod H_I
 
   bool operator==(const SelectionVariant&) const = default;
+};
+
+/// What a chunk reads of the chunks before it.
+struct CacheVariant {
+  bool other_row = false;        // keys of the next row of the batch
+  bool index_forgotten = false;  // the indexer's keys of earlier chunks are zeros
+
+  bool operator==(const CacheVariant&) const = default;
 };
 
 enum class SoftmaxScale { qk, nope, none };
@@ -209,6 +218,7 @@ struct Dialect {
   RopeVariant rope;
   IndexerVariant indexer;
   SelectionVariant selection;
+  CacheVariant cache;
   AttentionVariant attention;
   RouterVariant router;
   MoeVariant moe;

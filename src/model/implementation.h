@@ -7,6 +7,7 @@
 #include <string>
 
 #include "src/model/batch.h"
+#include "src/model/decoding.h"
 #include "src/model/dialect.h"
 #include "src/model/objective.h"
 #include "src/model/segment.h"
@@ -48,6 +49,10 @@ struct RunOptions {
   /// probe); 0: none.
   double perturbation = 0;
   uint64_t perturbation_seed = 0;
+  /// The batch holds prompts, and the model goes on by itself, one token after the other through
+  /// its caches. Taps are those of the whole history (History::batch), `gen.tokens` comes with
+  /// them, `loss.lm` does not. Free feeding, without gradients.
+  std::optional<Decoding> decoding = {};
   /// Only this part of the model, in one pass of the whole batch and without gradients. It reads
   /// the residual stream from `stream` and leaves there the one behind it.
   std::optional<Segment> segment = {};

@@ -69,6 +69,10 @@ Rows selection_bugs() {
           [](Dialect& d) { d.selection.per_head = true; }),
       in_case("tiny-chunk", bug("k-of-queries", "no more keys selected than the call has queries",
                                 "topk", [](Dialect& d) { d.selection.k_of_queries = true; })),
+      in_case("tiny-chunk", bug("cache-other-row", "cached keys of another row of the batch",
+                                "ix.scores", [](Dialect& d) { d.cache.other_row = true; })),
+      in_case("tiny-chunk", bug("index-cache-forgotten", "cached keys of the indexer are zeros",
+                                "ix.scores", [](Dialect& d) { d.cache.index_forgotten = true; })),
   };
 }
 
@@ -134,6 +138,9 @@ Rows rope_bugs() {
           [](Dialect& d) { d.rope.k_reversed = true; }),
       in_case("tiny-chunk", bug("positions-per-chunk", "positions start at 0 in every chunk",
                                 "q_rope", [](Dialect& d) { d.rope.positions_per_chunk = true; })),
+      in_case("tiny-chunk",
+              bug("position-after-prompt", "positions after the first chunk shifted by one",
+                  "q_rope", [](Dialect& d) { d.rope.offset_after_prompt = 1; })),
       bug("positions-row0", "positions of row 0 used for every row of the batch", "q_rope",
           [](Dialect& d) { d.rope.positions_of_row0 = true; }),
   };

@@ -50,6 +50,8 @@ std::vector<TapInfo> make_vocabulary() {
       {"train.loss", series, false, {}},
       {"train.grad_norm", series, false, {}},
       {"train.kl", series, false, {}},
+      {"gen.tokens", series, false, {}},
+      {"gen.logits", series, false, {}},
   };
 }
 
@@ -116,7 +118,7 @@ std::optional<Shape> shape_by_name(std::string_view name, const ModelConfig& c, 
   if (name == "logits") return Shape{B, S, c.vocab_size};
   if (name == "kl.rows") return Shape{B, S};
   if (is({"loss.lm", "loss.kl"})) return Shape{};
-  if (name.starts_with("train.")) return std::nullopt;
+  if (name.starts_with("train.") || name.starts_with("gen.")) return std::nullopt;
   return Shape{B, S, c.hidden_size};
 }
 

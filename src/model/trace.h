@@ -23,7 +23,7 @@ enum class TapKind {
   topk,       // [B,S,index_topk] int32 set, -1 for none
   experts,    // [B,S,K] int32 set
   scalar,     // []
-  series,     // [steps]: one value per training step
+  series,     // [steps]: one value per training step; gen.*: one token or row per decoding step
   gradient,   // the weight's shape: one row per index of the first dimension
 };
 

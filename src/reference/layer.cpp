@@ -8,9 +8,11 @@ namespace {
 double eps_or(double variant, double fallback) { return variant > 0 ? variant : fallback; }
 
 /// Appends this chunk's keys [B,S,D] to the cache and returns all keys [B,T,D].
-Tensor append(Tensor& cached, const Tensor& fresh) {
-  cached = cached.defined() ? torch::cat({cached, fresh}, 1) : fresh;
-  return cached;
+Tensor append(const CacheVariant& variant, Tensor& cached, const Tensor& fresh) {
+  const Tensor earlier = cached;
+  cached = earlier.defined() ? torch::cat({earlier, fresh}, 1) : fresh;
+  if (!earlier.defined() || !variant.other_row) return cached;
+  return torch::cat({earlier.roll(-1, 0), fresh}, 1);
 }
 
 /// The block norm reads the unrounded residual sum (docs/spec.md 1.2); transformers reads the
@@ -108,8 +110,8 @@ class Layer {
         put("k_rope", rotate(ctx_, kv.narrow(-1, c.kv_lora_rank, c.qk_rope_head_dim),
                              in_sense(chunk_.rope, ctx_.dialect.rope.k_reversed), pairing));
 
-    const Tensor keys = append(cache_.kv_latent, kv_latent);
-    const Tensor rope_keys = append(cache_.k_rope, k_rope);
+    const Tensor keys = append(ctx_.dialect.cache, cache_.kv_latent, kv_latent);
+    const Tensor rope_keys = append(ctx_.dialect.cache, cache_.k_rope, k_rope);
     if (const Tensor known = skip("ix.q", "attn.out"); known.defined()) return known;
     const Indexed indexed = index_keys(x, q_raw, q_latent);
 
@@ -175,7 +177,9 @@ class Layer {
                               weight("self_attn.indexer.k_norm.bias"), chunk_.rope));
     const Tensor ix_weights =
         put("ix.weights", index_weights(ctx_, x, weight("self_attn.indexer.weights_proj.weight")));
-    const Tensor ix_keys = append(cache_.ix_k, ix_k);
+    if (ctx_.dialect.cache.index_forgotten && cache_.ix_k.defined())
+      cache_.ix_k = torch::zeros_like(cache_.ix_k);
+    const Tensor ix_keys = append(ctx_.dialect.cache, cache_.ix_k, ix_k);
     const Tensor scores =
         put("ix.scores", index_scores(ctx_, ix_q, ix_keys, ix_weights, scored_keys()));
     if (flow_.replaying()) return {replayed_support(), scores};

@@ -1,6 +1,7 @@
 #include <malloc.h>
 #include <torch/torch.h>
 
+#include "src/bridge/bridge.h"
 #include "src/model/errors.h"
 #include "src/reference/convert.h"
 #include "src/reference/layer.h"
@@ -30,6 +31,30 @@ class Pass {
       if (spec.name.rfind("model.layers.", 0) != 0) outer_specs_.push_back(spec);
     }
     split_into_chunks();
+  }
+
+  /// Greedy decoding after the prompt, chunk by chunk through caches of all layers; `history` is
+  /// the batch of this pass, and grows.
+  Trace decode(History& history) {
+    torch::NoGradGuard no_grad;
+    std::vector<LayerWeights> weights;
+    for (int64_t layer = 0; layer < ctx_.config.num_hidden_layers; ++layer)
+      weights.push_back(layer_weights(layer, false));
+    LayerWeights outer = outer_weights(false);
+    std::vector<LayerCache> caches(weights.size());
+    for (size_t i = 0; i < ranges_.size(); ++i) {
+      const auto [begin, end] = ranges_[i];
+      say("token " + std::to_string(i + 1) + " of " + std::to_string(ranges_.size()));
+      flow_.begin_chunk(begin, end);
+      Residual stream = embedded(outer, begin, end);
+      for (size_t layer = 0; layer < weights.size(); ++layer)
+        stream = run_layer(ctx_, static_cast<int64_t>(layer), weights[layer], stream, chunks_[i],
+                           caches[layer], flow_);
+      history.emit(best_tokens(logits_of(stream, outer)));
+    }
+    Trace trace = flow_.finish();
+    trace.put("gen.tokens", history.tokens());
+    return trace;
   }
 
   Trace run() {
@@ -62,6 +87,7 @@ class Pass {
     Tensor positions = long_tensor(batch_.position_ids).narrow(1, begin, end - begin);
     if (ctx.dialect.rope.positions_per_chunk && begin > 0)
       positions = torch::arange(end - begin, ctx.device).expand_as(positions);
+    if (begin > 0) positions = positions + ctx.dialect.rope.offset_after_prompt;
     if (options_.perturbation > 0) {  // an angle is rounded as any other product
       positions = positions.to(ctx.rounding.compute_type());
       // A probe so fine is one of far positions, where the rounding of the angles outweighs all
@@ -172,16 +198,19 @@ class Pass {
 
   std::vector<Residual> embed() {
     LayerWeights weights = outer_weights(false);
-    const Tensor table = weights.get("model.embed_tokens.weight");
-    const Tensor ids = long_tensor(batch_.input_ids);
     std::vector<Residual> stream;
     for (const auto& [begin, end] : ranges_) {
       flow_.begin_chunk(begin, end);
-      const Tensor own = torch::embedding(table, ids.narrow(1, begin, end - begin));
-      const Residual start{own, flow_.put("embed", own)};
-      stream.push_back(ctx_.dialect.residual.embed_scaled ? scaled(start) : start);
+      stream.push_back(embedded(weights, begin, end));
     }
     return stream;
+  }
+
+  Residual embedded(LayerWeights& weights, int64_t begin, int64_t end) {
+    const Tensor ids = long_tensor(batch_.input_ids).narrow(1, begin, end - begin);
+    const Tensor own = torch::embedding(weights.get("model.embed_tokens.weight"), ids);
+    const Residual start{own, flow_.put("embed", own)};
+    return ctx_.dialect.residual.embed_scaled ? scaled(start) : start;
   }
 
   /// Times sqrt(hidden_size), as models with tied embeddings do.
@@ -443,6 +472,11 @@ class Reference : public Implementation {
 
   Trace run(const Batch& batch, const RunOptions& options) const override {
     validate(batch, config_, "reference");
+    if (options.decoding) {
+      History history(batch, *options.decoding);
+      const Batch& grown = history.in_steps();
+      return Pass(config_, weights_, grown, options).decode(history);
+    }
     return Pass(config_, weights_, batch, options).run();
   }
   std::string name() const override { return "reference"; }

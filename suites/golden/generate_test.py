@@ -380,7 +380,9 @@ class TestProvenance(unittest.TestCase):
 class TestCommitted(unittest.TestCase):
     def test_manifest_matches_the_files(self) -> None:
         manifest = json.loads((DATA / "manifest.json").read_text())
-        cases = [entry["case"] for entry in manifest["files"] if entry["kind"] != "train"]
+        cases = [
+            entry["case"] for entry in manifest["files"] if entry["kind"] in ("full", "sketch")
+        ]
         self.assertEqual(cases, list(CASES))
         for entry in manifest["files"]:
             file = DATA / entry["file"]
@@ -394,6 +396,11 @@ class TestCommitted(unittest.TestCase):
             producer = json.loads(attributes["producer"])
             self.assertEqual(producer["transformers"], command.PINNED)
             self.assertNotIn(str(synthetic.ROOT), attributes["producer"])
+
+    def test_decodings_come_out_again(self) -> None:
+        for name, golden in command.goldens_of_decoding().items():
+            with self.subTest(name):
+                self.assertEqual(command.check(golden, DATA / f"{name}.h5"), [])
 
     def test_tiny_cases_come_out_again(self) -> None:
         goldens = command.goldens_of_cases()

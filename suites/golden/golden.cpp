@@ -94,6 +94,45 @@ TEST_F(SelfGolden, LoadsAWholeFile) {
   EXPECT_EQ(golden.trace.names().front(), "embed");
 }
 
+/// A manifest that gives another golden out as one of decoding.
+std::string as_generated(const fs::path& file, const std::string& name) {
+  const std::string bytes = io::read_file(file);
+  return R"({"files":[{"case":")" + name + R"(","file":"g.h5","kind":"generate","sha256":")" +
+         io::sha256_hex(bytes.data(), bytes.size()) + R"(","size":)" +
+         std::to_string(bytes.size()) +
+         R"(}],"format":"dsv32-verify.golden-manifest","version":1})";
+}
+
+TEST_F(SelfGolden, LoadsADecoding) {
+  const Golden golden = load("generate.tiny-wide");
+  EXPECT_EQ(golden.kind, "generate");
+  EXPECT_EQ(golden.trace.find("gen.tokens")->shape(), (Shape{2, 24}));
+  EXPECT_EQ(golden.trace.find("gen.logits")->shape(), (Shape{2, 24, 100}));
+  EXPECT_EQ(golden.trace.find("layers.1.topk")->shape(), (Shape{2, 56, 8}));
+  EXPECT_TRUE(holds(golden.attributes.at("producer"), "5.23.0"));
+}
+
+TEST_F(SelfGolden, RefusesADecodingThatIsNone) {
+  struct Row {
+    const char *file, *name, *complaint;
+  };
+  const Row rows[] = {{"tiny-short7.h5", "generate.tiny-wide", "attribute format"},
+                      {"loss_descent.tiny-wide.h5", "generate.tiny-wide", "attribute format"},
+                      {"generate.tiny-wide.h5", "generate.tiny-nopad", "attribute case_name"},
+                      {"generate.tiny-wide.h5", "tiny-wide", "generate.CASE"}};
+  for (const auto& [source, name, complaint] : rows) {
+    fs::copy_file(default_directory() / source, directory_ / "g.h5",
+                  fs::copy_options::overwrite_existing);
+    overwrite(directory_ / "manifest.json", as_generated(directory_ / "g.h5", name));
+    try {
+      load(name, directory_);
+      ADD_FAILURE() << source << " accepted as " << name;
+    } catch (const Error& error) {
+      EXPECT_TRUE(holds(error.what(), complaint)) << error.what();
+    }
+  }
+}
+
 TEST_F(SelfGolden, WrongHashIsRefusedBeforeAnythingIsOpened) {
   // Not HDF5 at all, of the right size: only a reader that hashes first complains about the hash.
   overwrite(file(), std::string(original_.size(), 'x'));

@@ -304,6 +304,51 @@ TEST(SelfTraces, RefusesWrongTensors) {
                   {"[steps]"}));
 }
 
+Metadata generated(const std::string& decoding) {
+  Metadata metadata = with("mode", "generate");
+  if (!decoding.empty()) metadata["decoding"] = decoding;
+  return metadata;
+}
+
+TEST(SelfTraces, ADecodingHasTheShapesOfItsHistory) {
+  const Trace trace = read(generated(R"({"eos":7,"steps":5})"),
+                           {{"gen.tokens", counted(DType::int64, {2, 5})},
+                            {"gen.logits", counted(DType::float32, {2, 5, 100})},
+                            {"layers.0.topk", counted(DType::int32, {2, 36, 8})},
+                            {"layers.1.router.experts", counted(DType::int32, {2, 36, 2})}});
+  EXPECT_EQ(trace.find("gen.tokens")->shape(), (Shape{2, 5}));
+  EXPECT_EQ(io::case_of_trace(trace).decoding, (Decoding{.steps = 5, .eos = 7}));
+  const Trace endless = read(generated(R"({"eos":null,"steps":5})"), {});
+  EXPECT_EQ(io::case_of_trace(endless).decoding.eos, std::nullopt);
+}
+
+TEST(SelfTraces, RefusesADecodingThatCannotBe) {
+  const std::vector<std::array<std::string, 2>> list = {{"", "a missing key"},
+                                                        {R"({"eos":7})", "steps"},
+                                                        {R"({"eos":7,"steps":0})", "1..97"},
+                                                        {R"({"eos":7,"steps":98})", "1..97"},
+                                                        {R"({"eos":100,"steps":5})", "0..99"},
+                                                        {R"({"eos":-1,"steps":5})", "0..99"}};
+  for (const auto& [decoding, says] : list) {
+    const std::string text = trace_refusal(generated(decoding));
+    EXPECT_TRUE(has(text, {"metadata.decoding", says})) << text;
+  }
+  EXPECT_TRUE(has(trace_refusal(generated("[]")), {"decoding", "an object", "a list"}));
+  const Metadata good = generated(R"({"eos":7,"steps":5})");
+  const auto refused = [&](const std::string& name, DType dtype, const Shape& shape) {
+    return trace_refusal(good, {{name, HostTensor(dtype, shape)}});
+  };
+  EXPECT_TRUE(has(refused("gen.tokens", DType::int64, {2, 6}), {"[2,5]", "[2,6]"}));
+  EXPECT_TRUE(has(refused("gen.tokens", DType::float32, {2, 5}), {"dtype", "I64 or I32"}));
+  EXPECT_TRUE(has(refused("gen.logits", DType::int64, {2, 5, 100}), {"dtype", "BF16"}));
+  EXPECT_TRUE(has(refused("layers.0.topk", DType::int32, {2, 32, 8}), {"[2,36,8]"}));
+  EXPECT_TRUE(has(refused("layers.0.hidden", DType::float32, {2, 36, 64}), {"layers.0.hidden"}));
+  EXPECT_TRUE(has(refused("logits#rows", DType::float32, {1, 100}), {"logits#rows"}));
+  EXPECT_TRUE(
+      has(trace_refusal(good_metadata(), {{"gen.tokens", HostTensor(DType::int64, {2, 5})}}),
+          {"gen.tokens"}));
+}
+
 TEST(SelfTraces, AFailureNeedsNoTaps) {
   const Trace trace =
       read(with("failure", R"({"where":"indexer","message":"shapes","shapes":"[2,3]"})"), {});

@@ -164,7 +164,9 @@ TEST(SelfTaps, OnlyTheseTapsAreNotRowsOfTokens) {
                                                                    {"loss.kl", scalar},
                                                                    {"train.loss", series},
                                                                    {"train.grad_norm", series},
-                                                                   {"train.kl", series}}));
+                                                                   {"train.kl", series},
+                                                                   {"gen.tokens", series},
+                                                                   {"gen.logits", series}}));
 }
 
 TEST(SelfTaps, StagesReadWhatTheirFormulaReads) {
@@ -264,7 +266,7 @@ TEST(SelfTaps, ShapesAreThoseOfTheFormat) {
 TEST(SelfTaps, TapsThatTheModelLacksHaveNoShape) {
   const ModelConfig tiny = io::read_config("tiny");
   for (const char* name : {"layers.0.router.logits", "layers.0.moe.shared", "layers.2.attn.ctx",
-                           "grad.model.layers.2.input_layernorm.weight", "train.loss",
+                           "grad.model.layers.2.input_layernorm.weight", "train.loss", "gen.logits",
                            "grad.model.layers.1.mlp.experts.4.up_proj.weight"}) {
     EXPECT_FALSE(tap_shape(parsed(name), tiny, 2, 33)) << name;
   }

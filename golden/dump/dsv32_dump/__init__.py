@@ -5,7 +5,8 @@ from the folder, or as one zipped file that can be copied to wherever the implem
 (`ci/pyz` makes golden/dump.pyz):
 
     python golden/dump --checkpoint ckpt/ --case small --out fork.safetensors
-        [--transformers PATH] [--mode backward | kl-warmup | kl-sparse | train --suite loss_descent]
+        [--transformers PATH]
+        [--mode backward | kl-warmup | kl-sparse | train --suite loss_descent | generate]
     python dump.pyz ...
 
 or, on a live model, with golden/dump or dump.pyz on PYTHONPATH:
@@ -26,6 +27,7 @@ From the outside in:
     own_run       steps of somebody's own training; own_callback: by the Trainer of transformers;
                   own_step: one of them; adapters: what LoRA was put on
     weights       what was loaded, bit for bit
+    generate      greedy decoding by the implementation's own loop
     run           one capture; training, lora: one training run
     settings      Options; switches set on the model and put back
     recorder      what passes through modules and through torch; watch: installs it
@@ -50,14 +52,16 @@ from typing import Any
 from .command import main
 from .deliver import dump
 from .errors import Capture, DumpError, ModelCrash
+from .generate import generate
 from .own_run import OwnRun, follow, judge
 from .parity import assert_parity
 from .run import capture
-from .settings import Options
+from .settings import Decoding, Options
 from .training import train
 
 __all__ = [
     "Capture",
+    "Decoding",
     "DumpError",
     "ModelCrash",
     "Options",
@@ -67,6 +71,7 @@ __all__ = [
     "capture",
     "dump",
     "follow",
+    "generate",
     "judge",
     "main",
     "train",

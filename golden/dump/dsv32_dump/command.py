@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import platform
@@ -21,6 +22,7 @@ from .case import find_case, json_object
 from .deliver import dump, report_run
 from .environment import tool
 from .errors import Capture, DumpError, account_of, raised_at, say
+from .generate import CACHES, check_cache, decoding_metadata, decoding_of_case
 from .jobs import LAST_FRAMES, Server, check_jobs
 from .kl import KL_STAGES
 from .load import DTYPES, Loading, import_transformers, load_model
@@ -31,7 +33,7 @@ from .training import SUITES
 from .weights import Checkpoint, weights_identity
 
 DESCRIPTION = "Runs a DeepSeek-V3.2 implementation and writes its trace for dsv32-verify."
-MODES = ("forward", "backward", *(f"kl-{stage}" for stage in KL_STAGES), "train")
+MODES = ("forward", "backward", *(f"kl-{stage}" for stage in KL_STAGES), "train", "generate")
 
 
 def main(words: list[str] | None = None) -> int:
@@ -74,7 +76,7 @@ def parse_arguments(words: list[str] | None) -> argparse.Namespace:
 
 def _check_jobs_or_one(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """One job is told on the command line, many in a file, and never both."""
-    own = ("checkpoint", "out", "case", "batch", "suite", "steps")
+    own = ("checkpoint", "out", "case", "batch", "suite", "steps", "eos", "new_tokens")
     if not arguments.jobs:
         absent = [f"--{name}" for name in own[:2] if getattr(arguments, name) is None]
         if absent:
@@ -97,6 +99,9 @@ def _add_what(add: Any) -> None:
     add("--mode", choices=MODES, default="forward")
     add("--suite", choices=tuple(SUITES), help="mode train: whose recipe")
     add("--steps", type=int, help="mode train; default: as many as the suite's golden has")
+    ends = "mode generate: the token that ends a row; default: the case's"
+    add("--eos", type=int, metavar="ID", help=ends)
+    add("--new-tokens", type=int, metavar="N", help="mode generate; default: the case's, or 24")
     add("--tap-gradients", action="store_true", help="dtap.NAME too: the gradient of every tap")
     kept = "comma-separated patterns of taps to keep, such as logits,loss.lm,topk"
     add("--taps", default="*", help=kept)
@@ -126,6 +131,7 @@ def _add_how(add: Any) -> None:
     add("--mask", choices=("given", "none"), help="default: what the case says")
     add("--gradient-checkpointing", action="store_true")
     add("--no-cache", action="store_true", help="use_cache=False")
+    add("--cache", choices=tuple(CACHES), help="mode generate; default: dynamic")
     outputs = "do not ask for index scores and KL targets"
     add("--no-training-outputs", action="store_true", help=outputs)
 
@@ -157,6 +163,7 @@ def run_jobs(arguments: argparse.Namespace) -> int:
 def run_command(arguments: argparse.Namespace) -> int:
     """Everything is checked before the model is loaded: a wrong word must not cost minutes."""
     check_training(arguments)
+    check_generate(arguments)
     check_output(arguments.out)
     config = read_config(arguments.checkpoint)
     case = find_case(arguments.case, arguments.checkpoint)
@@ -169,6 +176,9 @@ def run_command(arguments: argparse.Namespace) -> int:
         batch = read_batch(arguments.batch, case, config["vocab_size"])
         digest = hashlib.sha256(arguments.batch.read_bytes()).hexdigest()
         case, options = case_with(case, batch, digest), options_of(arguments, batch)
+    if arguments.mode == "generate":
+        decoding = decoding_of_case(case, arguments.eos, arguments.new_tokens)
+        options = dataclasses.replace(options, decoding=decoding)
     run = load_and_dump(arguments, case, options)
     report_run(run, arguments.out)
     return 1 if run.failure else 0
@@ -213,6 +223,7 @@ def options_of(arguments: argparse.Namespace, batch: dict[str, Any] | None = Non
         slopes=arguments.tap_gradients,
         training_outputs=not arguments.no_training_outputs,
         sketch=arguments.sketch,
+        cache=arguments.cache or "dynamic",
     )
 
 
@@ -227,6 +238,22 @@ def check_training(arguments: argparse.Namespace) -> None:
         raise DumpError(2, "--steps", "steps", "at least 1, in mode train", got)
     if training and (arguments.batch or arguments.mask):
         raise DumpError(2, "--mode", "train", "the batches of the case", "--batch or --mask")
+
+
+def check_generate(arguments: argparse.Namespace) -> None:
+    """Throws DumpError on words that go with mode generate alone, or not with it."""
+    if arguments.mode == "generate":
+        for word, given in (("--sketch", arguments.sketch), ("--no-cache", arguments.no_cache)):
+            if given:
+                raise DumpError(2, "--mode", "generate", "whole taps and a cache", word)
+        if arguments.new_tokens is not None and arguments.new_tokens < 1:
+            raise DumpError(2, "--new-tokens", "steps", "at least 1", str(arguments.new_tokens))
+        check_cache(arguments.cache or "dynamic")
+        return
+    for word in ("eos", "new_tokens", "cache"):
+        if getattr(arguments, word) is not None:
+            option = "--" + word.replace("_", "-")
+            raise DumpError(2, option, f"mode {arguments.mode}", "mode generate", option)
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
@@ -276,4 +303,7 @@ def failed_before_run(
         weights=weights_identity(Checkpoint(arguments.checkpoint).tensors, case),
         failure=canonical_json(run.failure),
     )
+    if arguments.mode == "generate":
+        decoding = decoding_of_case(case, arguments.eos, arguments.new_tokens)
+        run.metadata |= decoding_metadata(decoding)
     return run

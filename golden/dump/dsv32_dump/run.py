@@ -280,8 +280,10 @@ class Run:
             "attention_layouts": recorder.layouts,
             "experts_implementation": str(getattr(config, "_experts_implementation", None)),
             "gradient_checkpointing": options.gradient_checkpointing,
-            "use_cache": True if options.chunks else use_cache,
+            "use_cache": True if options.chunks or options.decoding else use_cache,
         }
+        if options.decoding:
+            producer["cache"] = options.cache
         return trace_metadata(
             {**self.case, "chunks": list(options.chunks or ())},
             mode=options.mode,

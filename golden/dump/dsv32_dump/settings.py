@@ -20,6 +20,14 @@ from .kl import KL_INPUTS
 
 
 @dataclasses.dataclass(frozen=True)
+class Decoding:
+    """Greedy decoding: `steps` tokens per row at most; a row that emitted `eos` is finished."""
+
+    steps: int = 24
+    eos: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Options:
     """What is run, how, and what is kept of it.
 
@@ -37,6 +45,8 @@ class Options:
     use_cache: None leaves the model's own setting.
     taps: patterns of the taps to keep, with or without `layers.N.`.
     slopes: the gradient with respect to every tap too, as `dtap.NAME` (modes backward and KL).
+    decoding: the model's own `generate` goes on after the batch, with a dynamic, static or
+    offloaded `cache`.
     sketch: the file keeps chosen rows, norms and projections in place of whole taps.
     training_outputs: ask for index scores and KL targets where the model hands them out.
     """
@@ -45,6 +55,8 @@ class Options:
     kl: str = ""
     suite: str = ""
     steps: int | None = None
+    decoding: Decoding | None = None
+    cache: str = "dynamic"
     attn_implementation: str | None = "eager"
     experts_implementation: str | None = "eager"
     mask: str | None = None
@@ -63,6 +75,8 @@ class Options:
         """The trace's word for what is run."""
         if self.suite:
             return "train"
+        if self.decoding:
+            return "generate"
         return f"kl-{self.kl}" if self.kl else "backward" if self.backward else "forward"
 
     def of_case(self, case: dict[str, Any]) -> Options:
@@ -87,7 +101,7 @@ def apply_settings(model: nn.Module, options: Options, undo: contextlib.ExitStac
         value = getattr(options, f"{kind}_implementation")
         if value is not None:
             set_implementation(model, kind, value, undo)
-    model.train(options.mode != "forward")
+    model.train(options.mode not in ("forward", "generate"))
     if options.gradient_checkpointing:
         verb = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
         getattr(model, f"{verb}_checkpointing_enable")()

@@ -82,6 +82,34 @@ class Pass {
     split_into_chunks();
   }
 
+  /// Greedy decoding after the prompt, chunk by chunk through caches of all layers; `history` is
+  /// the batch of this pass, and grows.
+  Trace decode(History& history) {
+    std::vector<Weights> weights;
+    for (int64_t layer = 0; layer < ctx_.config.num_hidden_layers; ++layer)
+      weights.push_back(layer_weights(layer));
+    Weights outer = outer_weights();
+    std::vector<KeyCache> caches;
+    for (size_t layer = 0; layer < weights.size(); ++layer) caches.push_back(empty_cache());
+    for (size_t i = 0; i < chunks_.size(); ++i) {
+      begin_chunk(i);
+      const int64_t begin = chunks_[i].first_query, count = chunks_[i].valid.size(1);
+      Stream stream = embedded(outer, begin, count);
+      for (size_t layer = 0; layer < weights.size(); ++layer) {
+        LayerState unused;
+        Tensor kl_sum;
+        stream = run_layer(static_cast<int64_t>(layer), weights[layer], stream, chunks_[i],
+                           caches[layer], kl_sum, unused);
+      }
+      const Tensor normed =
+          flow_.put("final_norm", rms_norm(ctx_, stream, outer.get(kFinalNorm)).y);
+      history.emit(best_tokens(flow_.put("logits", linear(normed, outer.get(kHead)))));
+    }
+    Trace trace = flow_.finish();
+    trace.put("gen.tokens", history.tokens());
+    return trace;
+  }
+
   Trace run() {
     if (options_.segment) {
       run_segment(*options_.segment, *options_.stream);
@@ -171,16 +199,18 @@ class Pass {
 
   std::vector<Stream> embed() {
     Weights weights = outer_weights();
-    const Tensor ids = host_tensor(batch_.input_ids).to(ctx_.device);
     std::vector<Stream> streams;
     for (size_t i = 0; i < chunks_.size(); ++i) {
       begin_chunk(i);
-      const Tensor own = at::embedding(
-          weights.get(kEmbedding), ids.narrow(1, chunks_[i].first_query, chunks_[i].valid.size(1)));
-      const Tensor hidden = flow_.put("embed", own);
-      streams.push_back({.hidden = hidden, .x = hidden, .delta = {}});
+      streams.push_back(embedded(weights, chunks_[i].first_query, chunks_[i].valid.size(1)));
     }
     return streams;
+  }
+
+  Stream embedded(Weights& weights, int64_t first, int64_t count) {
+    const Tensor ids = host_tensor(batch_.input_ids).to(ctx_.device).narrow(1, first, count);
+    const Tensor hidden = flow_.put("embed", at::embedding(weights.get(kEmbedding), ids));
+    return {.hidden = hidden, .x = hidden, .delta = {}};
   }
 
   Stream run_layer(int64_t layer, Weights& weights, const Stream& in, const ChunkInputs& chunk,
@@ -414,6 +444,11 @@ class Optimized : public Implementation {
     if (!too_large.empty()) refuse("config", "sizes that the kernels take", too_large);
     expect_spec(options);
     const c10::InferenceMode no_autograd;
+    if (options.decoding) {
+      History history(batch, *options.decoding);
+      const Batch& grown = history.in_steps();
+      return Pass(config_, weights_, options_, grown, options).decode(history);
+    }
     return Pass(config_, weights_, options_, batch, options).run();
   }
   std::string name() const override { return "optimized"; }
