@@ -12,6 +12,7 @@ from dsv32_trace import canonical_json, check_case, make_batch
 from torch import Tensor, nn
 
 from .errors import Capture, ModelCrash, say
+from .generate import generate
 from .packages import refuse_missing_package, with_stand_in
 from .parts import Sizes
 from .run import capture
@@ -40,7 +41,7 @@ def dump(
     """
     case, options = check_case(case, "case"), options or Options()
     identity = identity_of(model, case, checkpoint)
-    work = train if options.suite else capture
+    work = train if options.suite else generate if options.decoding else capture
     try:
         run = with_stand_in(lambda: work(model, case, options))
     except ModelCrash as crash:
@@ -105,12 +106,16 @@ def report_hints(run: Capture) -> None:
     """Says what to do next about a NaN and about a model that is another one."""
     nan = first_nan(run.taps)
     if nan is not None:
-        say(f"NaN, first in {nan}; hint: ids beyond the vocabulary, a row without visible keys, "
-            "float16, or a learning rate too high: docs/troubleshooting.md")
+        say(
+            f"NaN, first in {nan}; hint: ids beyond the vocabulary, a row without visible keys, "
+            "float16, or a learning rate too high: docs/troubleshooting.md"
+        )
     indexer = [name for name in run.missing if ".ix." in name or name.endswith(".topk")]
     if indexer and not any(".ix." in name for name in run.taps):
-        say("no lightning indexer was found in this model; hint: is it DeepSeek-V3.2, on the "
-            "fork's branch that has it? --class NAME, --transformers PATH")
+        say(
+            "no lightning indexer was found in this model; hint: is it DeepSeek-V3.2, on the "
+            "fork's branch that has it? --class NAME, --transformers PATH"
+        )
 
 
 def report_slopes(run: Capture) -> None:
