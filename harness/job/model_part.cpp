@@ -229,6 +229,7 @@ LayerRunOptions CaseJob::layer_options() {
                                      .suite = to_string(cost.segment),
                                      .seconds = cost.seconds,
                                      .peak_gib = peak_memory_bytes() / kGiB});
+            reset_peak_memory();
             heartbeat_.finished(cost);
           }};
 }

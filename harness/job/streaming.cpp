@@ -7,6 +7,7 @@
 #include "harness/cases/layer_run.h"
 #include "harness/job/estimate.h"
 #include "harness/job/memory.h"
+#include "src/io/scratch.h"
 #include "src/model/trace.h"
 
 namespace dsv32::harness {
@@ -16,8 +17,10 @@ constexpr double kWholeBytes = 24 * kGiB;  // traces of a case that are held who
 constexpr double kOracleBytes = 8, kPlainBytes = 4;
 // Rates that are assumed, not measured: a full-size run was not timed yet.
 constexpr double kOracleRate = 35e9, kPlainRate = 90e9, kSequentialRate = 25e9;  // FLOP/s, a core
-constexpr double kWeightRate = 0.5e9;  // weights made and converted, per second and core
-constexpr double kAttentionCopies = 5, kScoreCopies = 5, kInnerCopies = 4, kStreamCopies = 8;
+constexpr double kWeightRate = 0.5e9;    // weights made and converted, per second and core
+constexpr double kProgram = 0.5 * kGiB;  // code and libraries
+constexpr double kAttentionCopies = 5, kScoreCopies = 5, kInnerCopies = 4;
+constexpr double kAttentionStreams = 3, kStreamCopies = 8;
 constexpr double kExpertsAtOnce = 8, kExpertCopies = 2;
 
 double count(const Shape& shape) {
@@ -74,6 +77,43 @@ double segment_flops(const Case& c, const Segment& segment) {
   return 2 * products;
 }
 
+/// Bytes that the oracle's pass over an attention works on: its operands are whole, its rows go in
+/// blocks. Large matrices are there one by one, in float32.
+double attention_bytes(const Case& c, const Segment& segment) {
+  const ModelConfig& config = c.config;
+  const double tokens = count({c.B, c.S}), width = static_cast<double>(config.hidden_size);
+  const double heads = static_cast<double>(config.num_attention_heads);
+  const double nope = static_cast<double>(config.qk_nope_head_dim);
+  const double v = static_cast<double>(config.v_head_dim);
+  const double operands = 2 * static_cast<double>(config.qk_head_dim()) + nope + v;
+  const double out = width * heads * v;  // o_proj, the largest
+  const double block =
+      count({c.B, config.num_attention_heads, queries_at_once(config, c.B, c.S), c.S});
+  const double rows = kAttentionCopies * block + tokens * heads * v;
+  const double scores = kScoreCopies * count({c.B, c.S, c.S});
+  return kOracleBytes * (kAttentionStreams * tokens * width + tokens * heads * operands +
+                         segment_weights(c, segment) - out + std::max(rows, scores)) +
+         kPlainBytes * out;
+}
+
+double mlp_bytes(const Case& c, const Segment& segment) {
+  const ModelConfig& config = c.config;
+  const double tokens = count({c.B, c.S}),
+               stream = tokens * static_cast<double>(config.hidden_size);
+  const double weights = segment_weights(c, segment);
+  if (!has_experts(c, segment)) {
+    const double values = kAttentionStreams * stream +
+                          kInnerCopies * tokens * static_cast<double>(config.intermediate_size);
+    const double matrix = weights / 3;
+    return std::max(kOracleBytes * values + kPlainBytes * matrix, kPlainBytes * (values + weights));
+  }
+  const double expert = expert_elements(config);
+  const double rest = weights - static_cast<double>(config.n_routed_experts) * expert;
+  const double group = kPlainBytes * kExpertCopies * kExpertsAtOnce * expert;
+  return std::max(kOracleBytes * (2 * expert), group) +
+         kOracleBytes * (kStreamCopies * stream + rest);
+}
+
 /// Bytes that the oracle's pass works on beside its taps.
 double working_bytes(const Case& c, const Segment& segment) {
   const ModelConfig& config = c.config;
@@ -83,26 +123,10 @@ double working_bytes(const Case& c, const Segment& segment) {
   switch (segment.kind) {
     case SegmentKind::embed:
       return kOracleBytes * stream;
-    case SegmentKind::attention: {
-      const double heads = static_cast<double>(config.num_attention_heads);
-      const double wide = 2 * static_cast<double>(config.qk_head_dim()) +
-                          2 * static_cast<double>(config.qk_nope_head_dim + config.v_head_dim);
-      const double block =
-          count({c.B, config.num_attention_heads, queries_at_once(config, c.B, c.S), c.S});
-      return kOracleBytes * (stream + weights + tokens * heads * wide + kAttentionCopies * block +
-                             kScoreCopies * count({c.B, c.S, c.S}));
-    }
-    case SegmentKind::mlp: {
-      if (!has_experts(c, segment))
-        return kOracleBytes *
-               (stream + weights +
-                kInnerCopies * tokens * static_cast<double>(config.intermediate_size));
-      const double experts = static_cast<double>(config.n_routed_experts);
-      const double expert = expert_elements(config);
-      const double rest = weights - experts * expert;
-      const double group = kPlainBytes * kExpertCopies * kExpertsAtOnce * expert;
-      return std::max(kOracleBytes * (2 * expert), group) + kOracleBytes * (stream + rest);
-    }
+    case SegmentKind::attention:
+      return attention_bytes(c, segment);
+    case SegmentKind::mlp:
+      return mlp_bytes(c, segment);
     case SegmentKind::head:
       break;
   }
@@ -134,13 +158,23 @@ Passes passes_of(const Job& job, const Case& c) {
   return passes;
 }
 
-/// The runs that others are measured with are measured tap by tap and dropped.
-double held_bytes(const Job& job, const Case& c, double taps) {
+/// In memory; large ones wait on disk.
+double held(double elements, double bytes) {
+  return elements * bytes < static_cast<double>(io::kScratchBytes) ? elements * bytes : 0;
+}
+
+/// Taps of the oracle and of each subject, and every side's stream. The runs that others are
+/// measured with are measured tap by tap and dropped.
+double held_bytes(const Job& job, const Case& c, const Segment& segment) {
   const double subjects = static_cast<double>(job.impls.size() * job.dtypes.size());
   const double streams = count({c.B, c.S, c.config.hidden_size});
   const double sides = 4 + 5 * subjects;
-  return taps * (kOracleBytes + kPlainBytes * subjects) +
-         streams * (kOracleBytes + kPlainBytes) / 2 * sides;
+  double sum = (held(streams, kOracleBytes) + held(streams, kPlainBytes)) / 2 * sides;
+  for (const std::string& tap : segment_taps(c.config, segment)) {
+    const double elements = tap_elements(c, tap);
+    sum += held(elements, kOracleBytes) + held(elements, kPlainBytes) * subjects;
+  }
+  return sum;
 }
 
 std::string row(const std::string& name, const SegmentWork& w) {
@@ -210,7 +244,7 @@ StreamingWork streaming_work(const Job& job, const Case& c) {
                       .flops = segment_flops(c, segment)};
       for (const std::string& tap : segment_taps(c.config, segment))
         one.taps += tap_elements(c, tap);
-      one.bytes = held_bytes(job, c, one.taps) + working_bytes(c, segment);
+      one.bytes = kProgram + held_bytes(job, c, segment) + working_bytes(c, segment);
       one.seconds = (one.flops * (p.oracle / kOracleRate + p.plain / kPlainRate +
                                   p.sequential / kSequentialRate) +
                      one.weights * (p.oracle + p.plain + p.sequential) / kWeightRate) /

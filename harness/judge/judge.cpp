@@ -55,7 +55,10 @@ class Judge {
 
   std::vector<Verdict> staged() {
     if (e_.staged.oracle == nullptr) return {};
-    for (const std::string& name : forward()) judge_staged(*parse_tap(name));
+    for (const std::string& name : forward()) {
+      judge_staged(*parse_tap(name));
+      finish_tap();
+    }
     return std::move(verdicts_);
   }
 
@@ -67,7 +70,10 @@ class Judge {
   std::vector<Verdict> forced() {
     const std::vector<std::string> names = forward();
     find_unreplayed(names);
-    for (const std::string& name : names) judge_forced(*parse_tap(name));
+    for (const std::string& name : names) {
+      judge_forced(*parse_tap(name));
+      finish_tap();
+    }
     return std::move(verdicts_);
   }
 
@@ -91,6 +97,10 @@ class Judge {
     std::vector<std::string> names = forward_taps(config_);
     for (std::string& name : kl_taps(config_, e_.objective)) names.push_back(std::move(name));
     return names;
+  }
+
+  void finish_tap() const {
+    if (e_.after_each_tap) e_.after_each_tap();
   }
 
   const HostTensor* tensor(const std::string& name) const { return e_.judged->find(name); }

@@ -2,6 +2,8 @@
 
 #include <torch/torch.h>
 
+#include <functional>
+
 #include "src/model/tensor.h"
 
 /// The one place where host tensors and torch tensors meet.
@@ -12,7 +14,11 @@ torch::ScalarType scalar_type(DType dtype);
 DType dtype_of(torch::ScalarType type);
 /// Returns a view of the host tensor's memory (shared, kept alive by the result).
 torch::Tensor to_torch(const HostTensor& tensor);
+/// Makes the memory of a host tensor; empty: the heap.
+using Room = std::function<HostTensor(DType, const Shape&)>;
 /// Returns a host copy in this dtype.
-HostTensor to_host(const torch::Tensor& tensor, DType dtype);
+HostTensor to_host(const torch::Tensor& tensor, DType dtype, const Room& room = {});
+/// Returns a host tensor of this dtype to read from: a view of the memory where that serves.
+HostTensor seen_by_host(const torch::Tensor& tensor, DType dtype);
 
 }  // namespace dsv32
