@@ -19,7 +19,7 @@ constexpr double kOracleBytes = 8, kPlainBytes = 4;
 constexpr double kOracleRate = 35e9, kPlainRate = 90e9, kSequentialRate = 25e9;  // FLOP/s, a core
 constexpr double kWeightRate = 0.5e9;    // weights made and converted, per second and core
 constexpr double kProgram = 0.5 * kGiB;  // code and libraries
-constexpr double kAttentionCopies = 5, kScoreCopies = 5, kInnerCopies = 4;
+constexpr double kAttentionCopies = 4, kScoreCopies = 5, kInnerCopies = 4;
 constexpr double kAttentionStreams = 3, kStreamCopies = 8;
 constexpr double kExpertsAtOnce = 8, kExpertCopies = 2;
 

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <torch/torch.h>
 
+#include <deque>
 #include <mutex>
 #include <unordered_map>
 
@@ -39,8 +40,9 @@ void set_threads(int threads) { torch::set_num_threads(threads); }
 
 namespace {
 
-/// Large blocks in mappings of their own, made of huge pages: those of the heap stay with the
-/// process, and lie between others when they are free.
+/// Large blocks in mappings of their own, made of huge pages: those of a heap stay with the
+/// process, and lie between others when they are free. A few free ones wait for the next of their
+/// size: the system takes as long to clear a page as an op to fill it.
 class LargeBlocks : public c10::Allocator {
  public:
   /// As long as any tensor.
@@ -50,14 +52,10 @@ class LargeBlocks : public c10::Allocator {
   }
 
   c10::DataPtr allocate(size_t size) override {
-    constexpr size_t kLarge = size_t{32} << 20;
-    if (size < kLarge) return others_->allocate(size);
-    void* memory =
-        ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) return others_->allocate(size);  // which says that there is none
-    ::madvise(memory, size, MADV_HUGEPAGE);
+    if (size < kStep) return others_->allocate(size);
     const std::scoped_lock lock(mutex_);
-    sizes_[memory] = size;
+    void* memory = block_of((size + kStep - 1) / kStep * kStep);
+    if (memory == nullptr) return others_->allocate(size);  // which says that there is none
     return {memory, memory, give_back, c10::Device(c10::kCPU)};
   }
   c10::DeleterFnPtr raw_deleter() const override { return give_back; }
@@ -66,28 +64,56 @@ class LargeBlocks : public c10::Allocator {
   }
 
  private:
+  static constexpr size_t kStep = size_t{32} << 20;        // sizes are multiples of it
+  static constexpr size_t kMostWaiting = size_t{1} << 30;  // all together
+
   explicit LargeBlocks(c10::Allocator* others) : others_(others) {}
 
   static void give_back(void* memory) {
     LargeBlocks& blocks = only();
-    const size_t size = blocks.forget(memory);
-    if (size == 0) return blocks.others_->raw_deleter()(memory);
-    ::munmap(memory, size);
+    const std::scoped_lock lock(blocks.mutex_);
+    const auto found = blocks.sizes_.find(memory);
+    if (found == blocks.sizes_.end()) return blocks.others_->raw_deleter()(memory);
+    blocks.make_place(found->second);
+    blocks.waiting_.push_back(memory);
+    blocks.waiting_bytes_ += found->second;
+    if (found->second > kMostWaiting) blocks.make_place(0);
   }
 
-  /// Its size; 0: it is none of ours.
-  size_t forget(void* memory) {
-    const std::scoped_lock lock(mutex_);
-    const auto found = sizes_.find(memory);
-    if (found == sizes_.end()) return 0;
-    const size_t size = found->second;
-    sizes_.erase(found);
-    return size;
+  void* block_of(size_t size) {
+    for (auto at = waiting_.begin(); at != waiting_.end(); ++at)
+      if (sizes_.at(*at) == size) {
+        void* memory = *at;
+        waiting_.erase(at);
+        waiting_bytes_ -= size;
+        return memory;
+      }
+    make_place(size);
+    void* memory =
+        ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) return nullptr;
+    ::madvise(memory, size, MADV_HUGEPAGE);
+    sizes_[memory] = size;
+    return memory;
+  }
+
+  /// Until as much may wait besides, those that have waited longest go.
+  void make_place(size_t size) {
+    while (!waiting_.empty() && waiting_bytes_ + size > kMostWaiting) {
+      void* memory = waiting_.front();
+      waiting_.pop_front();
+      const size_t bytes = sizes_.at(memory);
+      waiting_bytes_ -= bytes;
+      sizes_.erase(memory);
+      ::munmap(memory, bytes);
+    }
   }
 
   c10::Allocator* others_;
   std::mutex mutex_;
-  std::unordered_map<void*, size_t> sizes_;
+  std::unordered_map<void*, size_t> sizes_;  // of every block
+  std::deque<void*> waiting_;
+  size_t waiting_bytes_ = 0;
 };
 
 }  // namespace

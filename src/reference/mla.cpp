@@ -76,9 +76,10 @@ Tensor attention_probs(const Context& ctx, const Tensor& logits, const Tensor& s
   const Tensor sees_a_key = support.any(-1, /*keepdim=*/true);
   const Tensor kept =
       support | ~sees_a_key;  // a row without keys: softmax over anything, then zero
-  const Tensor probs =
-      softmax(ctx.sums, logits.masked_fill(~kept, -std::numeric_limits<double>::infinity()));
-  return probs.masked_fill(~support, 0);
+  const auto real = logits.options();
+  const Tensor hidden = torch::full({}, -std::numeric_limits<double>::infinity(), real);
+  const Tensor probs = softmax(ctx.sums, torch::where(kept, logits, hidden));
+  return torch::where(support, probs, torch::zeros({}, real));
 }
 
 Tensor attention_context(const Context& ctx, const Tensor& probs,

@@ -31,6 +31,15 @@ def without_timing(folder: Path) -> dict:
     return report
 
 
+def blocked_case() -> str:
+    """Rows of attention in blocks, taps on disk: as at full size, in seconds."""
+    heads, tokens = 64, 1024
+    overrides = {"num_attention_heads": heads, "num_key_value_heads": heads, "v_head_dim": 64,
+                 "max_position_embeddings": tokens}
+    return json.dumps({"config": "tiny", "overrides": overrides, "seed": 1, "B": 1, "S": tokens,
+                       "pad": 0, "bias_offset": 0, "chunks": []})
+
+
 class Layers(CliTest):
     def report_of(self, *words: object) -> dict:
         done = run(*words, "--device", "cpu", "--json")
@@ -81,13 +90,7 @@ class Layers(CliTest):
         self.ended(run("--case", "tiny", "--dry-run"), OK)
 
     def test_the_peak_is_as_the_dry_run_says(self) -> None:
-        # Rows of attention in blocks, taps on disk: as at full size, in seconds.
-        heads, tokens = 64, 1024
-        case = json.dumps({
-            "config": "tiny", "seed": 1, "B": 1, "S": tokens, "pad": 0,
-            "overrides": {"num_attention_heads": heads, "num_key_value_heads": heads,
-                          "max_position_embeddings": tokens, "v_head_dim": 64}})
-        words = ("--case", case, "--layers", "1", "--dtype", "float32")
+        words = ("--case", blocked_case(), "--layers", "1", "--dtype", "float32")
         dry = run(*words, "--dry-run")
         self.ended(dry, OK)
         said = float(re.search(r"up to ([\d.]+) GiB", dry.stdout).group(1))
@@ -97,10 +100,7 @@ class Layers(CliTest):
         self.assertLess(abs(said / peak - 1), 0.25, f"said {said} GiB, took {peak} GiB")
 
     def test_a_full_disk_is_said(self) -> None:
-        case = json.dumps({"config": "tiny", "seed": 1, "B": 1, "S": 1024, "pad": 0,
-                           "overrides": {"num_attention_heads": 64, "num_key_value_heads": 64,
-                                         "max_position_embeddings": 1024}})
-        done = run("--case", case, "--layers", "1", "--dtype", "float32",
+        done = run("--case", blocked_case(), "--layers", "1", "--dtype", "float32",
                    env=environment(TMPDIR="/proc"))
         self.refused(done, ENVIRONMENT, "/proc: temporary file")
 
