@@ -169,25 +169,30 @@ class Chain {
     RunOptions own = forced(subject.dtype, in_dtype({}, mode_of(subject)));
     own.layer_dialects = subject.layer_dialects;
     judged.side = side(subject.subject.label, own, subject.impl);
-    judged.staged = sides(
-        "staged", {.dtype = subject.dtype, .dialect = subject.dialect, .feeding = Feeding::staged},
-        subject.against_reference);
+    judged.staged =
+        sides("staged", " of " + subject.subject.label,
+              {.dtype = subject.dtype, .dialect = subject.dialect, .feeding = Feeding::staged},
+              subject.against_reference);
     judged_.push_back(std::move(judged));
     const DType mode = mode_of(subject);
     if (!forced_.contains(mode)) {
-      forced_[mode] = sides("forced", forced(subject.dtype, subject.dialect), true);
+      forced_[mode] = sides("forced", " " + std::string(to_string(mode)),
+                            forced(subject.dtype, subject.dialect), true);
     }
   }
 
-  YardstickSides sides(const std::string& mode, const RunOptions& options, bool reference) {
+  /// `of`: for people.
+  YardstickSides sides(const std::string& mode, const std::string& of, const RunOptions& options,
+                       bool reference) {
     RunOptions oracle = options;
     oracle.dtype = DType::float64;
     const RunOptions probe = probe_options(run_.the_case(), options);
-    YardstickSides sides{side(mode + " oracle", oracle), side(mode + " probe", probe), {}, {}};
+    YardstickSides sides{
+        side(mode + " oracle" + of, oracle), side(mode + " probe" + of, probe), {}, {}};
     if (!reference) return sides;
-    sides.reference = side(mode + " reference", options);
+    sides.reference = side(mode + " reference" + of, options);
     if (options_.twins && options.dtype != DType::float64)
-      sides.twin = side(mode + " twin", sequential(options));
+      sides.twin = side(mode + " twin" + of, sequential(options));
     return sides;
   }
 
