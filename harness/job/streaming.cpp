@@ -7,6 +7,7 @@
 #include "harness/cases/layer_run.h"
 #include "harness/job/estimate.h"
 #include "harness/job/memory.h"
+#include "src/io/file.h"
 #include "src/io/scratch.h"
 #include "src/model/trace.h"
 
@@ -17,8 +18,9 @@ constexpr double kWholeBytes = 24 * kGiB;  // traces of a case that are held who
 constexpr double kOracleBytes = 8, kPlainBytes = 4;
 // Rates that are assumed, not measured: a full-size run was not timed yet.
 constexpr double kOracleRate = 35e9, kPlainRate = 90e9, kSequentialRate = 25e9;  // FLOP/s, a core
-constexpr double kWeightRate = 0.5e9;    // weights made and converted, per second and core
-constexpr double kProgram = 0.5 * kGiB;  // code and libraries
+constexpr double kWeightRate = 0.5e9;     // weights made and converted, per second and core
+constexpr double kProgram = 0.5 * kGiB;   // code and libraries
+constexpr double kWaiting = 0.75 * kGiB;  // free blocks that are kept for the next of their size
 constexpr double kAttentionCopies = 4, kScoreCopies = 5, kInnerCopies = 4;
 constexpr double kAttentionStreams = 3, kStreamCopies = 8;
 constexpr double kExpertsAtOnce = 8, kExpertCopies = 2;
@@ -158,42 +160,50 @@ Passes passes_of(const Job& job, const Case& c) {
   return passes;
 }
 
-/// In memory; large ones wait on disk.
-double held(double elements, double bytes) {
-  return elements * bytes < static_cast<double>(io::kScratchBytes) ? elements * bytes : 0;
-}
+/// Where the bytes of tensors are between passes: large ones wait on disk.
+struct Stored {
+  double memory = 0, disk = 0;
 
-/// Taps of the oracle and of each subject, and every side's stream. The runs that others are
-/// measured with are measured tap by tap and dropped.
-double held_bytes(const Job& job, const Case& c, const Segment& segment) {
+  void add(double elements, double item_size, double count) {
+    const double bytes = elements * item_size;
+    (bytes < static_cast<double>(io::kScratchBytes) ? memory : disk) += bytes * count;
+  }
+};
+
+/// Taps of the oracle, of the leading run and of each subject, and every side's stream. The runs
+/// that others are measured with are measured tap by tap and dropped.
+Stored stored(const Job& job, const Case& c, const Segment& segment) {
   const double subjects = static_cast<double>(job.impls.size() * job.dtypes.size());
-  const double streams = count({c.B, c.S, c.config.hidden_size});
-  const double sides = 4 + 5 * subjects;
-  double sum = (held(streams, kOracleBytes) + held(streams, kPlainBytes)) / 2 * sides;
+  const double stream = count({c.B, c.S, c.config.hidden_size});
+  const double oracles = 1 + subjects, others = 3 + 4 * subjects;
+  Stored sum;
+  sum.add(stream, kOracleBytes, oracles);
+  sum.add(stream, kPlainBytes, others);
   for (const std::string& tap : segment_taps(c.config, segment)) {
-    const double elements = tap_elements(c, tap);
-    sum += held(elements, kOracleBytes) + held(elements, kPlainBytes) * subjects;
+    sum.add(tap_elements(c, tap), kOracleBytes, 1);
+    sum.add(tap_elements(c, tap), kPlainBytes, 1 + subjects);
   }
   return sum;
 }
 
 std::string row(const std::string& name, const SegmentWork& w) {
   char text[160];
-  std::snprintf(text, sizeof text, "%-22s %10.3g %10.3g %10.3g %9.1f %9.0f\n", name.c_str(),
-                w.weights, w.taps, w.flops / 1e12, w.bytes / kGiB, w.seconds);
+  std::snprintf(text, sizeof text, "%-22s %10.3g %10.3g %10.3g %9.1f %9.1f %9.0f\n", name.c_str(),
+                w.weights, w.taps, w.flops / 1e12, w.bytes / kGiB, w.disk / kGiB, w.seconds);
   return text;
 }
 
 std::string table(const StreamingWork& work) {
   char head[160];
-  std::snprintf(head, sizeof head, "%-22s %10s %10s %10s %9s %9s\n", "segment", "weights", "taps",
-                "TFLOP/pass", "peak GiB", "seconds");
+  std::snprintf(head, sizeof head, "%-22s %10s %10s %10s %9s %9s %9s\n", "segment", "weights",
+                "taps", "TFLOP/pass", "peak GiB", "disk GiB", "seconds");
   std::string text = head;
   SegmentWork sum;
   for (const SegmentWork& w : work.segments) {
     text += row(to_string(w.segment), w);
     sum.weights += w.weights, sum.taps += w.taps, sum.flops += w.flops, sum.seconds += w.seconds;
     sum.bytes = std::max(sum.bytes, w.bytes);
+    sum.disk = std::max(sum.disk, w.disk);
   }
   return text + row("all", sum);
 }
@@ -216,6 +226,12 @@ bool is_streamed(const Job& job, const Case& c) {
 double StreamingWork::bytes() const {
   double most = 0;
   for (const SegmentWork& segment : segments) most = std::max(most, segment.bytes);
+  return most;
+}
+
+double StreamingWork::disk() const {
+  double most = 0;
+  for (const SegmentWork& segment : segments) most = std::max(most, segment.disk);
   return most;
 }
 
@@ -244,7 +260,10 @@ StreamingWork streaming_work(const Job& job, const Case& c) {
                       .flops = segment_flops(c, segment)};
       for (const std::string& tap : segment_taps(c.config, segment))
         one.taps += tap_elements(c, tap);
-      one.bytes = kProgram + held_bytes(job, c, segment) + working_bytes(c, segment);
+      const Stored between = stored(job, c, segment);
+      const double working = working_bytes(c, segment);
+      one.bytes = kProgram + between.memory + working + std::min(working, kWaiting);
+      one.disk = between.disk;
       one.seconds = (one.flops * (p.oracle / kOracleRate + p.plain / kPlainRate +
                                   p.sequential / kSequentialRate) +
                      one.weights * (p.oracle + p.plain + p.sequential) / kWeightRate) /
@@ -254,7 +273,11 @@ StreamingWork streaming_work(const Job& job, const Case& c) {
   return work;
 }
 
-double streaming_bytes(const Case& c, const Job& job) { return streaming_work(job, c).bytes(); }
+void refuse_streaming_that_does_not_fit(const Case& c, const Job& job) {
+  const StreamingWork work = streaming_work(job, c);
+  refuse_what_does_not_fit(c, work.bytes(), "one segment is held at a time");
+  io::require_space(io::scratch_folder(), static_cast<uint64_t>(work.disk()));
+}
 
 std::string streaming_table(const StreamingWork& work) {
   return passes_text(work.passes) + table(work);

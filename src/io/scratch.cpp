@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -11,16 +12,17 @@
 #include "src/model/errors.h"
 
 namespace dsv32::io {
-namespace {
 
-std::string folder() {
+std::string scratch_folder() {
   const char* set = std::getenv("TMPDIR");
   return set != nullptr && *set != '\0' ? set : "/tmp";
 }
 
+namespace {
+
 [[noreturn]] void refuse(const std::string& what, size_t size, int error) {
   throw Error(ExitCode::environment,
-              {.where = folder(),
+              {.where = scratch_folder(),
                .what = what,
                .expected = "room for " + std::to_string(size) + " bytes of a large tensor",
                .got = std::strerror(error),
@@ -29,7 +31,7 @@ std::string folder() {
 
 /// An open file without a name, of this size.
 int make_file(size_t size) {
-  std::string path = folder() + "/dsv32-verify.XXXXXX";
+  std::string path = scratch_folder() + "/dsv32-verify.XXXXXX";
   const int file = ::mkostemp(path.data(), O_CLOEXEC);
   if (file < 0) refuse("temporary file", size, errno);
   ::unlink(path.c_str());

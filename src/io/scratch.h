@@ -1,7 +1,8 @@
 #pragma once
 
-#include <cstddef>
+#include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "src/model/tensor.h"
@@ -24,6 +25,8 @@ class Scratch {
   std::vector<std::weak_ptr<Mapping>> mappings_;
 };
 
+/// TMPDIR, else the system's.
+std::string scratch_folder();
 /// From this many bytes on a tensor waits on disk.
 inline constexpr int64_t kScratchBytes = int64_t{16} << 20;
 

@@ -102,7 +102,7 @@ class Layers(CliTest):
     def test_a_full_disk_is_said(self) -> None:
         done = run("--case", blocked_case(), "--layers", "1", "--dtype", "float32",
                    env=environment(TMPDIR="/proc"))
-        self.refused(done, ENVIRONMENT, "/proc: temporary file")
+        self.refused(done, ENVIRONMENT, "/proc: disk: expected")
 
         folder = scratch / "layer-1"
         self.ended(run("weights", "make", "--config", "tiny", "--layers", "1", "--out", folder), OK)
