@@ -111,9 +111,9 @@ double mlp_bytes(const Case& c, const Segment& segment) {
   }
   const double expert = expert_elements(config);
   const double rest = weights - static_cast<double>(config.n_routed_experts) * expert;
-  const double group = kPlainBytes * kExpertCopies * kExpertsAtOnce * expert;
-  return std::max(kOracleBytes * (2 * expert), group) +
-         kOracleBytes * (kStreamCopies * stream + rest);
+  const double values = kStreamCopies * stream + rest;
+  return std::max(kOracleBytes * (kExpertCopies * expert + values),
+                  kPlainBytes * (kExpertsAtOnce * expert + values));
 }
 
 /// Bytes that the oracle's pass works on beside its taps.
