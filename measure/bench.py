@@ -134,6 +134,13 @@ def heading() -> str:
     )
 
 
+def other_sections(out: Path) -> str:
+    """What the page tells of runs that are no bench: from this heading on it is written by hand."""
+    found = out.read_text() if out.exists() else ""
+    at = found.find("\n## Layers of full size\n")
+    return found[at:] if at >= 0 else ""
+
+
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ci/bench", description=__doc__.split("\n")[0])
     parser.add_argument("--case", default="small", choices=list(load_cases()), metavar="NAME")
@@ -150,7 +157,7 @@ def main(words: list[str] | None = None) -> int:
     text = "\n".join([heading(), *(PARTS[part](bench) for part in parts)])
     print(text, end="")
     if arguments.out:
-        arguments.out.write_text(text)
+        arguments.out.write_text(text + other_sections(arguments.out))
     return 0
 
 

@@ -8,6 +8,8 @@
 
 #include "harness/cases/implementations.h"
 #include "harness/cases/probe.h"
+#include "src/bridge/runtime.h"
+#include "src/io/scratch.h"
 
 namespace dsv32::harness {
 namespace {
@@ -66,6 +68,7 @@ class Chain {
   Chain(const CaseRun& run, const std::vector<JudgedTrace>& subjects,
         const LayerRunOptions& options)
       : run_(run), options_(options) {
+    return_large_blocks();
     lead_ = side("reference float32, leading", {.dtype = DType::float32});
     for (const JudgedTrace& subject : subjects) add(subject);
   }
@@ -96,6 +99,11 @@ class Chain {
     }
   }
 
+  /// Behind the last segment of a chain: the next chain has a beginning of its own.
+  void end() {
+    for_each_side([](Side& side) { side.stream.clear(); });
+  }
+
   LayerProgress progress(size_t segments) {
     LayerProgress progress{.segments = segments};
     for (const Judged& judged : judged_) {
@@ -122,7 +130,7 @@ class Chain {
   }
 
   /// What was found so far.
-  std::vector<LayerVerdicts> verdicts() const {
+  std::vector<LayerVerdicts> verdicts() {
     std::vector<LayerVerdicts> all;
     for (const Judged& judged : judged_) {
       const Trace nothing;
@@ -161,25 +169,30 @@ class Chain {
     RunOptions own = forced(subject.dtype, in_dtype({}, mode_of(subject)));
     own.layer_dialects = subject.layer_dialects;
     judged.side = side(subject.subject.label, own, subject.impl);
-    judged.staged = sides(
-        "staged", {.dtype = subject.dtype, .dialect = subject.dialect, .feeding = Feeding::staged},
-        subject.against_reference);
+    judged.staged =
+        sides("staged", " of " + subject.subject.label,
+              {.dtype = subject.dtype, .dialect = subject.dialect, .feeding = Feeding::staged},
+              subject.against_reference);
     judged_.push_back(std::move(judged));
     const DType mode = mode_of(subject);
     if (!forced_.contains(mode)) {
-      forced_[mode] = sides("forced", forced(subject.dtype, subject.dialect), true);
+      forced_[mode] = sides("forced", " " + std::string(to_string(mode)),
+                            forced(subject.dtype, subject.dialect), true);
     }
   }
 
-  YardstickSides sides(const std::string& mode, const RunOptions& options, bool reference) {
+  /// `of`: for people.
+  YardstickSides sides(const std::string& mode, const std::string& of, const RunOptions& options,
+                       bool reference) {
     RunOptions oracle = options;
     oracle.dtype = DType::float64;
     const RunOptions probe = probe_options(run_.the_case(), options);
-    YardstickSides sides{side(mode + " oracle", oracle), side(mode + " probe", probe), {}, {}};
+    YardstickSides sides{
+        side(mode + " oracle" + of, oracle), side(mode + " probe" + of, probe), {}, {}};
     if (!reference) return sides;
-    sides.reference = side(mode + " reference", options);
+    sides.reference = side(mode + " reference" + of, options);
     if (options_.twins && options.dtype != DType::float64)
-      sides.twin = side(mode + " twin", sequential(options));
+      sides.twin = side(mode + " twin" + of, sequential(options));
     return sides;
   }
 
@@ -207,12 +220,26 @@ class Chain {
   }
 
   /// With an oracle: the run is measured against it, and its taps are dropped.
-  Trace advance(Side& side, const Trace* oracle = nullptr, const Trace* in_force = nullptr) const {
+  Trace advance(Side& side, const Trace* oracle = nullptr, const Trace* in_force = nullptr) {
     RunOptions options = side.options;
-    if (oracle != nullptr) options.measure = run_.measured(*oracle, in_force);
+    if (oracle != nullptr) options.measure = resting(run_.measured(*oracle, in_force));
+    options.room = [this](DType dtype, const Shape& shape) {
+      waiting_.rest();
+      return waiting_.tensor(dtype, shape);
+    };
     options.segment = segment_;
     options.stream = &side.stream;
-    return run_.run(options, what_ + ", " + side.what, side.impl);
+    Trace trace = run_.run(options, what_ + ", " + side.what, side.impl);
+    waiting_.rest();
+    return trace;
+  }
+
+  /// What was read of taps before this one takes no memory any more.
+  decltype(RunOptions::measure) resting(decltype(RunOptions::measure) measure) {
+    return [this, measure = std::move(measure)](const std::string& name, const HostTensor& value) {
+      waiting_.rest();
+      return measure(name, value);
+    };
   }
 
   Trace drawn_out(Trace probe, const Trace& oracle) const {
@@ -300,7 +327,7 @@ class Chain {
     return trace;
   }
 
-  Evidence evidence_of(const Judged& judged, const Trace& trace) const {
+  Evidence evidence_of(const Judged& judged, const Trace& trace) {
     const Case& c = run_.the_case();
     Evidence evidence{.subject = judged.about.subject,
                       .c = &c,
@@ -311,7 +338,8 @@ class Chain {
                       .unheld = judged.about.impl.empty() ? std::vector<std::string>{}
                                                           : unheld_taps(judged.about.impl),
                       .judged = &trace,
-                      .taps = segment_taps(c.config, segment_)};
+                      .taps = segment_taps(c.config, segment_),
+                      .after_each_tap = [this] { waiting_.rest(); }};
     const bool routed = segment_.kind == SegmentKind::mlp && !c.config.is_dense_mlp(segment_.layer);
     if (routed)
       evidence.biases["model.layers." + std::to_string(segment_.layer) +
@@ -323,7 +351,8 @@ class Chain {
   const LayerRunOptions& options_;
   Segment segment_;
   std::string what_;
-  Trace decisions_;  // of the leading run, of the segment at hand
+  Trace decisions_;      // of the leading run, of the segment at hand
+  io::Scratch waiting_;  // large taps and streams
   Side lead_;
   std::map<DType, YardstickSides> forced_;
   std::vector<Judged> judged_;
@@ -350,6 +379,7 @@ std::vector<LayerVerdicts> judge_layers(const CaseRun& run,
       sides.judge(segment, to_string(segment) + count);
       const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
       if (options.finished) options.finished({segment, done, all, seconds});
+      if (segment == chain.segments.back()) sides.end();
       if (options.reached && segment.kind != SegmentKind::attention)
         options.reached(sides.progress(done));
     }

@@ -44,7 +44,7 @@ CaseRun make_run(const Job& job, Case c, const WeightSource& weights, const Obje
   const bool trains = job.dtypes != std::vector<DType>{DType::fp8} || !job.candidates.empty();
   const bool backward = contains(job.suites, "backward") && trains;
   if (is_streamed(job, c)) {
-    refuse_what_does_not_fit(c, streaming_bytes(c, job), "one segment is held at a time");
+    refuse_streaming_that_does_not_fit(c, job);
   } else {
     refuse_what_does_not_fit(c, judging_bytes(c, backward));
   }
@@ -229,6 +229,7 @@ LayerRunOptions CaseJob::layer_options() {
                                      .suite = to_string(cost.segment),
                                      .seconds = cost.seconds,
                                      .peak_gib = peak_memory_bytes() / kGiB});
+            reset_peak_memory();
             heartbeat_.finished(cost);
           }};
 }

@@ -7,6 +7,8 @@
 #include "harness/cases/layer_run.h"
 #include "harness/job/estimate.h"
 #include "harness/job/memory.h"
+#include "src/io/file.h"
+#include "src/io/scratch.h"
 #include "src/model/trace.h"
 
 namespace dsv32::harness {
@@ -16,8 +18,11 @@ constexpr double kWholeBytes = 24 * kGiB;  // traces of a case that are held who
 constexpr double kOracleBytes = 8, kPlainBytes = 4;
 // Rates that are assumed, not measured: a full-size run was not timed yet.
 constexpr double kOracleRate = 35e9, kPlainRate = 90e9, kSequentialRate = 25e9;  // FLOP/s, a core
-constexpr double kWeightRate = 0.5e9;  // weights made and converted, per second and core
-constexpr double kAttentionCopies = 5, kScoreCopies = 5, kInnerCopies = 4, kStreamCopies = 8;
+constexpr double kWeightRate = 0.5e9;     // weights made and converted, per second and core
+constexpr double kProgram = 0.5 * kGiB;   // code and libraries
+constexpr double kWaiting = 0.75 * kGiB;  // free blocks that are kept for the next of their size
+constexpr double kAttentionCopies = 4, kScoreCopies = 5, kInnerCopies = 4;
+constexpr double kAttentionStreams = 3, kStreamCopies = 8;
 constexpr double kExpertsAtOnce = 8, kExpertCopies = 2;
 
 double count(const Shape& shape) {
@@ -74,6 +79,43 @@ double segment_flops(const Case& c, const Segment& segment) {
   return 2 * products;
 }
 
+/// Bytes that the oracle's pass over an attention works on: its operands are whole, its rows go in
+/// blocks. Large matrices are there one by one, in float32.
+double attention_bytes(const Case& c, const Segment& segment) {
+  const ModelConfig& config = c.config;
+  const double tokens = count({c.B, c.S}), width = static_cast<double>(config.hidden_size);
+  const double heads = static_cast<double>(config.num_attention_heads);
+  const double nope = static_cast<double>(config.qk_nope_head_dim);
+  const double v = static_cast<double>(config.v_head_dim);
+  const double operands = 2 * static_cast<double>(config.qk_head_dim()) + nope + v;
+  const double out = width * heads * v;  // o_proj, the largest
+  const double block =
+      count({c.B, config.num_attention_heads, queries_at_once(config, c.B, c.S), c.S});
+  const double rows = kAttentionCopies * block + tokens * heads * v;
+  const double scores = kScoreCopies * count({c.B, c.S, c.S});
+  return kOracleBytes * (kAttentionStreams * tokens * width + tokens * heads * operands +
+                         segment_weights(c, segment) - out + std::max(rows, scores)) +
+         kPlainBytes * out;
+}
+
+double mlp_bytes(const Case& c, const Segment& segment) {
+  const ModelConfig& config = c.config;
+  const double tokens = count({c.B, c.S}),
+               stream = tokens * static_cast<double>(config.hidden_size);
+  const double weights = segment_weights(c, segment);
+  if (!has_experts(c, segment)) {
+    const double values = kAttentionStreams * stream +
+                          kInnerCopies * tokens * static_cast<double>(config.intermediate_size);
+    const double matrix = weights / 3;
+    return std::max(kOracleBytes * values + kPlainBytes * matrix, kPlainBytes * (values + weights));
+  }
+  const double expert = expert_elements(config);
+  const double rest = weights - static_cast<double>(config.n_routed_experts) * expert;
+  const double values = kStreamCopies * stream + rest;
+  return std::max(kOracleBytes * (kExpertCopies * expert + values),
+                  kPlainBytes * (kExpertsAtOnce * expert + values));
+}
+
 /// Bytes that the oracle's pass works on beside its taps.
 double working_bytes(const Case& c, const Segment& segment) {
   const ModelConfig& config = c.config;
@@ -83,26 +125,10 @@ double working_bytes(const Case& c, const Segment& segment) {
   switch (segment.kind) {
     case SegmentKind::embed:
       return kOracleBytes * stream;
-    case SegmentKind::attention: {
-      const double heads = static_cast<double>(config.num_attention_heads);
-      const double wide = 2 * static_cast<double>(config.qk_head_dim()) +
-                          2 * static_cast<double>(config.qk_nope_head_dim + config.v_head_dim);
-      const double block =
-          count({c.B, config.num_attention_heads, queries_at_once(config, c.B, c.S), c.S});
-      return kOracleBytes * (stream + weights + tokens * heads * wide + kAttentionCopies * block +
-                             kScoreCopies * count({c.B, c.S, c.S}));
-    }
-    case SegmentKind::mlp: {
-      if (!has_experts(c, segment))
-        return kOracleBytes *
-               (stream + weights +
-                kInnerCopies * tokens * static_cast<double>(config.intermediate_size));
-      const double experts = static_cast<double>(config.n_routed_experts);
-      const double expert = expert_elements(config);
-      const double rest = weights - experts * expert;
-      const double group = kPlainBytes * kExpertCopies * kExpertsAtOnce * expert;
-      return std::max(kOracleBytes * (2 * expert), group) + kOracleBytes * (stream + rest);
-    }
+    case SegmentKind::attention:
+      return attention_bytes(c, segment);
+    case SegmentKind::mlp:
+      return mlp_bytes(c, segment);
     case SegmentKind::head:
       break;
   }
@@ -134,32 +160,50 @@ Passes passes_of(const Job& job, const Case& c) {
   return passes;
 }
 
-/// The runs that others are measured with are measured tap by tap and dropped.
-double held_bytes(const Job& job, const Case& c, double taps) {
+/// Where the bytes of tensors are between passes: large ones wait on disk.
+struct Stored {
+  double memory = 0, disk = 0;
+
+  void add(double elements, double item_size, double count) {
+    const double bytes = elements * item_size;
+    (bytes < static_cast<double>(io::kScratchBytes) ? memory : disk) += bytes * count;
+  }
+};
+
+/// Taps of the oracle, of the leading run and of each subject, and every side's stream. The runs
+/// that others are measured with are measured tap by tap and dropped.
+Stored stored(const Job& job, const Case& c, const Segment& segment) {
   const double subjects = static_cast<double>(job.impls.size() * job.dtypes.size());
-  const double streams = count({c.B, c.S, c.config.hidden_size});
-  const double sides = 4 + 5 * subjects;
-  return taps * (kOracleBytes + kPlainBytes * subjects) +
-         streams * (kOracleBytes + kPlainBytes) / 2 * sides;
+  const double stream = count({c.B, c.S, c.config.hidden_size});
+  const double oracles = 1 + subjects, others = 3 + 4 * subjects;
+  Stored sum;
+  sum.add(stream, kOracleBytes, oracles);
+  sum.add(stream, kPlainBytes, others);
+  for (const std::string& tap : segment_taps(c.config, segment)) {
+    sum.add(tap_elements(c, tap), kOracleBytes, 1);
+    sum.add(tap_elements(c, tap), kPlainBytes, 1 + subjects);
+  }
+  return sum;
 }
 
 std::string row(const std::string& name, const SegmentWork& w) {
   char text[160];
-  std::snprintf(text, sizeof text, "%-22s %10.3g %10.3g %10.3g %9.1f %9.0f\n", name.c_str(),
-                w.weights, w.taps, w.flops / 1e12, w.bytes / kGiB, w.seconds);
+  std::snprintf(text, sizeof text, "%-22s %10.3g %10.3g %10.3g %9.1f %9.1f %9.0f\n", name.c_str(),
+                w.weights, w.taps, w.flops / 1e12, w.bytes / kGiB, w.disk / kGiB, w.seconds);
   return text;
 }
 
 std::string table(const StreamingWork& work) {
   char head[160];
-  std::snprintf(head, sizeof head, "%-22s %10s %10s %10s %9s %9s\n", "segment", "weights", "taps",
-                "TFLOP/pass", "peak GiB", "seconds");
+  std::snprintf(head, sizeof head, "%-22s %10s %10s %10s %9s %9s %9s\n", "segment", "weights",
+                "taps", "TFLOP/pass", "peak GiB", "disk GiB", "seconds");
   std::string text = head;
   SegmentWork sum;
   for (const SegmentWork& w : work.segments) {
     text += row(to_string(w.segment), w);
     sum.weights += w.weights, sum.taps += w.taps, sum.flops += w.flops, sum.seconds += w.seconds;
     sum.bytes = std::max(sum.bytes, w.bytes);
+    sum.disk = std::max(sum.disk, w.disk);
   }
   return text + row("all", sum);
 }
@@ -182,6 +226,12 @@ bool is_streamed(const Job& job, const Case& c) {
 double StreamingWork::bytes() const {
   double most = 0;
   for (const SegmentWork& segment : segments) most = std::max(most, segment.bytes);
+  return most;
+}
+
+double StreamingWork::disk() const {
+  double most = 0;
+  for (const SegmentWork& segment : segments) most = std::max(most, segment.disk);
   return most;
 }
 
@@ -210,7 +260,10 @@ StreamingWork streaming_work(const Job& job, const Case& c) {
                       .flops = segment_flops(c, segment)};
       for (const std::string& tap : segment_taps(c.config, segment))
         one.taps += tap_elements(c, tap);
-      one.bytes = held_bytes(job, c, one.taps) + working_bytes(c, segment);
+      const Stored between = stored(job, c, segment);
+      const double working = working_bytes(c, segment);
+      one.bytes = kProgram + between.memory + working + std::min(working, kWaiting);
+      one.disk = between.disk;
       one.seconds = (one.flops * (p.oracle / kOracleRate + p.plain / kPlainRate +
                                   p.sequential / kSequentialRate) +
                      one.weights * (p.oracle + p.plain + p.sequential) / kWeightRate) /
@@ -220,7 +273,11 @@ StreamingWork streaming_work(const Job& job, const Case& c) {
   return work;
 }
 
-double streaming_bytes(const Case& c, const Job& job) { return streaming_work(job, c).bytes(); }
+void refuse_streaming_that_does_not_fit(const Case& c, const Job& job) {
+  const StreamingWork work = streaming_work(job, c);
+  refuse_what_does_not_fit(c, work.bytes(), "one segment is held at a time");
+  io::require_space(io::scratch_folder(), static_cast<uint64_t>(work.disk()));
+}
 
 std::string streaming_table(const StreamingWork& work) {
   return passes_text(work.passes) + table(work);

@@ -26,7 +26,8 @@ struct SegmentWork {
   double weights = 0;  // elements that a pass reads
   double taps = 0;     // elements that a trace keeps
   double flops = 0;    // of one pass
-  double bytes = 0;    // at the peak
+  double bytes = 0;    // of memory, at the peak
+  double disk = 0;     // bytes that wait in the folder for temporary files
   double seconds = 0;  // roughly, on this machine
 };
 struct StreamingWork {
@@ -34,12 +35,14 @@ struct StreamingWork {
   std::vector<SegmentWork> segments;
 
   double bytes() const;
+  double disk() const;
   double flops() const;
   double seconds() const;
 };
 /// Throws Error (usage) for words of --layers that the config does not have.
 StreamingWork streaming_work(const Job& job, const Case& c);
-double streaming_bytes(const Case& c, const Job& job);
+/// Throws Error (environment) when memory, or the disk of the temporary files, has not enough room.
+void refuse_streaming_that_does_not_fit(const Case& c, const Job& job);
 /// One line per segment, and their sum.
 std::string streaming_table(const StreamingWork& work);
 

@@ -44,14 +44,20 @@ Query read_query(const Comparison& c, int64_t b, int64_t s) {
   return query;
 }
 
+// Of the keys up to the query, 1 for those that are there; all of them are visible.
+std::vector<uint8_t> flags_of(const Query& query, const std::vector<int64_t>& keys) {
+  std::vector<uint8_t> flags(query.s + 1);
+  for (const int64_t key : keys) flags[key] = 1;
+  return flags;
+}
+
 // "" when the row's set is one that a selection can make at all.
 std::string invalid_because(const Query& query) {
-  std::set<int64_t> seen;
+  std::vector<uint8_t> seen(query.s + 1);
   for (const int64_t pick : query.picks) {
-    const std::string key = "key " + std::to_string(pick);
     if (!std::binary_search(query.visible.begin(), query.visible.end(), pick))
-      return key + " is not visible";
-    if (!seen.insert(pick).second) return key + " is picked twice";
+      return "key " + std::to_string(pick) + " is not visible";
+    if (seen[pick]++ != 0) return "key " + std::to_string(pick) + " is picked twice";
   }
   if (std::ssize(query.picks) == query.k) return "";
   return std::to_string(query.picks.size()) + " keys are picked, expected " +
@@ -67,12 +73,12 @@ std::vector<double> scores_of(const HostTensor& scores, const Query& query) {
 
 // Every picked key scores at least as much as every visible key that was not. NaN never does.
 bool is_top_of(const Query& query, const std::vector<double>& scores) {
-  const std::set<int64_t> picked(query.picks.begin(), query.picks.end());
+  const std::vector<uint8_t> picked = flags_of(query, query.picks);
   double lowest = kInfinity, highest_left = -kInfinity;
   for (const int64_t t : query.visible) {
     if (std::isnan(scores[t])) return false;
-    double& bound = picked.contains(t) ? lowest : highest_left;
-    bound = picked.contains(t) ? std::min(bound, scores[t]) : std::max(bound, scores[t]);
+    double& bound = picked[t] != 0 ? lowest : highest_left;
+    bound = picked[t] != 0 ? std::min(bound, scores[t]) : std::max(bound, scores[t]);
   }
   return lowest >= highest_left;
 }
@@ -99,10 +105,9 @@ struct Flips {
 Flips find_flips(const Query& query, const std::vector<double>& scores) {
   std::vector<int64_t> best = best_keys(query, scores);
   Flips flips{.cut = scores[best.back()]};
-  const std::set<int64_t> ours(best.begin(), best.end());
-  const std::set<int64_t> theirs(query.picks.begin(), query.picks.end());
+  const std::vector<uint8_t> ours = flags_of(query, best), theirs = flags_of(query, query.picks);
   for (const int64_t t : query.visible) {
-    if (ours.contains(t) == theirs.contains(t)) continue;
+    if (ours[t] == theirs[t]) continue;
     ++flips.count;
     const double distance = std::fabs(scores[t] - flips.cut);
     if (flips.worst >= 0 && distance <= flips.distance) continue;

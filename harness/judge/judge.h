@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -45,6 +46,7 @@ struct Evidence {
   /// comes before them is the segment's input, and there.
   std::vector<std::string> taps = {};
   const RankPieces* pieces = nullptr;  // of a judged side that came in pieces
+  std::function<void()> after_each_tap = {};
   /// The trace that the yardsticks were fed with when it is not `judged` (which then holds a part
   /// of it only).
   const Trace* fed = nullptr;

@@ -1,7 +1,5 @@
 #include "src/bridge/bridge.h"
 
-#include <cstring>
-
 #include "src/model/errors.h"
 
 namespace dsv32 {
@@ -45,11 +43,10 @@ torch::Tensor to_torch(const HostTensor& tensor) {
       owner.raw(), tensor.shape(), [owner](void*) {}, scalar_type(tensor.dtype()));
 }
 
-HostTensor to_host(const torch::Tensor& tensor, DType dtype) {
-  const torch::Tensor plain = tensor.detach().to(torch::kCPU, scalar_type(dtype)).contiguous();
-  HostTensor host(dtype, plain.sizes().vec());
-  if (host.bytes() > 0)
-    std::memcpy(host.raw(), plain.data_ptr(), static_cast<size_t>(host.bytes()));
+HostTensor to_host(const torch::Tensor& tensor, DType dtype, const Room& room) {
+  const Shape shape = tensor.sizes().vec();
+  HostTensor host = room ? room(dtype, shape) : HostTensor(dtype, shape);
+  if (host.bytes() > 0) to_torch(host).copy_(tensor.detach());
   return host;
 }
 
@@ -62,6 +59,14 @@ std::vector<int64_t> best_tokens(const torch::Tensor& logits) {
     tokens.push_back(places.size(0) == 0 ? 0 : places[0].item<int64_t>());
   }
   return tokens;
+}
+
+HostTensor seen_by_host(const torch::Tensor& tensor, DType dtype) {
+  const torch::Tensor plain = tensor.detach().to(torch::kCPU, scalar_type(dtype)).contiguous();
+  // Released with the host tensor, which only reads.
+  const std::shared_ptr<std::byte[]> memory(static_cast<std::byte*>(plain.data_ptr()),
+                                            [plain](std::byte*) {});
+  return HostTensor::over(memory, dtype, plain.sizes().vec());
 }
 
 }  // namespace dsv32

@@ -3,6 +3,7 @@
 #include <torch/torch.h>
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "src/model/tensor.h"
@@ -15,10 +16,14 @@ torch::ScalarType scalar_type(DType dtype);
 DType dtype_of(torch::ScalarType type);
 /// Returns a view of the host tensor's memory (shared, kept alive by the result).
 torch::Tensor to_torch(const HostTensor& tensor);
+/// Makes the memory of a host tensor; empty: the heap.
+using Room = std::function<HostTensor(DType, const Shape&)>;
 /// Returns a host copy in this dtype.
-HostTensor to_host(const torch::Tensor& tensor, DType dtype);
+HostTensor to_host(const torch::Tensor& tensor, DType dtype, const Room& room = {});
 /// The token of the largest of the last query's logits [B,S,vocab], the first one of equals, by
 /// row.
 std::vector<int64_t> best_tokens(const torch::Tensor& logits);
+/// Returns a host tensor of this dtype to read from: a view of the memory where that serves.
+HostTensor seen_by_host(const torch::Tensor& tensor, DType dtype);
 
 }  // namespace dsv32

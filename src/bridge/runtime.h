@@ -15,5 +15,8 @@ std::string arithmetic_library();
 std::string resolve_device(const std::string& asked);
 /// Of every op from now on.
 void set_threads(int threads);
+/// From now on a large block of memory goes back as soon as torch lets go of it, so that a run of
+/// large tensors holds what it uses and no more.
+void return_large_blocks();
 
 }  // namespace dsv32

@@ -172,9 +172,10 @@ Tensor TapFlow::put_queries(const std::string& name, const Tensor& own, int64_t 
   const Kept kept = kept_of(first, own.size(2));
   if (!options_.wanted || options_.wanted(name)) {
     auto& rows = rows_[name];
-    rows.push_back(rounded.detach().index_select(2, indices(kept.in_block)));
+    const Tensor some = rounded.detach().index_select(2, indices(kept.in_block));
+    rows.push_back(torch::constant_pad_nd(some, {0, chunk_.end - own.size(3)}));
     if (first + own.size(2) == S_) {
-      keep(name, to_host(torch::cat(rows, 2), stored_type(tap)));
+      keep(tap, torch::cat(rows, 2));
       rows_.erase(name);
     }
   }
@@ -183,6 +184,7 @@ Tensor TapFlow::put_queries(const std::string& name, const Tensor& own, int64_t 
       options_.feeding == Feeding::staged ? options_.feed->find(name) : nullptr;
   if (feed != nullptr && !kept.places.empty()) {
     const Tensor given = to_torch(*feed)
+                             .narrow(3, 0, own.size(3))
                              .index_select(2, torch::tensor(kept.places, torch::kInt64))
                              .to(device_, rounded.scalar_type());
     used = rounded.index_copy(2, indices(kept.in_block), given);
@@ -228,13 +230,15 @@ Tensor TapFlow::decision(const std::string& name) const {
   return torch::cat(decisions_.at(name), 1);
 }
 
-void TapFlow::keep(const std::string& name, HostTensor value) {
-  keep_or_measure(options_, name, std::move(value), trace_);
+void TapFlow::keep(const TapName& tap, const Tensor& value) {
+  const DType dtype = stored_type(tap);
+  if (options_.measure && measured(options_, tap.full, seen_by_host(value, dtype), trace_)) return;
+  trace_.put(tap.full, to_host(value, dtype, options_.room));
 }
 
 void TapFlow::record(const TapName& tap, const Tensor& value) {
   if (options_.wanted && !options_.wanted(tap.full)) return;
-  if (!chunked_) return keep(tap.full, to_host(value, stored_type(tap)));
+  if (!chunked_) return keep(tap, value);
   auto& pieces = pieces_[tap.full];
   if (pieces.empty()) order_.push_back(tap.full);
   pieces.push_back({chunk_, value.detach().to(torch::kCPU, scalar_type(stored_type(tap)))});
@@ -257,7 +261,7 @@ Tensor TapFlow::join(const TapName& tap, const std::vector<Piece>& pieces) const
 Trace TapFlow::finish() {
   for (const std::string& name : order_) {
     const TapName tap = parse(name);
-    keep(name, to_host(join(tap, pieces_[name]), stored_type(tap)));
+    keep(tap, join(tap, pieces_[name]));
     pieces_.erase(name);
   }
   return std::move(trace_);

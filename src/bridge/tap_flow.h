@@ -38,8 +38,9 @@ class TapFlow {
   /// Records a continuous tap and returns the value that later stages read.
   torch::Tensor put(const std::string& name, const torch::Tensor& own);
   /// The same for the rows of queries [first, first + q) of attn.logits or attn.probs, own
-  /// [B,H,q,T]; blocks come in ascending order. Of a large matrix only kept_queries are recorded,
-  /// and only those can be fed.
+  /// [B,H,q,T]; blocks come in ascending order, and may leave out the last keys, which none of
+  /// their queries uses. Of a large matrix only kept_queries are recorded, and only those can be
+  /// fed.
   torch::Tensor put_queries(const std::string& name, const torch::Tensor& own, int64_t first);
   /// Records rows of a tap that is too large to be whole; nothing reads it, so it is never fed.
   void put_kept(const std::string& name, const torch::Tensor& rows);
@@ -88,7 +89,7 @@ class TapFlow {
   torch::Tensor fed(const TapName& tap) const;  // undefined when the feed has no such tap
   torch::Tensor usable_decision(const TapName& tap, const torch::Tensor& fed) const;
   void record(const TapName& tap, const torch::Tensor& value);
-  void keep(const std::string& name, HostTensor value);
+  void keep(const TapName& tap, const torch::Tensor& value);
   torch::Tensor watched(const TapName& tap, const torch::Tensor& own);
   torch::Tensor fed_slope(const std::string& name, const torch::Tensor& like) const;
   void record_slope(const TapName& tap, const torch::Tensor& slope);

@@ -45,6 +45,8 @@ struct RunOptions {
   /// Measures a finished tap, which then is not kept: its distance goes into the trace in its
   /// place. nullopt: it is kept. Empty function: all are. The reference only.
   std::function<std::optional<TapDistance>(const std::string&, const HostTensor&)> measure = {};
+  /// Makes the memory of a tap that is kept, and of the stream behind a segment; empty: the heap.
+  std::function<HostTensor(DType, const Shape&)> room = {};
   /// The relative size of the random perturbation of every weight and every fed input (a condition
   /// probe); 0: none.
   double perturbation = 0;
@@ -62,6 +64,9 @@ struct RunOptions {
   std::function<void(const std::string&)> progress = {};
 };
 
+/// What `options.measure` says of a finished tap goes into the trace; false: it is to be kept.
+bool measured(const RunOptions& options, const std::string& name, const HostTensor& value,
+              Trace& trace);
 /// Puts a finished tap into the trace, or what `options.measure` says of it.
 void keep_or_measure(const RunOptions& options, const std::string& name, HostTensor value,
                      Trace& trace);

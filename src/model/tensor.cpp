@@ -306,6 +306,15 @@ HostTensor::HostTensor(DType dtype, Shape shape) : dtype_(dtype), shape_(std::mo
   data_ = allocate_zeroed(static_cast<size_t>(bytes));
 }
 
+HostTensor HostTensor::over(std::shared_ptr<std::byte[]> memory, DType dtype, Shape shape) {
+  HostTensor tensor;
+  tensor.dtype_ = dtype;
+  tensor.shape_ = std::move(shape);
+  tensor.numel_ = dsv32::numel(tensor.shape_);
+  tensor.data_ = std::move(memory);
+  return tensor;
+}
+
 HostTensor HostTensor::from_doubles(DType dtype, Shape shape, std::span<const double> values) {
   HostTensor tensor(dtype, std::move(shape));
   if (static_cast<int64_t>(values.size()) != tensor.numel_) {

@@ -49,6 +49,8 @@ class HostTensor {
   /// A tensor of zeros.
   HostTensor(DType dtype, Shape shape);
   static HostTensor from_doubles(DType dtype, Shape shape, std::span<const double> values);
+  /// A tensor over memory that somebody else made, of at least its size.
+  static HostTensor over(std::shared_ptr<std::byte[]> memory, DType dtype, Shape shape);
 
   DType dtype() const { return dtype_; }
   const Shape& shape() const { return shape_; }

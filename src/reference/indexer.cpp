@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 
 #include "src/model/errors.h"
@@ -126,8 +127,11 @@ Tensor index_weights(const Context& ctx, const Tensor& x, const Tensor& weights_
   return w;
 }
 
-Tensor index_scores(const Context& ctx, const Tensor& q, const Tensor& k, const Tensor& weights,
-                    const Tensor& visible) {
+namespace {
+
+/// Of all queries at once.
+Tensor scores_of(const Context& ctx, const Tensor& q, const Tensor& k, const Tensor& weights,
+                 const Tensor& visible) {
   if (ctx.dialect.fp8.indexer) return fp8_index_scores(ctx, q, k, weights, visible);
   const Tensor query = before_scores(ctx, q, true), key = before_scores(ctx, k, false);
   const Tensor w = used_weights(ctx, weights);
@@ -138,6 +142,35 @@ Tensor index_scores(const Context& ctx, const Tensor& q, const Tensor& k, const 
   if (ctx.dialect.indexer.relu == ReluPlace::after_sum) scores = torch::relu(scores);
   if (ctx.dialect.selection.mask == Mask::added) return scores + visible;
   return scores.masked_fill(~visible, -std::numeric_limits<double>::infinity());
+}
+
+/// Keys behind the last one that any of these queries sees are not multiplied.
+Tensor scores_of_block(const Context& ctx, const Tensor& q, const Tensor& k, const Tensor& weights,
+                       const Tensor& visible) {
+  const int64_t T = visible.size(-1);
+  const Tensor seen = visible.any(1).any(0).nonzero();
+  const bool all = ctx.dialect.selection.mask == Mask::added || seen.numel() == 0;
+  const int64_t met = all ? T : seen.max().item<int64_t>() + 1;
+  const Tensor scores = scores_of(ctx, q, k.narrow(1, 0, met), weights, visible.narrow(-1, 0, met));
+  return torch::constant_pad_nd(scores, {0, T - met}, -std::numeric_limits<double>::infinity());
+}
+
+}  // namespace
+
+Tensor index_scores(const Context& ctx, const Tensor& q, const Tensor& k, const Tensor& weights,
+                    const Tensor& visible) {
+  constexpr int64_t kAtOnce = int64_t{1} << 21;  // scores that stay in a cache, from head to head
+  const int64_t S = q.size(1);
+  const int64_t step = std::max<int64_t>(1, kAtOnce / (q.size(0) * visible.size(-1)));
+  if (step >= S) return scores_of(ctx, q, k, weights, visible);
+  std::vector<Tensor> blocks;
+  for (int64_t first = 0; first < S; first += step) {
+    const auto rows = [&](const Tensor& x) {
+      return x.narrow(1, first, std::min(step, S - first));
+    };
+    blocks.push_back(scores_of_block(ctx, rows(q), k, rows(weights), rows(visible)));
+  }
+  return torch::cat(blocks, 1);
 }
 
 Tensor index_scores_per_head(const Context& ctx, const Tensor& q, const Tensor& k,

@@ -117,17 +117,19 @@ class Layer {
 
     if (const Tensor known = skip("attn.logits", "attn.out"); known.defined()) return known;
     const Weight kv_b = weight("self_attn.kv_b_proj.weight");
-    const AttentionOperands operands =
-        attention_operands(ctx_, q_nope, q_rope, keys, rope_keys, kv_b);
-    const int64_t B = q_nope.size(0), S = q_nope.size(1);
-    q = q_nope = q_rope = Tensor();  // large at full size
+    const int64_t B = x.size(0), S = x.size(1);
+    q = Tensor();  // large at full size, as the operands
+    AttentionOperands operands =
+        attention_operands(ctx_, std::move(q_nope), std::move(q_rope), keys, rope_keys, kv_b);
     // The KL is of whole rows of all queries.
     const int64_t step = trains_indexer() ? S : queries_at_once(c, B, S);
     std::vector<Tensor> contexts;
     for (int64_t first = 0; first < S; first += step)
       contexts.push_back(attend(operands, indexed, first, std::min(step, S - first)));
-    const Tensor context =
-        put("attn.ctx", contexts.size() == 1 ? contexts.front() : torch::cat(contexts, 1));
+    operands = {};
+    const Tensor own = contexts.size() == 1 ? contexts.front() : torch::cat(contexts, 1);
+    contexts.clear();
+    const Tensor context = put("attn.ctx", own);
     return put("attn.out", linear(ctx_, context.flatten(-2), weight("self_attn.o_proj.weight")));
   }
 
@@ -140,21 +142,35 @@ class Layer {
   /// The attention of queries [first, first + count), [B,count,H,v].
   Tensor attend(const AttentionOperands& operands, const Indexed& whole, int64_t first,
                 int64_t count) {
+    const int64_t T = keys_met(whole.support, first, count);
     const auto rows = [&](const Tensor& x, int64_t axis) {
-      return x.defined() ? x.narrow(axis, first, count) : x;
+      const Tensor some = x.defined() ? x.narrow(axis, first, count) : x;
+      return some.defined() && T < some.size(-1) ? some.narrow(-1, 0, T) : some;
     };
     const Indexed indexed{rows(whole.support, 2), rows(whole.scores, 1)};
     const Tensor visible = rows(chunk_.visible, 1);
+    const auto met = [&](const Tensor& x) { return T < x.size(2) ? x.narrow(2, 0, T) : x; };
+    const Tensor q = operands.q.narrow(2, first, count), k = met(operands.k);
     const auto put_rows = [&](const char* tap, const Tensor& own) {
       return flow_.put_queries(layer_tap(layer_, tap), own, first);
     };
     const Tensor logits =
-        put_rows("attn.logits", with_scores(attention_logits(ctx_, rows(operands.q, 2), operands.k),
-                                            indexed.scores, visible));
+        put_rows("attn.logits", with_scores(attention_logits(ctx_, q, k), indexed.scores, visible));
     const Tensor probs =
         put_rows("attn.probs", attention_probs(ctx_, masked(logits, visible), indexed.support));
     if (trains_indexer()) add_kl(logits, probs, indexed);
-    return attention_context(ctx_, probs, operands);
+    return attention_context(ctx_, probs, {{}, {}, met(operands.v), operands.value_map});
+  }
+
+  /// Keys from the first on, of which the later ones are used by none of these queries. All of them
+  /// where the queries are no block.
+  static int64_t keys_met(const Tensor& support, int64_t first, int64_t count) {
+    const int64_t S = support.size(2), T = support.size(-1);
+    const int64_t causal = T - S + first + count;
+    if (count == S ||
+        support.narrow(2, first, count).narrow(-1, causal, T - causal).any().item<bool>())
+      return T;
+    return causal;
   }
 
   bool trains_indexer() const { return ctx_.objective.kl != KlStage::none; }

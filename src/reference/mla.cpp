@@ -48,7 +48,7 @@ ExpandedKv expand_kv(const Context& ctx, const Tensor& kv_latent, const Weight& 
           kv.narrow(-1, config.qk_nope_head_dim, config.v_head_dim)};
 }
 
-AttentionOperands attention_operands(const Context& ctx, const Tensor& q_nope, const Tensor& q_rope,
+AttentionOperands attention_operands(const Context& ctx, Tensor q_nope, Tensor q_rope,
                                      const Tensor& kv_latent, const Tensor& k_rope,
                                      const Weight& kv_b) {
   if (ctx.dialect.attention.absorbed) {
@@ -57,9 +57,11 @@ AttentionOperands attention_operands(const Context& ctx, const Tensor& q_nope, c
     return {torch::cat({q_latent_space, q_rope}, -1).transpose(1, 2),
             torch::cat({kv_latent, k_rope}, -1).unsqueeze(1), kv_latent.unsqueeze(1), value_map};
   }
+  const Tensor q = torch::cat({q_nope, q_rope}, -1);
+  q_nope = q_rope = Tensor();  // large at full size
   const ExpandedKv kv = expand_kv(ctx, kv_latent, kv_b);
   const Tensor k_rope_per_head = k_rope.unsqueeze(2).expand({-1, -1, kv.k_nope.size(2), -1});
-  return {torch::cat({q_nope, q_rope}, -1).transpose(1, 2),
+  return {q.transpose(1, 2),
           torch::cat({kv.k_nope, k_rope_per_head}, -1).transpose(1, 2),
           kv.v.transpose(1, 2),
           {}};
@@ -74,9 +76,10 @@ Tensor attention_probs(const Context& ctx, const Tensor& logits, const Tensor& s
   const Tensor sees_a_key = support.any(-1, /*keepdim=*/true);
   const Tensor kept =
       support | ~sees_a_key;  // a row without keys: softmax over anything, then zero
-  const Tensor probs =
-      softmax(ctx.sums, logits.masked_fill(~kept, -std::numeric_limits<double>::infinity()));
-  return probs.masked_fill(~support, 0);
+  const auto real = logits.options();
+  const Tensor hidden = torch::full({}, -std::numeric_limits<double>::infinity(), real);
+  const Tensor probs = softmax(ctx.sums, torch::where(kept, logits, hidden));
+  return torch::where(support, probs, torch::zeros({}, real));
 }
 
 Tensor attention_context(const Context& ctx, const Tensor& probs,

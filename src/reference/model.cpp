@@ -247,8 +247,8 @@ class Pass {
 
   void leave(const Residual& residual, StreamState& stream) const {
     const DType dtype = dtype_of(ctx_.rounding.compute_type());
-    stream = {{"hidden", to_host(residual.hidden, dtype)}};
-    if (ctx_.rounding.is_16bit()) stream["sum"] = to_host(residual.sum, dtype);
+    stream = {{"hidden", to_host(residual.hidden, dtype, options_.room)}};
+    if (ctx_.rounding.is_16bit()) stream["sum"] = to_host(residual.sum, dtype, options_.room);
   }
 
   void run_segment(const Segment& segment, StreamState& stream) {

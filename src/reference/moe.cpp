@@ -15,6 +15,20 @@ Tensor swiglu_mlp(const Context& ctx, const Tensor& x, const ProjectionSource& w
   return linear(ctx, inner, weight_of("down_proj"));
 }
 
+namespace {
+
+/// `sum` with `rows` at these tokens, rounded. In place where no gradient is asked for: at full
+/// size a copy for each expert takes as long as the experts.
+Tensor added(const Context& ctx, const Tensor& sum, const Tensor& tokens, const Tensor& rows) {
+  if (torch::GradMode::is_enabled()) return ctx.rounding.cast(sum.index_add(0, tokens, rows));
+  sum.index_add_(0, tokens, rows);
+  return ctx.rounding.like_transformers()
+             ? sum.index_copy_(0, tokens, ctx.rounding.cast(sum.index_select(0, tokens)))
+             : sum;
+}
+
+}  // namespace
+
 Tensor routed_experts(const Context& ctx, const Tensor& x, const Tensor& experts,
                       const Tensor& weights, LayerWeights& layer) {
   const Tensor tokens = x.flatten(0, 1);        // [N,hidden]
@@ -33,7 +47,7 @@ Tensor routed_experts(const Context& ctx, const Tensor& x, const Tensor& experts
     const Tensor y =
         swiglu_mlp(ctx, tokens.index_select(0, hits[0]), weight_of, ctx.dialect.moe.silu_routed);
     const Tensor scaled = ctx.rounding.cast(y * weight.index({hits[0], hits[1]}).unsqueeze(-1));
-    sum = ctx.rounding.cast(sum.index_add(0, hits[0], scaled));
+    sum = added(ctx, sum, hits[0], scaled);
   }
   return sum.view_as(x);
 }

@@ -107,7 +107,7 @@ struct AttentionOperands {
   Tensor value_map;  // [H,v,kv_lora] of the absorbed form, else undefined
 };
 /// From q_nope [B,S,H,nope], q_rope [B,S,H,rope], kv_latent [B,T,kv_lora], k_rope [B,T,rope].
-AttentionOperands attention_operands(const Context& ctx, const Tensor& q_nope, const Tensor& q_rope,
+AttentionOperands attention_operands(const Context& ctx, Tensor q_nope, Tensor q_rope,
                                      const Tensor& kv_latent, const Tensor& k_rope,
                                      const Weight& kv_b);
 /// Scaled attention logits [B,H,S,T] of some or all queries.

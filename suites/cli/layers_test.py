@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 import unittest
@@ -28,6 +29,15 @@ def without_timing(folder: Path) -> dict:
     report = json.loads((folder / "report.json").read_text())
     del report["timing"]
     return report
+
+
+def blocked_case() -> str:
+    """Rows of attention in blocks, taps on disk: as at full size, in seconds."""
+    heads, tokens = 64, 1024
+    overrides = {"num_attention_heads": heads, "num_key_value_heads": heads, "v_head_dim": 64,
+                 "max_position_embeddings": tokens}
+    return json.dumps({"config": "tiny", "overrides": overrides, "seed": 1, "B": 1, "S": tokens,
+                       "pad": 0, "bias_offset": 0, "chunks": []})
 
 
 class Layers(CliTest):
@@ -79,7 +89,21 @@ class Layers(CliTest):
         self.assertNotIn("embed", few.stdout)
         self.ended(run("--case", "tiny", "--dry-run"), OK)
 
-    def test_a_checkpoint_of_some_layers(self) -> None:
+    def test_the_peak_is_as_the_dry_run_says(self) -> None:
+        words = ("--case", blocked_case(), "--layers", "1", "--dtype", "float32")
+        dry = run(*words, "--dry-run")
+        self.ended(dry, OK)
+        said = float(re.search(r"up to ([\d.]+) GiB", dry.stdout).group(1))
+        report = self.report_of(*words, "--no-cache")
+        self.assertEqual({v["trust"] for v in report["verdicts"]}, {"pass", "skipped"})
+        peak = max(c["peak_gib"] for c in report["timing"]["costs"])
+        self.assertLess(abs(said / peak - 1), 0.25, f"said {said} GiB, took {peak} GiB")
+
+    def test_a_full_disk_is_said(self) -> None:
+        done = run("--case", blocked_case(), "--layers", "1", "--dtype", "float32",
+                   env=environment(TMPDIR="/proc"))
+        self.refused(done, ENVIRONMENT, "/proc: disk: expected")
+
         folder = scratch / "layer-1"
         self.ended(run("weights", "make", "--config", "tiny", "--layers", "1", "--out", folder), OK)
         one = ("--case", "tiny", "--weights", folder, "--layers")

@@ -250,10 +250,10 @@ class Pass {
 
   void leave(const Stream& stream, StreamState& state) const {
     const DType dtype = dtype_of(ctx_.type);
-    state = {{"hidden", to_host(stream.hidden, dtype)}};
+    state = {{"hidden", to_host(stream.hidden, dtype, options_.room)}};
     if (ctx_.type == at::kFloat || !stream.delta.defined()) return;  // the sum was not rounded
-    state["x"] = to_host(stream.x, dtype);
-    state["delta"] = to_host(stream.delta, dtype);
+    state["x"] = to_host(stream.x, dtype, options_.room);
+    state["delta"] = to_host(stream.delta, dtype, options_.room);
   }
 
   void run_segment(const Segment& segment, StreamState& state) {
