@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import h5file
 import numpy as np
 import provenance
 from dsv32_dump import Capture, Options, capture
-from dsv32_trace import canonical_json, weights_name
 from real import THREADS, GoldenError, open_model
 from synthetic import Case, is_trainable, weight_specs
 
@@ -40,20 +38,11 @@ def ordered_taps(case: Case, run: Capture) -> dict[str, np.ndarray]:
 
 def attributes(case: Case, metadata: dict[str, str], weights: dict) -> dict[str, str | int]:
     """Root attributes of the file."""
-    config = canonical_json(case.config)
     environment = json.loads(metadata["producer"])
     more = {key: environment[key] for key in ("experts_implementation", "attention_layouts")}
-    return {key: metadata[key] for key in KEPT} | {
+    return provenance.of_case(case, metadata, weights, KEPT) | {
         "format": h5file.FORMAT,
         "version": h5file.VERSION,
-        "case_name": case.name,
-        "case": case.json,
         "kind": case.golden,
-        "dialect": "hf",
-        "config": config,
-        "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
-        "weights": weights_name(case.fields()),
-        "weights_loaded": canonical_json(weights),
-        "seed": case.seed,
         "producer": provenance.producer(case.name, __name__, environment, **more),
     }

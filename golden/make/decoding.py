@@ -6,7 +6,6 @@ generate.CASE for each case of configs/cases.json that says which token ends a r
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import provenance
 from agreement import limit
 from dsv32_dump import Options, generate, sketch
 from dsv32_dump.generate import decoding_of_case
-from dsv32_trace import canonical_json, listed_cases, weights_name
+from dsv32_trace import listed_cases
 from real import THREADS, GoldenError, open_model
 from synthetic import Case
 
@@ -71,21 +70,12 @@ def check_stop(name: str, tokens: np.ndarray, eos: int) -> None:
 
 def attributes(case: Case, metadata: dict[str, str], weights: dict) -> dict[str, str | int]:
     """Root attributes of the file."""
-    config = canonical_json(case.config)
     environment = json.loads(metadata["producer"])
     more = {key: environment[key] for key in ("cache", "experts_implementation")}
-    return {key: metadata[key] for key in KEPT} | {
+    return provenance.of_case(case, metadata, weights, KEPT) | {
         "format": FORMAT,
         "version": VERSION,
-        "case_name": case.name,
-        "case": case.json,
         "kind": "generate",
-        "dialect": "hf",
-        "config": config,
-        "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
-        "weights": weights_name(case.fields()),
-        "weights_loaded": canonical_json(weights),
-        "seed": case.seed,
         "producer": provenance.producer(f"generate.{case.name}", __name__, environment, **more),
     }
 

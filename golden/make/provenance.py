@@ -13,7 +13,8 @@ from typing import Any
 import h5py
 import torch
 from dsv32_dump.environment import package_sha256
-from dsv32_trace import canonical_json
+from dsv32_trace import canonical_json, weights_name
+from synthetic import Case
 
 TOOL = "golden/make"
 FOLDER = Path(__file__).resolve().parent
@@ -22,6 +23,23 @@ TEXTS = {str(file.relative_to(FOLDER)): file.read_bytes() for file in FOLDER.rgl
 KEPT = (
     "transformers torch numpy python safetensors model_class device modeling_sha256 threads"
 ).split()
+
+
+def of_case(
+    case: Case, metadata: dict[str, str], weights: dict, kept: tuple[str, ...]
+) -> dict[str, str | int]:
+    """Attributes that tell case, config and weights, and what the run said of itself (`kept`)."""
+    config = canonical_json(case.config)
+    return {key: metadata[key] for key in kept} | {
+        "case_name": case.name,
+        "case": case.json,
+        "dialect": "hf",
+        "config": config,
+        "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
+        "weights": weights_name(case.fields()),
+        "weights_loaded": canonical_json(weights),
+        "seed": case.seed,
+    }
 
 
 def producer(golden: str, maker: str, environment: dict[str, Any], **more: Any) -> str:

@@ -5,7 +5,7 @@
 #include "golden/reader/layout.h"
 #include "src/io/io.h"
 #include "src/io/text.h"
-#include "src/io/trace_generated.h"
+#include "src/io/trace/generated.h"
 
 namespace dsv32::golden {
 namespace {

@@ -6,10 +6,10 @@
 #include <numeric>
 #include <set>
 
-#include "harness/judge/keys.h"
+#include "harness/judge/decisions/keys.h"
 #include "harness/judge/limits.h"
-#include "harness/judge/metrics.h"
-#include "harness/judge/rows.h"
+#include "harness/judge/measure/metrics.h"
+#include "harness/judge/measure/rows.h"
 
 namespace dsv32::harness {
 namespace {

@@ -8,9 +8,9 @@
 
 #include "harness/cases/gradient_patterns.h"
 #include "harness/judge/backward.h"
-#include "harness/judge/keys.h"
+#include "harness/judge/decisions/keys.h"
 #include "harness/judge/limits.h"
-#include "harness/judge/rows.h"
+#include "harness/judge/measure/rows.h"
 
 namespace dsv32::harness {
 namespace {

@@ -8,8 +8,8 @@
 #include "harness/cases/gradient_patterns.h"
 #include "harness/cases/search.h"
 #include "harness/cases/severity.h"
+#include "harness/judge/decisions/keys.h"
 #include "harness/judge/judge.h"
-#include "harness/judge/keys.h"
 #include "harness/judge/structure/match.h"
 
 namespace dsv32::harness {

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 
-#include "harness/judge/decisions.h"
+#include "harness/judge/decisions/decisions.h"
 #include "harness/judge/limits.h"
-#include "harness/judge/metrics.h"
+#include "harness/judge/measure/metrics.h"
 #include "src/model/dialect.h"
 #include "src/model/errors.h"
 

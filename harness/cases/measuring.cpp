@@ -4,8 +4,8 @@
 #include <optional>
 #include <vector>
 
-#include "harness/judge/keys.h"
-#include "harness/judge/metrics.h"
+#include "harness/judge/decisions/keys.h"
+#include "harness/judge/measure/metrics.h"
 
 namespace dsv32::harness {
 namespace {

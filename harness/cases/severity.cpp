@@ -4,7 +4,7 @@
 #include <cmath>
 #include <set>
 
-#include "harness/judge/keys.h"
+#include "harness/judge/decisions/keys.h"
 
 namespace dsv32::harness {
 namespace {

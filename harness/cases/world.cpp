@@ -6,7 +6,7 @@
 #include <set>
 
 #include "harness/judge/limits.h"
-#include "harness/judge/rows.h"
+#include "harness/judge/measure/rows.h"
 #include "src/model/batch.h"
 #include "src/model/check_name.h"
 

@@ -11,7 +11,7 @@
 #include "golden/reader/golden.h"
 #include "golden/reader/pinned.h"
 #include "harness/cli/training_golden_commands.h"
-#include "harness/judge/metrics.h"
+#include "harness/judge/measure/metrics.h"
 #include "src/io/io.h"
 #include "src/io/json.h"
 #include "src/io/text.h"

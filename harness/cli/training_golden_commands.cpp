@@ -5,7 +5,7 @@
 #include <iostream>
 #include <sstream>
 
-#include "harness/judge/metrics.h"
+#include "harness/judge/measure/metrics.h"
 
 namespace dsv32::harness {
 namespace {

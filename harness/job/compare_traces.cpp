@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <cmath>
 
-#include "harness/judge/decisions.h"
-#include "harness/judge/keys.h"
+#include "harness/judge/decisions/decisions.h"
+#include "harness/judge/decisions/keys.h"
 #include "harness/judge/limits.h"
-#include "harness/judge/rows.h"
+#include "harness/judge/measure/rows.h"
 #include "src/io/io.h"
 #include "src/model/check_name.h"
 #include "src/model/errors.h"

@@ -438,13 +438,15 @@ std::vector<JudgedTrace> CaseJob::own_traces() {
                                 .got = reason});
 }
 
-/// How well this subject predicts the labels of the user's own batch.
+/// Somebody wants to know how well the labels of a batch of one's own are predicted.
+bool CaseJob::scores_answers() const {
+  return job_.batch_file.has_value() && counts_labels(run_.batch());
+}
+
 void CaseJob::score(const Subject& subject, const Trace& trace) {
-  if (!job_.batch_file || !counts_labels(run_.batch())) return;
+  if (!scores_answers()) return;
   const HostTensor* logits = trace.find("logits");
-  const Shape rows{run_.batch().B, run_.batch().S};
-  if (logits == nullptr || logits->shape().size() != 3 || logits->shape()[0] != rows[0] ||
-      logits->shape()[1] != rows[1]) {
+  if (logits == nullptr || !are_logits_of(*logits, run_.batch())) {
     report_.not_tested.push_back(subject.label + ": loss of each example: no logits of all tokens");
     return;
   }
@@ -454,8 +456,7 @@ void CaseJob::score(const Subject& subject, const Trace& trace) {
 }
 
 void CaseJob::score_oracle() {
-  if (!job_.batch_file || !counts_labels(run_.batch()) || is_streamed(job_, run_.the_case()))
-    return;
+  if (!scores_answers() || is_streamed(job_, run_.the_case())) return;
   const Subject oracle{.party = Party::reference, .label = "oracle"};
   const auto wanted = [](const std::string& name) { return name == "logits"; };
   score(oracle, run_.run({.dtype = DType::float64, .wanted = wanted}, "oracle of the answers"));

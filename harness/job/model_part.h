@@ -48,6 +48,7 @@ class CaseJob {
   std::string why_not(const std::string& impl, DType dtype) const;
   std::vector<JudgedTrace> own_traces();
   std::vector<Verdict> staged_verdicts(JudgedTrace own);
+  bool scores_answers() const;
   void score(const Subject& subject, const Trace& trace);
   Trace forced_run(const JudgedTrace& own, const Trace& decisions) const;
   void judge_own(JudgedTrace own, std::vector<Verdict> staged, const Trace& decisions,

@@ -18,7 +18,7 @@
 #include "harness/training/train_candidate.h"
 #include "src/bridge/runtime.h"
 #include "src/io/io.h"
-#include "src/io/trace_generated.h"
+#include "src/io/trace/generated.h"
 
 namespace dsv32::harness {
 namespace {

@@ -6,7 +6,7 @@
 #include "harness/cases/candidate.h"
 #include "harness/cases/diagnosis.h"
 #include "harness/judge/judge.h"
-#include "harness/judge/metrics.h"
+#include "harness/judge/measure/metrics.h"
 #include "src/io/io.h"
 
 namespace dsv32::harness {

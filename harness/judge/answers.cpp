@@ -43,9 +43,14 @@ AnswerScore Answers::all() const {
   return mean(sums);
 }
 
+bool are_logits_of(const HostTensor& logits, const Batch& batch) {
+  const Shape& shape = logits.shape();
+  return shape.size() == 3 && shape[0] == batch.B && shape[1] == batch.S;
+}
+
 std::vector<AnswerScore> score_answers(const HostTensor& logits, const Batch& batch) {
   const Shape& shape = logits.shape();
-  if (shape.size() != 3 || shape[0] != batch.B || shape[1] != batch.S)
+  if (!are_logits_of(logits, batch))
     throw Error(ExitCode::internal, {.where = "answers",
                                      .what = "logits",
                                      .expected = "[" + std::to_string(batch.B) + "," +

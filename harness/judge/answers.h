@@ -29,6 +29,8 @@ struct Answers {
   AnswerScore all() const;
 };
 
+/// [B,S,vocab] of this batch.
+bool are_logits_of(const HostTensor& logits, const Batch& batch);
 /// `logits` [B,S,vocab]: those at s predict the label of s + 1. A token whose label equals the
 /// largest logit together with another one counts by the lower id, as argmax does.
 /// Throws Error (internal) when the shape is not the batch's.

@@ -5,7 +5,7 @@
 #include <set>
 
 #include "harness/judge/cancelled.h"
-#include "harness/judge/keys.h"
+#include "harness/judge/decisions/keys.h"
 
 namespace dsv32::harness {
 namespace {

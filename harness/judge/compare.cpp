@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "harness/judge/limits.h"
-#include "harness/judge/metrics.h"
+#include "harness/judge/measure/metrics.h"
 #include "harness/judge/picture.h"
 #include "harness/judge/structure/structure.h"
 
@@ -124,7 +124,8 @@ void add_ratios(const Comparison& c, const TapError& error, const RowRatios& row
     verdict.measures.push_back(
         {"tensor ratio", error.tensor_ratio(), limits.tensor_ratio, limits.basis});
   }
-  if (error.has_probe) verdict.measures.push_back({"cap", rows.cap, limits.cap, limits.basis});
+  const TapLimits& widest = limits_for(c.tap, c.cap_mode(), c.dtype);
+  if (error.has_probe) verdict.measures.push_back({"cap", rows.cap, widest.cap, widest.basis});
 }
 
 void add_tail(const Comparison& c, const TapError& error, const Tail& tail, Verdict& verdict) {

@@ -63,6 +63,8 @@ struct Comparison {
   /// Of the tap; of a decision, of the scores that it follows from (ix.scores, router.logits).
   Yardstick yardstick;
   Siblings siblings = {};
+  /// Not all inputs of a staged tap are there, so that its stage begins further up.
+  bool fed_in_part = false;
   /// Attention and keys taps: attended keys [B,S,T] as 0/1 from the decisions in force (nullptr:
   /// all visible keys).
   const std::vector<uint8_t>* support = nullptr;
@@ -72,6 +74,9 @@ struct Comparison {
   /// Name of the config when the judged side is a golden: its relative distance is judged as well.
   std::string golden_config = {};
   const std::vector<RankPiece>* pieces = nullptr;  // of the judged side; nullptr: it came whole
+
+  /// Whose cap holds: where a rounding goes through more than one op it is as end to end.
+  Mode cap_mode() const { return fed_in_part ? Mode::forced : mode; }
 };
 
 }  // namespace dsv32::harness

@@ -6,11 +6,11 @@
 #include <set>
 
 #include "harness/judge/cancelled.h"
-#include "harness/judge/decisions.h"
-#include "harness/judge/free.h"
-#include "harness/judge/keys.h"
+#include "harness/judge/decisions/decisions.h"
+#include "harness/judge/decisions/free.h"
+#include "harness/judge/decisions/keys.h"
 #include "harness/judge/limits.h"
-#include "harness/judge/siblings.h"
+#include "harness/judge/measure/siblings.h"
 #include "src/model/check_name.h"
 #include "src/model/segment.h"
 #include "src/model/sketch.h"
@@ -273,11 +273,12 @@ class Judge {
 
   void judge_staged(const TapName& tap) {
     if (tensor(tap.full) == nullptr) return;  // listed with the forced verdicts
-    const Comparison c = comparison(tap, Mode::staged, e_.staged);
+    Comparison c = comparison(tap, Mode::staged, e_.staged);
     if (e_.ops_only && !inputs_there(tap)) {
       verdicts_.push_back(unmeasured(c, Trust::skipped, "an input: its own inputs are not there"));
     } else if (inputs_derivable(tap)) {
-      verdicts_.push_back(is_fed_in_part(tap) ? through_ops(c, compare(c)) : compare(c));
+      c.fed_in_part = is_fed_in_part(tap);
+      verdicts_.push_back(compare(c));
     } else {
       verdicts_.push_back(
           unmeasured(c, Trust::skipped, "its inputs depend on decisions that are not there"));
@@ -296,19 +297,6 @@ class Judge {
       return parse_tap(name)->info.kind == TapKind::attention &&
              (fed == nullptr || fed->shape()[2] < S);
     });
-  }
-
-  // A rounding then goes through a softmax too, as it does end to end.
-  static Verdict through_ops(const Comparison& c, Verdict verdict) {
-    const TapLimits& limits = limits_for(c.tap, Mode::forced, c.dtype);
-    for (Measure& measure : verdict.measures)
-      if (measure.metric == "cap") measure.limit = limits.cap, measure.basis = limits.basis;
-    if (verdict.trust != Trust::fail) return verdict;
-    verdict.trust = Trust::pass;
-    settle(verdict);
-    if (verdict.trust == Trust::pass)
-      verdict.structure = {}, verdict.gain = {}, verdict.picture = {};
-    return verdict;
   }
 
   void judge_forced(const TapName& tap) {
@@ -365,7 +353,7 @@ class Judge {
           verdicts_.back().note = "not in the trace, though other gradients are";
         continue;
       }
-      verdicts_.push_back(judge_gradient(tap));
+      verdicts_.push_back(judge_gradient(tap, expected));
     }
     judge_untrained_gradients(expected);
   }
@@ -384,10 +372,11 @@ class Judge {
     return tap.full.find(".experts.") != std::string::npos;
   }
 
-  Verdict judge_gradient(const TapName& tap) {
+  // `all`: the gradients of this run.
+  Verdict judge_gradient(const TapName& tap, const std::vector<std::string>& all) {
     const Mode mode = all_replayed_ ? Mode::forced : Mode::free;
     const auto of = [&](const TapName& gradient) { return comparison(gradient, mode, e_.forced); };
-    const Siblings siblings = siblings_.of(tap, gradient_taps(config_, e_.objective), of);
+    const Siblings siblings = siblings_.of(tap, all, of);
     Comparison c = of(tap);
     c.siblings = siblings;
     if (auto cancelled = judge_cancelled(c)) return *cancelled;

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "harness/judge/compare.h"
-#include "harness/judge/tokens.h"
+#include "harness/judge/decisions/tokens.h"
 #include "src/model/objective.h"
 
 namespace dsv32::harness {

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <string>
 
-#include "harness/judge/statistics.h"
+#include "harness/judge/measure/statistics.h"
 
 namespace dsv32::harness {
 namespace {

@@ -17,8 +17,9 @@ int64_t cell_of(int64_t index, int64_t count, int64_t cells) { return index * ce
 /// What the row limit allows the L2 error of a row to be.
 double allowance(const Comparison& c, const TapError& error, const RowError& row) {
   const TapLimits& limits = limits_for(c.tap, c.mode, c.dtype);
-  const double allowed = error.has_reference ? error.denominator(row) * limits.row_ratio
-                                             : error.sensitivity(row) * limits.cap;
+  const double allowed =
+      error.has_reference ? error.denominator(row) * limits.row_ratio
+                          : error.sensitivity(row) * limits_for(c.tap, c.cap_mode(), c.dtype).cap;
   return allowed * error.allowance(row);
 }
 

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "harness/judge/metrics.h"
+#include "harness/judge/measure/metrics.h"
 #include "harness/judge/verdict.h"
 
 /// Where an error lies: rows by heads, experts, keys or lanes.

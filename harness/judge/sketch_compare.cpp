@@ -3,7 +3,7 @@
 
 #include "harness/judge/compare.h"
 #include "harness/judge/limits.h"
-#include "harness/judge/metrics.h"
+#include "harness/judge/measure/metrics.h"
 #include "harness/judge/structure/structure.h"
 #include "src/model/sketch.h"
 

@@ -7,7 +7,7 @@
 #include "harness/judge/adamw.h"
 #include "harness/judge/compare.h"
 #include "harness/judge/limits.h"
-#include "harness/judge/metrics.h"
+#include "harness/judge/measure/metrics.h"
 #include "harness/training/lora_checks.h"
 #include "harness/training/recipe_text.h"
 #include "harness/training/replay.h"

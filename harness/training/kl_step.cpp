@@ -5,7 +5,7 @@
 
 #include "harness/judge/judge.h"
 #include "harness/judge/limits.h"
-#include "harness/judge/metrics.h"
+#include "harness/judge/measure/metrics.h"
 #include "src/model/check_name.h"
 #include "src/training/one_ulp.h"
 

@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "harness/judge/limits.h"
-#include "harness/judge/metrics.h"
+#include "harness/judge/measure/metrics.h"
 #include "harness/training/replay.h"
 #include "harness/training/side.h"
 #include "harness/training/step/judge.h"

@@ -5,7 +5,7 @@
 
 #include "harness/judge/compare.h"
 #include "harness/judge/limits.h"
-#include "harness/judge/metrics.h"
+#include "harness/judge/measure/metrics.h"
 #include "harness/training/replay.h"
 #include "src/bridge/bridge.h"
 #include "src/model/check_name.h"

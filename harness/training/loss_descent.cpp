@@ -10,9 +10,9 @@
 
 #include "golden/reader/training_golden.h"
 #include "harness/judge/curve.h"
-#include "harness/judge/decisions.h"
+#include "harness/judge/decisions/decisions.h"
 #include "harness/judge/limits.h"
-#include "harness/judge/metrics.h"
+#include "harness/judge/measure/metrics.h"
 #include "harness/training/recipe_text.h"
 #include "harness/training/replay.h"
 #include "harness/training/step/judge.h"

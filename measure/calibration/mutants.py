@@ -15,7 +15,6 @@ from calibration.judging import VERIFY, verify
 
 # A bug shows in the first of these; tiny-chunk has no backward pass.
 CASES = ("tiny-wide", "tiny-yarn", "tiny-bias", "tiny-square", "tiny-dense", "tiny-chunk")
-DECODING = ("position-after-prompt", "cache-other-row", "index-cache-forgotten")
 USAGE = 2  # exit code
 LISTED = re.compile(r"^\s+(\S+)\s+.*\(first seen in (\S+)\)$", re.MULTILINE)
 
@@ -30,8 +29,6 @@ def listed() -> dict[str, str]:
 def modes(name: str, case: str) -> tuple[str, ...]:
     if name.startswith("kl-"):
         return ("kl-sparse", "kl-warmup")
-    if name in DECODING:
-        return ("generate",) if case == CASES[0] else ()
     return ("forward",) if case == "tiny-chunk" else ("backward",)
 
 

@@ -9,7 +9,7 @@
 
 #include "harness/judge/adamw.h"
 #include "harness/judge/limits.h"
-#include "harness/judge/statistics.h"
+#include "harness/judge/measure/statistics.h"
 #include "src/model/philox.h"
 
 namespace dsv32::suites {

@@ -1,5 +1,5 @@
 // Top-k and expert decisions on crafted rows.
-#include "harness/judge/decisions.h"
+#include "harness/judge/decisions/decisions.h"
 
 #include <gtest/gtest.h>
 

@@ -1,13 +1,13 @@
 // Traces without their decisions: which rows a near-tie may have moved, and what is said of the
 // others.
 
-#include "harness/judge/free.h"
+#include "harness/judge/decisions/free.h"
 
 #include <gtest/gtest.h>
 
 #include <limits>
 
-#include "harness/judge/exposure.h"
+#include "harness/judge/decisions/exposure.h"
 #include "suites/kit/world.h"
 
 namespace dsv32::suites {

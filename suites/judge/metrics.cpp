@@ -1,6 +1,6 @@
 // The judge's numbers on continuous taps: each metric passes clean noise, fails its corruption, and
 // fails NaN.
-#include "harness/judge/metrics.h"
+#include "harness/judge/measure/metrics.h"
 
 #include <gtest/gtest.h>
 
@@ -10,9 +10,7 @@
 #include <numeric>
 #include <optional>
 
-#include "harness/judge/answers.h"
 #include "harness/judge/compare.h"
-#include "harness/judge/lane_errors.h"
 #include "harness/judge/limits.h"
 #include "suites/kit/world.h"
 
@@ -67,27 +65,6 @@ TEST(SelfMetrics, NanIsNeverWithinLimit) {
   EXPECT_EQ((Measure{"exact", 0, 0, ""}.margin()), 0);
   EXPECT_EQ((Measure{"exact", 1, 0, ""}.margin()), kInfinity);
   EXPECT_EQ((Measure{"cap", 2, 8, ""}.margin()), 0.25);
-}
-
-TEST(SelfMetrics, AnAnswerIsScoredByItsCountedLabels) {
-  const Batch batch{
-      .B = 2, .S = 3, .labels = {kIgnoredLabel, 1, 0, kIgnoredLabel, kIgnoredLabel, 2}};
-  // The logits at s predict s + 1; those of the last token nothing.
-  const std::vector<double> values = {0, 1, 0, 0, 2, 0, 9,    9,    9,
-                                      5, 0, 0, 1, 1, 1, kNaN, kNaN, kNaN};
-  const HostTensor logits = HostTensor::from_doubles(DType::float64, {2, 3, 3}, values);
-  const harness::Answers answers{.examples = harness::score_answers(logits, batch)};
-  const double e = std::exp(1.0), first = std::log(e + 2) - 1, second = std::log(e * e + 2);
-  ASSERT_EQ(answers.examples.size(), 2U);
-  EXPECT_EQ(answers.examples[0].tokens, 2);
-  EXPECT_DOUBLE_EQ(answers.examples[0].loss, (first + second) / 2);
-  EXPECT_EQ(answers.examples[0].top1, 0.5);
-  EXPECT_EQ(answers.examples[1].tokens, 1);
-  EXPECT_DOUBLE_EQ(answers.examples[1].perplexity(), 3);
-  EXPECT_EQ(answers.examples[1].top1, 0) << "of equal logits the lowest id is chosen";
-  EXPECT_DOUBLE_EQ(answers.all().loss, (first + second + std::log(3.0)) / 3);
-  EXPECT_EQ(answers.all().tokens, 3);
-  EXPECT_THROW((void)harness::score_answers(logits, {.B = 3, .S = 2}), Error);
 }
 
 TEST(SelfMetrics, TheLargerOfANumberAndNanIsNan) {
@@ -306,125 +283,6 @@ TEST(SelfMetrics, ADistanceServesAsWellAsItsTensor) {
     }
   }
   EXPECT_EQ(dropped, std::ssize(kTaps) - 3);  // scores, router.logits and a scalar stay whole
-}
-
-/// Moves lane `lane` of every judged row of a [B,S,size] tap, by `size` of the tensor's noise.
-void move_lane(const World& world, int64_t lane, double size, std::vector<double>& values) {
-  const int64_t width = std::ssize(values) / (world.c.B * world.c.S);
-  const double rms = harness::measure_rows(
-                         world.comparison("layers.0.attn.out"),
-                         {*parse_tap("layers.0.attn.out"), world.truth("layers.0.attn.out").shape(),
-                          &world.batch, nullptr, harness::RowView::judged},
-                         nullptr)
-                         .reference /
-                     std::sqrt(static_cast<double>(values.size()));
-  Noise sign(static_cast<uint64_t>(lane), "sign");
-  for (int64_t row = 0; row < world.c.B * world.c.S; ++row)
-    values[row * width + lane] += (sign.uniform() < 0.5 ? size : -size) * rms;
-}
-
-/// A rotation by large angles: the reference is far off in one lane, and so may the judged side be
-/// there, and nowhere else.
-TEST(SelfMetrics, TheNoiseOfALaneIsItsOwn) {
-  const std::string tap = "layers.0.attn.out";
-  for (const int64_t lane : {5, 6}) {
-    World world(13);
-    std::vector<double> reference = world.truth(tap).to_doubles();
-    move_lane(world, 5, 40, reference);
-    std::vector<double> judged = world.values(tap);
-    move_lane(world, lane, 160, judged);
-    world.reference.put(
-        tap, HostTensor::from_doubles(DType::float32, world.truth(tap).shape(), reference));
-    const Verdict verdict = judge_with(world, tap, judged);
-    EXPECT_EQ(measure(verdict, "tail").within(), lane == 5) << show(verdict);
-  }
-}
-
-/// Two outlier channels hold all noise: a ratio of two norms strays as one of few elements.
-TEST(SelfMetrics, FewLanesThatHoldTheNoiseMakeASmallTensor) {
-  const std::string tap = "layers.0.attn.out";
-  for (const int64_t lanes : {2, 64}) {
-    World world(14);
-    const std::vector<double> truth = world.truth(tap).to_doubles();
-    std::vector<double> reference = truth, judged = truth;
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      move_lane(world, lane, 20, reference);
-      move_lane(world, lane, 34, judged);
-    }
-    world.reference.put(
-        tap, HostTensor::from_doubles(DType::float32, world.truth(tap).shape(), reference));
-    const Verdict verdict = judge_with(world, tap, judged);
-    EXPECT_EQ(measure(verdict, "tensor ratio").within(), lanes == 2) << show(verdict);
-  }
-}
-
-/// Errors of 60 rows of 64 lanes, from so many independent numbers a row.
-harness::LaneErrors errors_of_modes(int64_t modes) {
-  harness::LaneErrors errors(60);
-  Noise noise(15, "modes");
-  const std::vector<double> truth(64, 1);
-  for (int row = 0; row < 60; ++row) {
-    std::vector<double> numbers(static_cast<size_t>(modes)), values(64);
-    for (double& number : numbers) number = noise.normal();
-    for (size_t i = 0; i < values.size(); ++i) values[i] = 1 + 1e-3 * numbers[i % numbers.size()];
-    errors.add(values, truth);
-  }
-  return errors;
-}
-
-/// A factor that is off moves whole rows along a line: every lane strays, but as one number.
-TEST(SelfMetrics, LanesThatStrayTogetherCountAsOne) {
-  for (const int64_t modes : {1, 4, 16, 64})
-    EXPECT_EQ(std::lround(std::log2(errors_of_modes(modes).modes()) / 2),
-              std::lround(std::log2(modes) / 2))
-        << modes;
-  harness::LaneErrors few(4);
-  few.add({1, 2}, {1, 1});
-  EXPECT_EQ(few.modes(), 0) << "too few rows to tell";
-  EXPECT_EQ(harness::fewer_modes(0, 3), 3);
-  EXPECT_EQ(harness::fewer_modes(5, 3), 3);
-}
-
-/// Of rows over keys too, which have no lanes of their own.
-TEST(SelfMetrics, KeysThatStrayTogetherAreCounted) {
-  const World world(16);
-  const Comparison c = world.comparison("layers.0.ix.scores");
-  const harness::RowLayout layout(c.tap, c.yardstick.oracle->shape(), c.batch, nullptr,
-                                  harness::RowView::judged);
-  const harness::TapError error = harness::measure_rows(c, layout, nullptr);
-  EXPECT_TRUE(error.lanes.empty());
-  EXPECT_GT(error.modes, 5);
-  EXPECT_LT(error.modes, 33);
-}
-
-/// A query that sees two keys: one probe of it may be near by chance.
-TEST(SelfMetrics, AShortRowIsAtLeastAsSensitiveAsItsTensor) {
-  harness::TapError error;
-  for (const int64_t elements : {2, 256}) {
-    error.rows.assign(100, {.probe = 1e-4, .norm = 1, .elements = elements});
-    error.rows[0].probe = 0;
-    error.floor = 1e-8;
-    harness::sum_up(error);
-    EXPECT_GE(error.sensitivity(error.rows[1]), error.rows[1].probe);
-    EXPECT_EQ(error.sensitivity(error.rows[0]) > error.rows[1].probe / 2, elements == 2);
-  }
-}
-
-/// And a row of them strays as one of few elements.
-TEST(SelfMetrics, FewLanesThatHoldTheNoiseMakeShortRows) {
-  for (const size_t lanes : {1, 4, 256}) {
-    harness::TapError error;
-    error.lanes.assign(256, 0);
-    std::fill_n(error.lanes.begin(), lanes, 1e-3);
-    error.rows.assign(100, {.judged = 6, .reference = 1, .norm = 1, .elements = 256});
-    error.has_reference = true;
-    harness::sum_up(error);
-    EXPECT_EQ(std::lround(error.effective_lanes), static_cast<long>(lanes));
-    EXPECT_DOUBLE_EQ(error.allowance(error.rows[0]),
-                     harness::short_row_factor(error.effective_lanes));
-    EXPECT_DOUBLE_EQ(error.row_ratio(error.rows[0]) * error.allowance(error.rows[0]), 6);
-    EXPECT_EQ(error.allowance(error.rows[0]) > 1, lanes < 64) << lanes;
-  }
 }
 
 TEST(SelfMetrics, OneRowScaledByOnePercentIsCaught) {

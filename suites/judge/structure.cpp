@@ -8,7 +8,7 @@
 #include <cmath>
 
 #include "harness/judge/compare.h"
-#include "harness/judge/decisions.h"
+#include "harness/judge/decisions/decisions.h"
 #include "harness/judge/structure/match.h"
 #include "suites/kit/world.h"
 

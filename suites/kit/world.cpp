@@ -7,7 +7,7 @@
 #include <sstream>
 #include <stdexcept>
 
-#include "harness/judge/keys.h"
+#include "harness/judge/decisions/keys.h"
 #include "src/model/sketch.h"
 #include "src/model/weights.h"
 

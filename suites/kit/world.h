@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "harness/judge/judge.h"
-#include "harness/judge/rows.h"
+#include "harness/judge/measure/rows.h"
 #include "src/model/philox.h"
 
 /// A synthetic world for the tests of the judge: traces of the right names and shapes, made of

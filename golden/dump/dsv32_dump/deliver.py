@@ -106,16 +106,12 @@ def report_hints(run: Capture) -> None:
     """Says what to do next about a NaN and about a model that is another one."""
     nan = first_nan(run.taps)
     if nan is not None:
-        say(
-            f"NaN, first in {nan}; hint: ids beyond the vocabulary, a row without visible keys, "
-            "float16, or a learning rate too high: docs/troubleshooting.md"
-        )
+        say(f"NaN, first in {nan}; hint: ids beyond the vocabulary, a row without visible keys, "
+            "float16, or a learning rate too high: docs/troubleshooting.md")
     indexer = [name for name in run.missing if ".ix." in name or name.endswith(".topk")]
     if indexer and not any(".ix." in name for name in run.taps):
-        say(
-            "no lightning indexer was found in this model; hint: is it DeepSeek-V3.2, on the "
-            "fork's branch that has it? --class NAME, --transformers PATH"
-        )
+        say("no lightning indexer was found in this model; hint: is it DeepSeek-V3.2, on the "
+            "fork's branch that has it? --class NAME, --transformers PATH")
 
 
 def report_slopes(run: Capture) -> None:

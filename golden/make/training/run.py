@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +20,7 @@ from dsv32_dump.environment import environment as environment_of
 from dsv32_dump.parts import Part, find_parts
 from dsv32_dump.settings import widen_selection
 from dsv32_dump.weights import is_transposed
-from dsv32_trace import canonical_json, philox_lanes, unfused, weights_name
+from dsv32_trace import philox_lanes, unfused
 from real import THREADS, Loaded, open_model
 from torch import Tensor, nn
 
@@ -282,28 +281,19 @@ def attributes(
 
     maker: the module that made the golden. libraries: versions beyond those of every golden.
     """
-    config = canonical_json(case.config)
     environment = environment_of(loaded.model)
     experts = str(loaded.model.config._experts_implementation)
     more = libraries | {"experts_implementation": experts}
-    return {
+    return provenance.of_case(case, {}, loaded.weights, ()) | {
         "format": h5.FORMAT,
         "version": h5.VERSION,
         "suite": suite,
         "recipe": recipe.json,
-        "case_name": case.name,
-        "case": case.json,
         "kind": "train",
-        "dialect": "hf",
         "dtype": "float32",
         "mode": "train",
         "mask": "given" if case.mask_given else "none",
         "forced": "false",
         "attn_implementation": "eager",
-        "config": config,
-        "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
-        "weights": weights_name(case.fields()),
-        "weights_loaded": canonical_json(loaded.weights),
-        "seed": case.seed,
         "producer": provenance.producer(f"{suite}.{case.name}", maker, environment, **more),
     }

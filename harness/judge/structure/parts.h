@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "harness/judge/metrics.h"
+#include "harness/judge/measure/metrics.h"
 
 /// The parts that the description of a failing tap is made of; structure.cpp puts them together.
 /// Each gives one phrase, or "" when it does not explain the error.

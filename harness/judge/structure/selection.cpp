@@ -7,7 +7,7 @@
 #include <set>
 #include <vector>
 
-#include "harness/judge/keys.h"
+#include "harness/judge/decisions/keys.h"
 
 namespace dsv32::harness {
 namespace {

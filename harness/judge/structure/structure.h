@@ -4,7 +4,7 @@
 #include <optional>
 #include <string>
 
-#include "harness/judge/metrics.h"
+#include "harness/judge/measure/metrics.h"
 
 namespace dsv32::harness {
 

@@ -5,7 +5,7 @@
 #include "harness/judge/adamw.h"
 #include "harness/judge/compare.h"
 #include "harness/judge/limits.h"
-#include "harness/judge/metrics.h"
+#include "harness/judge/measure/metrics.h"
 #include "harness/training/replay.h"
 #include "harness/training/sharded/run.h"
 #include "harness/training/side.h"

@@ -6,7 +6,7 @@
 #include "harness/judge/adamw.h"
 #include "harness/judge/compare.h"
 #include "harness/judge/limits.h"
-#include "harness/judge/metrics.h"
+#include "harness/judge/measure/metrics.h"
 #include "harness/training/step/book.h"
 #include "src/bridge/bridge.h"
 #include "src/model/check_name.h"

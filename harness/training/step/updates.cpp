@@ -7,7 +7,7 @@
 
 #include "harness/cases/gradient_patterns.h"
 #include "harness/judge/limits.h"
-#include "harness/judge/metrics.h"
+#include "harness/judge/measure/metrics.h"
 #include "harness/training/step/rules.h"
 #include "src/model/check_name.h"
 #include "src/model/errors.h"

@@ -1,4 +1,4 @@
-#include "harness/judge/keys.h"
+#include "harness/judge/decisions/keys.h"
 
 namespace dsv32::harness {
 

@@ -1,4 +1,4 @@
-#include "harness/judge/exposure.h"
+#include "harness/judge/decisions/exposure.h"
 
 #include <algorithm>
 

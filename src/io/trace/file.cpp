@@ -9,10 +9,10 @@
 #include "src/io/io.h"
 #include "src/io/json.h"
 #include "src/io/text.h"
-#include "src/io/trace_generated.h"
-#include "src/io/trace_metadata.h"
-#include "src/io/trace_placement.h"
-#include "src/io/trace_sketch.h"
+#include "src/io/trace/generated.h"
+#include "src/io/trace/metadata.h"
+#include "src/io/trace/placement.h"
+#include "src/io/trace/sketch.h"
 #include "src/model/check_name.h"
 
 namespace dsv32::io {

@@ -1,4 +1,4 @@
-#include "harness/judge/lane_errors.h"
+#include "harness/judge/measure/lane_errors.h"
 
 #include <algorithm>
 #include <cmath>

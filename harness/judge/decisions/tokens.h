@@ -3,7 +3,7 @@
 #include <cstdint>
 
 #include "harness/judge/comparison.h"
-#include "harness/judge/exposure.h"
+#include "harness/judge/decisions/exposure.h"
 #include "src/model/decoding.h"
 
 namespace dsv32::harness {

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "harness/judge/comparison.h"
-#include "harness/judge/exposure.h"
+#include "harness/judge/decisions/exposure.h"
 
 namespace dsv32::harness {
 

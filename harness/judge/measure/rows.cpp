@@ -1,8 +1,8 @@
-#include "harness/judge/rows.h"
+#include "harness/judge/measure/rows.h"
 
 #include <algorithm>
 
-#include "harness/judge/keys.h"
+#include "harness/judge/decisions/keys.h"
 #include "src/model/segment.h"
 
 namespace dsv32::harness {

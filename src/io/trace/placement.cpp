@@ -1,4 +1,4 @@
-#include "src/io/trace_placement.h"
+#include "src/io/trace/placement.h"
 
 #include <charconv>
 

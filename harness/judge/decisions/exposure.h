@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "harness/judge/decisions.h"
+#include "harness/judge/decisions/decisions.h"
 #include "src/model/batch.h"
 #include "src/model/config.h"
 #include "src/model/trace.h"

@@ -1,10 +1,10 @@
-#include "harness/judge/tokens.h"
+#include "harness/judge/decisions/tokens.h"
 
 #include <cmath>
 
 #include "harness/judge/compare.h"
 #include "harness/judge/limits.h"
-#include "harness/judge/metrics.h"
+#include "harness/judge/measure/metrics.h"
 
 namespace dsv32::harness {
 namespace {

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "src/io/io.h"
-#include "src/io/trace_metadata.h"
+#include "src/io/trace/metadata.h"
 
 namespace dsv32::io {
 

@@ -3,7 +3,7 @@
 #include <string>
 
 #include "src/io/io.h"
-#include "src/io/trace_metadata.h"
+#include "src/io/trace/metadata.h"
 #include "src/model/case.h"
 
 /// Traces of mode `generate`. docs/formats.md 14.

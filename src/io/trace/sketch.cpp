@@ -1,4 +1,4 @@
-#include "src/io/trace_sketch.h"
+#include "src/io/trace/sketch.h"
 
 #include <algorithm>
 #include <set>

@@ -1,4 +1,4 @@
-#include "harness/judge/statistics.h"
+#include "harness/judge/measure/statistics.h"
 
 #include <cmath>
 

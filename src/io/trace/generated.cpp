@@ -1,4 +1,4 @@
-#include "src/io/trace_generated.h"
+#include "src/io/trace/generated.h"
 
 #include <optional>
 

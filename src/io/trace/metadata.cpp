@@ -1,4 +1,4 @@
-#include "src/io/trace_metadata.h"
+#include "src/io/trace/metadata.h"
 
 #include <charconv>
 #include <set>

@@ -1,10 +1,10 @@
-#include "harness/judge/siblings.h"
+#include "harness/judge/measure/siblings.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "harness/judge/metrics.h"
-#include "harness/judge/rows.h"
+#include "harness/judge/measure/metrics.h"
+#include "harness/judge/measure/rows.h"
 
 namespace dsv32::harness {
 namespace {

@@ -1,11 +1,11 @@
-#include "harness/judge/metrics.h"
+#include "harness/judge/measure/metrics.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
-#include "harness/judge/lane_errors.h"
 #include "harness/judge/limits.h"
+#include "harness/judge/measure/lane_errors.h"
 #include "src/model/errors.h"
 
 namespace dsv32::harness {
@@ -277,7 +277,7 @@ double element_noise(const TapError& error, const RowError& row, double expected
   double size = std::max(row.norm / root, std::fabs(expected));
   // A short row, or one of zeros, says little about the size of the terms that its values are sums
   // of.
-  if (error.allowance(row) > 1 || row.norm == 0)
+  if (short_row_factor(static_cast<double>(row.elements)) > 1 || row.norm == 0)
     size = std::max(size, error.norm / std::sqrt(static_cast<double>(error.elements)));
   const bool known = error.by_lane && lane >= 0 && lane < static_cast<int64_t>(error.lanes.size());
   return std::max({ulp_at(expected, dtype), error.noise_relative() * size,

@@ -1,4 +1,4 @@
-#include "harness/judge/decisions.h"
+#include "harness/judge/decisions/decisions.h"
 
 #include <algorithm>
 #include <cmath>
@@ -6,9 +6,9 @@
 #include <set>
 
 #include "harness/judge/compare.h"
-#include "harness/judge/keys.h"
+#include "harness/judge/decisions/keys.h"
 #include "harness/judge/limits.h"
-#include "harness/judge/metrics.h"
+#include "harness/judge/measure/metrics.h"
 #include "harness/judge/picture.h"
 #include "harness/judge/structure/selection.h"
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "harness/judge/comparison.h"
-#include "harness/judge/rows.h"
+#include "harness/judge/measure/rows.h"
 
 /// Error norms of a tap against the oracle: the numbers that verdicts are made of.
 namespace dsv32::harness {

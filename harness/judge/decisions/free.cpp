@@ -1,7 +1,7 @@
-#include "harness/judge/free.h"
+#include "harness/judge/decisions/free.h"
 
 #include "harness/judge/compare.h"
-#include "harness/judge/keys.h"
+#include "harness/judge/decisions/keys.h"
 #include "harness/judge/limits.h"
 
 namespace dsv32::harness {

@@ -5,9 +5,9 @@
 #include <set>
 
 #include "harness/judge/compare.h"
-#include "harness/judge/decisions.h"
+#include "harness/judge/decisions/decisions.h"
 #include "harness/judge/limits.h"
-#include "harness/judge/metrics.h"
+#include "harness/judge/measure/metrics.h"
 
 /// Expert choice of docs/spec.md 1.8: the best groups first, then the best experts inside them.
 namespace dsv32::harness {
