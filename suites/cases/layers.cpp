@@ -9,6 +9,7 @@
 
 #include "harness/cases/implementations.h"
 #include "harness/cases/layer_run.h"
+#include "harness/judge/limits.h"
 #include "src/io/io.h"
 #include "src/model/errors.h"
 #include "src/model/philox.h"
@@ -192,6 +193,16 @@ Case wide_case() {
   return c;
 }
 
+/// Of the queries that are not kept, the stage of attn.ctx begins at queries and keys.
+void expect_cap_of_stage(const Verdict& v) {
+  const TapName tap = *parse_tap(v.tap);
+  const harness::Mode mode =
+      tap.info.name == "attn.ctx" ? harness::Mode::forced : harness::Mode::staged;
+  for (const harness::Measure& measure : v.measures)
+    if (measure.metric == "cap")
+      EXPECT_EQ(measure.limit, harness::limits_for(tap, mode, DType::float32).cap) << v.tap;
+}
+
 TEST(Blocks, OfALargeCaseAreJudgedOnTheRowsThatAreKept) {
   const CaseRun run(wide_case(), false);
   ASSERT_LT(queries_at_once(run.the_case().config, 1, 1024), 1024);
@@ -201,6 +212,7 @@ TEST(Blocks, OfALargeCaseAreJudgedOnTheRowsThatAreKept) {
     const bool held = std::string(impl) == "reference";
     int64_t probabilities = 0, logits = 0;
     for (const Verdict& v : verdicts) {
+      if (v.mode == harness::Mode::staged && v.layer == 0) expect_cap_of_stage(v);
       if (v.tap == "layers.0.attn.probs" && held) probabilities = v.checked;
       if (v.tap == "logits") logits = v.checked;
     }

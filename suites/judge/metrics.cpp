@@ -207,6 +207,21 @@ TEST(SelfMetrics, ACapHoldsEvenWhenTheReferenceIsWorse) {
 }
 
 // In a gradient the tail is wide (an expert of one token): there the row ratio catches it.
+/// More than one op lies between what is there and the tap.
+TEST(SelfMetrics, AStageThatIsFedInPartHasTheCapOfAForcedRun) {
+  const World world(12);
+  Comparison c = world.comparison("layers.0.attn.ctx", Mode::staged);
+  const auto& staged = harness::limits_for(c.tap, Mode::staged, c.dtype);
+  const auto& forced = harness::limits_for(c.tap, Mode::forced, c.dtype);
+  ASSERT_LT(staged.cap, forced.cap);
+  for (const bool in_part : {false, true}) {
+    c.fed_in_part = in_part;
+    const Verdict verdict = compare_values(c);
+    EXPECT_EQ(measure(verdict, "cap").limit, in_part ? forced.cap : staged.cap);
+    EXPECT_EQ(measure(verdict, "row ratio").limit, staged.row_ratio);
+  }
+}
+
 TEST(SelfMetrics, TheLargestElementMovedBy128NoisesIsCaught) {
   for (const std::string& tap : kTaps) {
     World world(8);
