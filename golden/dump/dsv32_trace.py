@@ -44,7 +44,7 @@ EDIT_KEYS = ("name", "row", "column", "scale", "add")
 # The weights depend on them.
 WEIGHT_KEYS = ("config", "overrides", "seed", "bias_offset", "edits", "weights")
 CASE_FILE = "dsv32_case.json"
-MODES = ("forward", "backward", "kl-warmup", "kl-sparse", "train", "ops")
+MODES = ("forward", "backward", "kl-warmup", "kl-sparse", "train", "ops", "generate")
 DTYPES = ("float64", "float32", "bfloat16", "float16", "fp8")
 STORED = {"float64": "F64", "float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32"}
 
@@ -580,6 +580,8 @@ MODEL_AXES = {"embed": "b s d", "final_norm": "b s d", "logits": "b s d", "loss.
               "loss.kl": ""}  # fmt: skip
 MOE_TAPS = ("router.logits", "router.experts", "router.weights", "moe.routed", "moe.shared")
 DECISIONS = ("topk", "router.experts")
+# Mode generate: t steps, v the vocabulary.
+GENERATED_AXES = {"gen.tokens": "b t", "gen.logits": "b t v"}
 SERIES = ("train.loss", "train.grad_norm", "train.kl")
 TAP = re.compile(r"(?:layers\.(0|[1-9]\d*)\.)?(.+)")
 
@@ -596,8 +598,11 @@ def tap_axes(name: str) -> str | None:
     return (MODEL_AXES if layer is None else LAYER_AXES).get(rest)
 
 
-def tap_shape(case: CaseData, name: str) -> tuple[int, ...] | None:
-    """The shape of a forward or KL tap in this case; None when the case has no such tap."""
+def tap_shape(case: CaseData, name: str, more: int = 0) -> tuple[int, ...] | None:
+    """The shape of a forward or KL tap in this case; None when the case has no such tap.
+
+    more: tokens behind those of the case.
+    """
     layer, rest = split_tap(name)
     c, axes = case.config, tap_axes(name)
     if axes is None:
@@ -613,8 +618,9 @@ def tap_shape(case: CaseData, name: str) -> tuple[int, ...] | None:
         "attn.ctx": c["v_head_dim"], "router.logits": c["n_routed_experts"],
         "logits": c["vocab_size"],
     }.get(rest, c["hidden_size"])  # fmt: skip
+    tokens = case.fields["S"] + more
     length = {
-        "b": case.fields["B"], "s": case.fields["S"], "t": case.fields["S"], "d": width,
+        "b": case.fields["B"], "s": tokens, "t": tokens, "d": width,
         "h": c["index_n_heads" if rest.startswith("ix.") else "num_attention_heads"],
         "k": c["index_topk" if rest == "topk" else "num_experts_per_tok"],
     }  # fmt: skip
@@ -629,6 +635,34 @@ def forward_taps(case: CaseData) -> list[str]:
         names += [f"layers.{layer}.{tap}" for tap in list(LAYER_AXES)[:last]]
     names += ["final_norm", "logits", "loss.lm"]
     return [name for name in names if tap_shape(case, name) is not None]
+
+
+def decoding_of(case: CaseData, given: Mapping[str, int | None] | None) -> dict[str, int | None]:
+    """How a case is decoded: `eos` and `steps` as given, else as the list of cases has them.
+
+    Throws DumpError when there are more steps than positions, or the vocabulary has no such eos.
+    """
+    decoding = {"eos": None, "steps": None}
+    decoding |= listed_cases().get(case.name, {}).get("decoding", {})
+    decoding |= given or {}
+    most = case.config["max_position_embeddings"] - case.fields["S"] + 1
+    ranges = {"steps": range(1, most + 1), "eos": range(case.config["vocab_size"])}
+    for key, allowed in ranges.items():
+        value = decoding[key]
+        if value not in allowed and not (key == "eos" and value is None):
+            want = f"{allowed[0]}..{allowed[-1]}" + (" or None: none ends" * (key == "eos"))
+            hint = "Trace(case, mode='generate', decoding={'eos': ID, 'steps': N})"
+            raise DumpError(4, "trace", f"metadata.decoding: {key}", want, str(value), hint)
+    return decoding
+
+
+def generated_shape(case: CaseData, name: str, steps: int) -> tuple[int, ...] | None:
+    """The shape of a tensor of mode generate, decisions over the whole history among them."""
+    if name in GENERATED_AXES:
+        length = {"b": case.fields["B"], "t": steps, "v": case.config["vocab_size"]}
+        return tuple(length[axis] for axis in GENERATED_AXES[name].split())
+    decision = split_tap(name)[1] in DECISIONS if name else False
+    return tap_shape(case, name, steps - 1) if decision else None
 
 
 def rearranged(name: str, value: np.ndarray, axes: str, wanted: str, shape: tuple) -> np.ndarray:
@@ -727,16 +761,17 @@ def joined_kv_b(k: np.ndarray, v: np.ndarray) -> np.ndarray:
 class Trace:
     """The taps of one run, checked as they come; `write` makes the file that the judge reads.
 
-    mode: forward, backward, kl-warmup, kl-sparse, train or ops. dtype: what the engine computes in
-    (values may be stored wider). engine: name and version, for people. forced: decisions of another
+    mode: forward, backward, kl-warmup, kl-sparse, train, ops or generate. dtype: what the engine
+    computes in (values may be stored wider). engine: name and version, for people. forced: decisions of another
     run were replayed. rank of world: this file is one rank's; `put` says where its tensors stand.
+    decoding: of mode generate, {"eos": ID or None, "steps": N}; default: the listed case's.
     Other metadata by name; a dict or list becomes JSON.
     """
 
     def __init__(
         self, case: CaseData, mode: str = "forward", dtype: str = "float32", *, engine: str = "",
         attn_implementation: str = "unknown", forced: bool = False, rank: int = 0, world: int = 1,
-        **metadata: Any,
+        decoding: Mapping[str, int | None] | None = None, **metadata: Any,
     ) -> None:  # fmt: skip
         self.case, self.taps = case, {}
         self.placement: dict[str, Any] = {}
@@ -747,6 +782,10 @@ class Trace:
         for key, value, allowed in (("mode", mode, MODES), ("dtype", dtype, DTYPES)):
             if value not in allowed:
                 raise DumpError(4, "trace", f"metadata.{key}", " or ".join(sorted(allowed)), value)
+        self.steps = 0
+        if mode == "generate":
+            metadata["decoding"] = decoding_of(case, decoding)
+            self.steps = int(metadata["decoding"]["steps"])
         producer = {"tool": "dsv32_trace", "engine": engine, "numpy": np.__version__,
                     "python": platform.python_version()}  # fmt: skip
         self.metadata: dict[str, Any] = {
@@ -782,23 +821,25 @@ class Trace:
         shape, wanted = self._expected(name, stem, array)
         rest = split_tap(stem)[1]
         shape, offsets = self._placed(name, array, shape, axes, wanted, placement)
-        if rest == "topk" and name == stem:
+        decision = (rest in DECISIONS or name == "gen.tokens") and name == stem
+        if rest == "topk" and decision:
             array = self._picks(array, shape[-1])
         if axes is not None:
             array = rearranged(name, array, axes, wanted, shape)
         if array.size == 1 and shape == ():
             array = array.reshape(())
         if shape != array.shape:
-            want = f"{sizes(shape)}, as case {self.case.name} says"
+            decoding = f" with {self.steps} steps" if self.steps else ""
+            want = f"{sizes(shape)}, as case {self.case.name}{decoding} says"
             hint = f"say which axes these are: put(..., axes={wanted!r})" if wanted else ""
             raise DumpError(4, "trace", f"tensor {name}: shape", want, sizes(array.shape), hint)
-        array = self._typed(name, rest in DECISIONS and name == stem, array)
+        array = self._typed(name, decision, array)
         if lanes != "in place":
             array = self._lanes(name, rest, array, lanes)
         if rest in ("ix.scores", "attn.logits") and name == stem:
             lowest = np.finfo(array.dtype if self.metadata["dtype"] != "float16" else "f2").min
             array = np.where(array <= lowest / 2, -np.inf, array)
-        if not allow_nan:
+        if not allow_nan and name != "gen.logits":  # behind an end it holds anything
             self._no_nan(name, wanted, array, offsets)
         self.taps[name] = array.copy(order="C")
 
@@ -830,6 +871,8 @@ class Trace:
 
         index: b * S + s of each row.
         """
+        if self.steps:
+            raise DumpError(2, "trace", f"tensor {name}#rows", "another mode than generate")
         array, index = np.stack([as_array(row) for row in rows]), np.asarray(list(index), np.int64)
         shape, _ = self._expected(name, name, array)
         want = (len(index), *shape[2:])
@@ -877,7 +920,11 @@ class Trace:
 
     def missing(self) -> list[str]:
         """The forward taps of this case that were not put: allowed, the judge lists them."""
-        return [name for name in forward_taps(self.case) if name not in self.taps]
+        names = forward_taps(self.case)
+        if self.steps:
+            decisions = [name for name in names if split_tap(name)[1] in DECISIONS]
+            names = [*GENERATED_AXES, *decisions]
+        return [name for name in names if name not in self.taps]
 
     def failed(self, where: str, message: str, shapes: Iterable[Iterable[int]] = ()) -> None:
         """Says that the engine crashed: in which module, with what words and inputs."""
@@ -901,6 +948,8 @@ class Trace:
 
     def _expected(self, name: str, stem: str, array: np.ndarray) -> tuple[tuple[int, ...], str]:
         """Shape and axes of a tensor of this name. Throws DumpError when the case has none."""
+        if self.steps:
+            return self._generated(name)
         if name in SERIES and array.ndim == 1:
             return array.shape, ""
         weight = re.fullmatch(r"(?:grad|param|step\.\d+\.update)\.(.+)", name)
@@ -918,6 +967,14 @@ class Trace:
             got = "a layer or a weight that it does not have"
             raise DumpError(4, "trace", f"tensor {name}", want, got)
         return shape, str(axes)
+
+    def _generated(self, name: str) -> tuple[tuple[int, ...], str]:
+        shape = generated_shape(self.case, name, self.steps)
+        if shape is None:
+            want = "gen.tokens, gen.logits, layers.N.topk or layers.N.router.experts, as "
+            want += f"case {self.case.name} has them in mode generate"
+            raise DumpError(4, "trace", "tensor", want, repr(name))
+        return shape, GENERATED_AXES.get(name) or str(tap_axes(name))
 
     def _near(self, name: str) -> str:
         """Names of taps that have a part of this one."""

@@ -112,6 +112,47 @@ class Judged(unittest.TestCase):
         for case in ("tiny-wide", "tiny-nopad"):
             self.expect_pass(engine("torch_engine", case, "--backward"), 130)
 
+    def decoded(self, case: kit.CaseData, **decoding: int | None) -> kit.Trace:
+        """Greedy steps of the numpy engine, the whole history at each of them."""
+        trace = kit.Trace(case, mode="generate", engine="numpy", decoding=decoding or None)
+        decoding = trace.metadata["decoding"]
+        steps, eos = decoding["steps"], decoding["eos"]
+        weights, made = dict(case.weights()), {}
+        ids, positions = case.input_ids, case.position_ids
+        mask, logits, ended = case.batch["attention_mask"], [], np.zeros(len(ids), bool)
+        for _ in range(steps):
+            values = numpy_engine.forward(
+                weights, case.config, ids, positions, mask, made.__setitem__
+            )[:, -1]
+            token = np.where(ended, 0 if eos is None else eos, values.argmax(-1))
+            logits.append(values)
+            ended |= token == eos
+            ids = np.concatenate((ids, token[:, None]), -1)
+            positions = np.concatenate((positions, positions[:, -1:] + 1), -1)
+            mask = np.concatenate((mask, mask[:, -1:]), -1)
+        trace.put("gen.tokens", ids[:, -steps:])
+        trace.put("gen.logits", np.stack(logits), axes="t b v")
+        for name, value in made.items():
+            if name.endswith((".topk", ".router.experts")):
+                trace.put(name, value)
+        return trace
+
+    def test_a_decoding_passes(self) -> None:
+        case = kit.open_case("tiny-wide")
+        trace = self.decoded(case)
+        self.assertEqual(trace.missing(), [])
+        self.expect_pass(trace.write(folder / "decoded.safetensors"), 4)
+        short = self.decoded(case, steps=3, eos=None)
+        self.assertEqual(short.taps["gen.tokens"].shape, (2, 3))
+        self.expect_pass(short.write(folder / "short.safetensors"), 4)
+
+    def test_a_decoding_with_a_wrong_step_fails_there(self) -> None:
+        trace = self.decoded(kit.open_case("tiny-wide"))
+        trace.taps["gen.logits"][1, 5] *= 1.01
+        code, report = judged(trace.write(folder / "wrong-step.safetensors"))
+        self.assertEqual(code, PARITY)
+        self.assertIn("gen.logits", json.dumps(of_candidate(report, "findings")[0]))
+
     def test_a_defect_of_the_engine_is_named(self) -> None:
         case = kit.open_case("tiny-wide")
         weights = dict(case.weights())
@@ -352,6 +393,28 @@ class Words(unittest.TestCase):
 
     def test_names(self) -> None:
         self.expect_same("layers.0.attention.out", np.zeros((2, 33, 64), np.float32))
+
+    def test_mode_generate(self) -> None:
+        case = kit.open_case("tiny-wide")
+        for name, value in (
+            ("gen.tokens", np.zeros((2, 24), np.float32)),
+            ("gen.tokens", np.zeros((2, 23), np.int32)),
+            ("gen.logits", np.zeros((2, 24, 99), np.float32)),
+            ("layers.0.topk", np.zeros((2, 33, 8), np.int32)),
+            ("layers.0.attn_norm", np.zeros((2, 56, 64), np.float32)),
+        ):
+            with self.subTest(name=name):
+                trace = kit.Trace(case, mode="generate")
+                with self.assertRaises(kit.DumpError) as caught:
+                    trace.put(name, value)
+                trace.taps[name] = value
+                done = run("--candidate", trace.write(folder / "wrong.safetensors"))
+                self.assertEqual(done.returncode, 4, done.stdout)
+                own = str(caught.exception).partition("; hint")[0].removeprefix("trace: ")
+                self.assertIn(own.replace("'", ""), done.stderr)
+        for decoding in ({"steps": 0}, {"steps": None}, {"eos": 100}, {"eos": -1}):
+            with self.assertRaisesRegex(kit.DumpError, r"metadata.decoding: \w+: expected \d+\.\."):
+                kit.Trace(case, mode="generate", decoding=decoding)
 
     def test_what_the_case_does_not_have(self) -> None:
         self.expect_same("layers.2.attn_norm", np.zeros((2, 33, 64), np.float32))

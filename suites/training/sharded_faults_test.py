@@ -309,7 +309,7 @@ class Launch(unittest.TestCase):
             'if [ $RANK = 1 ]; then FAULT="fault=kill fault-step=1"; fi; '
             f'exec "{PROGRAM}" sharded-rank tiny-shard ranks=3 steps=3 $FAULT'
         )
-        code, _, err, _ = self.launch("--nproc", 3, "--timeout", 5, "--", "sh", "-c", script)
+        code, _, err, _ = self.launch("--nproc", 3, "--timeout", 60, "--", "sh", "-c", script)
         self.assertEqual(code, ENVIRONMENT, err)
         for rank in (0, 2):
             self.assertRegex(err, rf"\[rank {rank}\] .*rank 1: step 1: .*died")

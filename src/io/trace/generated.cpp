@@ -76,7 +76,7 @@ void check_generated(const std::string& name, const TensorEntry& entry, const Ca
   if (name == "gen.logits" ? !floating : !integer)
     refuse({.where = where,
             .what = "tensor " + name + ": dtype",
-            .expected = name == "gen.logits" ? "F64, F32, BF16 or F16" : "I64 or I32",
+            .expected = name == "gen.logits" ? "F64, F32, BF16 or F16" : "I32 (or I64)",
             .got = std::string(entry.stored)});
   if (entry.shape != *shape)
     refuse({.where = where,
