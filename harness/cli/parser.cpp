@@ -178,7 +178,7 @@ void add_fork(Parser& parser) {
   add(fork, "--case", raw.cases, "NAME,..", "these cases in place of the default set", kJudged)
       ->delimiter(',')
       ->allow_extra_args(false);
-  add_flag(fork, "--full-set", o.full_set, "all cases, KL and training modes, small: minutes",
+  add_flag(fork, "--full-set", o.full_set, "all cases, KL, training, decoding, small: minutes",
            kJudged);
   add(fork, "--dialect", raw.dialect, "NAME", "what the fork declares to be; default spec-1",
       kJudged);

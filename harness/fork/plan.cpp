@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "harness/fork/fork.h"
+#include "src/io/trace/generated.h"
 #include "src/model/errors.h"
 
 namespace dsv32::harness {
@@ -111,6 +112,8 @@ std::vector<io::DumpJob> plan_dumps(const ForkPlan& plan, const fs::path& folder
     const Case& c = io::find_case(kTrainingCase);
     for (const char* mode : {"kl-warmup", "kl-sparse"}) planner.add(c, mode);
     for (const char* suite : kTrainings) planner.add(c, "train", suite);
+    for (const Case& decoded : io::cases())
+      if (decoded.decoding.eos) planner.add(decoded, io::kGenerate);
   }
   return planner.take();
 }

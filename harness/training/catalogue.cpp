@@ -68,7 +68,7 @@ const std::vector<TrainingSuite>& training_suites() {
        .judge = judge_sharded},
       {.name = "generate",
        .about = "greedy decoding with caches, left padding and eos: 24 steps after the prompt",
-       .cases = {"tiny-wide"},
+       .cases = {"tiny-wide", "small"},
        .goldens = {},
        .judge = judge_generate},
   };

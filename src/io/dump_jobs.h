@@ -14,7 +14,7 @@ namespace dsv32::io {
 struct DumpJob {
   std::string case_name;
   fs::path checkpoint;
-  std::string mode;   // "forward", "backward", "kl-warmup", "kl-sparse", "train"
+  std::string mode;   // "forward", "backward", "kl-warmup", "kl-sparse", "train", "generate"
   std::string suite;  // of mode train
   fs::path out;
   double seconds = 0;  // limits; memory beyond that of the imports
