@@ -98,14 +98,20 @@ struct TapSketch {
   bool rows_only() const { return row_norms.empty(); }
 };
 
+/// How many independent numbers would stray as a row's errors do, and as those of all heads of a
+/// token: 1 / mean squared cosine between the errors of two tokens. One factor that is off moves
+/// them along a line, whatever their width. 0: not known, of too few tokens or none with an error.
+struct Modes {
+  double row = 0, token = 0;
+};
+
 /// What is kept of a tap that was measured against another run's and then dropped.
 struct TapDistance {
   /// ||X - O|| of each judged row, by the row's number; 0 where a row is not judged.
   std::vector<double> rows;
   /// Root mean square of X - O in each lane (element of a row); empty where rows have none.
   std::vector<double> lanes;
-  /// How many independent lanes would stray as the rows do; 0: not known.
-  double modes = 0;
+  Modes modes;
 };
 
 /// Named host tensors in execution order plus string metadata: what every implementation hands to

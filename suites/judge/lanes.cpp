@@ -72,31 +72,74 @@ TEST(SelfLanes, FewLanesThatHoldTheNoiseMakeASmallTensor) {
   }
 }
 
-/// Errors of 60 rows of 64 lanes, from so many independent numbers a row.
-harness::LaneErrors errors_of_modes(int64_t modes) {
+/// Errors of 60 tokens in heads of 64 lanes, from so many independent numbers a head; `common`: the
+/// same ones in each head.
+harness::LaneErrors errors_of_modes(int64_t modes, int64_t heads = 1, bool common = false) {
   harness::LaneErrors errors(60);
   Noise noise(15, "modes");
   const std::vector<double> truth(64, 1);
-  for (int row = 0; row < 60; ++row) {
+  for (int token = 0; token < 60; ++token) {
     std::vector<double> numbers(static_cast<size_t>(modes)), values(64);
-    for (double& number : numbers) number = noise.normal();
-    for (size_t i = 0; i < values.size(); ++i) values[i] = 1 + 1e-3 * numbers[i % numbers.size()];
-    errors.add(values, truth);
+    for (int64_t h = 0; h < heads; ++h) {
+      for (double& number : numbers)
+        if (h == 0 || !common) number = noise.normal();
+      for (size_t i = 0; i < values.size(); ++i) values[i] = 1 + 1e-3 * numbers[i % numbers.size()];
+      errors.add(values, truth, heads > 1 ? token : -1);
+    }
   }
   return errors;
 }
 
+/// Within a factor of two.
+void expect_about(double got, double want) {
+  EXPECT_GT(got, want / 2);
+  EXPECT_LT(got, want * 2);
+}
+
 /// A factor that is off moves whole rows along a line: every lane strays, but as one number.
 TEST(SelfLanes, LanesThatStrayTogetherCountAsOne) {
-  for (const int64_t modes : {1, 4, 16, 64})
-    EXPECT_EQ(std::lround(std::log2(errors_of_modes(modes).modes()) / 2),
-              std::lround(std::log2(modes) / 2))
-        << modes;
+  for (const double modes : {1, 4, 16, 64}) {
+    const Modes found = errors_of_modes(static_cast<int64_t>(modes)).modes();
+    expect_about(found.row, modes);
+    EXPECT_EQ(found.row, found.token);
+  }
   harness::LaneErrors few(4);
   few.add({1, 2}, {1, 1});
-  EXPECT_EQ(few.modes(), 0) << "too few rows to tell";
-  EXPECT_EQ(harness::fewer_modes(0, 3), 3);
-  EXPECT_EQ(harness::fewer_modes(5, 3), 3);
+  EXPECT_EQ(few.modes().row, 0) << "too few rows to tell";
+  EXPECT_EQ(harness::fewer(0, 3), 3);
+  EXPECT_EQ(harness::fewer(5, 3), 3);
+}
+
+/// The heads of a token are made of one vector: where it is off, all of them are.
+TEST(SelfLanes, HeadsThatStrayTogetherCountAsOne) {
+  const Modes common = errors_of_modes(2, 8, true).modes(),
+                       own = errors_of_modes(2, 8, false).modes();
+  expect_about(common.row, 2);
+  expect_about(common.token, 2);
+  expect_about(own.row, 2);
+  expect_about(own.token, 16);
+}
+
+/// Ten tokens of eight heads, one of them with nearly all of the noise: a ratio of norms strays as
+/// one of that token's numbers, not as one of eighty rows.
+TEST(SelfLanes, TheNoiseOfOneTokenIsThatOfFewNumbers) {
+  harness::TapError error;
+  error.has_reference = true;
+  error.lanes.assign(16, 1e-3);
+  error.modes = {.row = 1, .token = 1};
+  for (int64_t token = 0; token < 10; ++token)
+    error.rows.insert(error.rows.end(), 8,
+                      {.judged = token == 3 ? 5.0 : 0.1,
+                       .reference = token == 3 ? 1.0 : 0.1,
+                       .norm = 1,
+                       .elements = 16,
+                       .token = token});
+  harness::sum_up(error);
+  EXPECT_LT(error.effective, 2);
+  EXPECT_LT(error.tensor_ratio(), 1.5);
+  for (harness::RowError& row : error.rows) row.token = -1;
+  harness::sum_up(error);
+  EXPECT_GT(error.effective, 8);
 }
 
 /// Of rows over keys too, which have no lanes of their own.
@@ -107,8 +150,8 @@ TEST(SelfLanes, KeysThatStrayTogetherAreCounted) {
                                   harness::RowView::judged);
   const harness::TapError error = harness::measure_rows(c, layout, nullptr);
   EXPECT_TRUE(error.lanes.empty());
-  EXPECT_GT(error.modes, 5);
-  EXPECT_LT(error.modes, 33);
+  EXPECT_GT(error.modes.row, 5);
+  EXPECT_LT(error.modes.row, 33);
 }
 
 /// A query that sees two keys: one probe of it may be near by chance.

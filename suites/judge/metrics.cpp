@@ -249,7 +249,9 @@ TEST(SelfMetrics, TailCountsElementsBeyondItsThreshold) {
       harness::limits_for(*parse_tap(tap), Mode::forced, DType::float32);
   const Comparison c = world.comparison(tap);
   std::vector<double> values = world.truth(tap).to_doubles();
-  const auto move = [&](int64_t i) { values[i] += 2 * limits.tail * harness::element_noise(c, i); };
+  const auto move = [&](int64_t i) {
+    values[i] += 1.5 * limits.tail * harness::element_noise(c, i);
+  };
   for (int64_t k = 0; k < limits.tail_count; ++k) move(100 * k);
   EXPECT_TRUE(measure(judge_with(world, tap, values), "tail").within());
   move(100 * static_cast<int64_t>(limits.tail_count));

@@ -7,25 +7,43 @@
 namespace dsv32::harness {
 namespace {
 
-constexpr int64_t kSample = 48;    // rows whose errors are compared with each other
-constexpr size_t kFewestRows = 8;  // 28 pairs: fewer say nothing
+constexpr int64_t kSample = 48;      // tokens whose errors are compared with each other
+constexpr size_t kFewestTokens = 8;  // 28 pairs: fewer say nothing
 
-double dot(const std::vector<double>& a, const std::vector<double>& b) {
-  return std::inner_product(a.begin(), a.end(), b.begin(), 0.0);
+double dot(const double* a, const double* b, size_t size) {
+  return std::inner_product(a, a + size, b, 0.0);
 }
+
+/// 1 / mean squared cosine between two vectors, each weighed by its size.
+class Cosines {
+ public:
+  void add(double product, double size_a, double size_b) {
+    common_ += product * product;
+    all_ += size_a * size_b;
+  }
+  double modes() const { return common_ > 0 && std::isfinite(all_) ? all_ / common_ : 0; }
+
+ private:
+  double common_ = 0, all_ = 0;
+};
 
 }  // namespace
 
-LaneErrors::LaneErrors(int64_t rows) : stride_(std::max<int64_t>(1, rows / kSample)) {}
+LaneErrors::LaneErrors(int64_t tokens) : stride_(std::max<int64_t>(1, tokens / kSample)) {}
 
-void LaneErrors::add(const std::vector<double>& a, const std::vector<double>& b) {
+void LaneErrors::add(const std::vector<double>& a, const std::vector<double>& b, int64_t token) {
   squares_.resize(std::max(squares_.size(), a.size()));
-  const bool kept = rows_++ % stride_ == 0;
-  if (kept) sample_.emplace_back(a.size());
+  ++rows_;
+  length_ = std::max<size_t>(a.size(), 1);
+  const bool another_head = token >= 0 && token == token_;
+  token_ = token;
+  if (!another_head) ++tokens_;
+  const bool kept = (tokens_ - 1) % stride_ == 0;
+  if (kept && !another_head) sample_.emplace_back();
   for (size_t i = 0; i < a.size(); ++i) {
     const double error = a[i] - b[i];
     squares_[i] += error * error;
-    if (kept) sample_.back()[i] = error;
+    if (kept) sample_.back().push_back(error);
   }
 }
 
@@ -36,17 +54,29 @@ std::vector<double> LaneErrors::rms() const {
   return out;
 }
 
-double LaneErrors::modes() const {
-  if (sample_.size() < kFewestRows) return 0;
-  std::vector<double> sizes;
-  for (const auto& error : sample_) sizes.push_back(dot(error, error));
-  double common = 0, all = 0;
+Modes LaneErrors::modes() const {
+  if (sample_.size() < kFewestTokens) return {};
+  const size_t size = sample_.front().size(), heads = size / length_;
+  Cosines rows, tokens;
+  // Products and squared sizes of each head; those of a token are their sums.
+  std::vector<std::vector<double>> squares;
+  for (const auto& error : sample_) {
+    std::vector<double>& of_heads = squares.emplace_back();
+    for (size_t at = 0; at < size; at += length_)
+      of_heads.push_back(dot(&error[at], &error[at], length_));
+  }
+  const auto sum = [](const std::vector<double>& v) { return std::reduce(v.begin(), v.end()); };
   for (size_t i = 0; i < sample_.size(); ++i)
     for (size_t j = 0; j < i; ++j) {
-      common += std::pow(dot(sample_[i], sample_[j]), 2);
-      all += sizes[i] * sizes[j];
+      double all = 0;
+      for (size_t h = 0; h < heads; ++h) {
+        const double product = dot(&sample_[i][h * length_], &sample_[j][h * length_], length_);
+        rows.add(product, squares[i][h], squares[j][h]);
+        all += product;
+      }
+      tokens.add(all, sum(squares[i]), sum(squares[j]));
     }
-  return common > 0 && std::isfinite(all) ? all / common : 0;
+  return {rows.modes(), tokens.modes()};
 }
 
 void keep_larger_lanes(const std::vector<double>& others, std::vector<double>& lanes) {
@@ -54,6 +84,10 @@ void keep_larger_lanes(const std::vector<double>& others, std::vector<double>& l
   for (size_t i = 0; i < others.size(); ++i) lanes[i] = std::max(lanes[i], others[i]);
 }
 
-double fewer_modes(double a, double b) { return a == 0 || b == 0 ? a + b : std::min(a, b); }
+double fewer(double a, double b) { return a == 0 || b == 0 ? a + b : std::min(a, b); }
+
+Modes fewer(const Modes& a, const Modes& b) {
+  return {fewer(a.row, b.row), fewer(a.token, b.token)};
+}
 
 }  // namespace dsv32::harness

@@ -3,36 +3,39 @@
 #include <cstdint>
 #include <vector>
 
+#include "src/model/trace.h"
+
 namespace dsv32::harness {
 
 /// The errors of a run's rows, lane by lane (element by element of a row), and how many of them go
 /// their own way.
 class LaneErrors {
  public:
-  /// `rows`: how many will be added; a sample of them, evenly spread, is kept.
-  explicit LaneErrors(int64_t rows);
+  /// `tokens`: of how many rows will be added (or how many rows, where there are none); a sample of
+  /// them, evenly spread, is kept.
+  explicit LaneErrors(int64_t tokens);
 
-  /// Row `a` against row `b` of the truth.
-  void add(const std::vector<double>& a, const std::vector<double>& b);
+  /// Row `a` against row `b` of the truth. Rows of one `token` that follow each other are its
+  /// heads.
+  void add(const std::vector<double>& a, const std::vector<double>& b, int64_t token = -1);
 
   /// Root mean square of each lane; empty before the first row.
   std::vector<double> rms() const;
 
-  /// The number of independent lanes that would stray as much: 1 / mean squared cosine between the
-  /// errors of two rows. One factor that is off moves a whole row along a line, whatever its width.
-  /// 0: not known, of too few rows or none with an error.
-  double modes() const;
+  Modes modes() const;
 
  private:
-  int64_t stride_, rows_ = 0;
+  int64_t stride_, rows_ = 0, tokens_ = 0, token_ = -1;
+  size_t length_ = 1;  // of a row
   std::vector<double> squares_;
-  std::vector<std::vector<double>> sample_;
+  std::vector<std::vector<double>> sample_;  // of tokens
 };
 
 /// Keeps the larger of each lane in `lanes`.
 void keep_larger_lanes(const std::vector<double>& others, std::vector<double>& lanes);
 
-/// The smaller of two numbers of modes, of those that are known.
-double fewer_modes(double a, double b);
+/// The smaller of two numbers, of those that are known.
+double fewer(double a, double b);
+Modes fewer(const Modes& a, const Modes& b);
 
 }  // namespace dsv32::harness

@@ -131,13 +131,28 @@ double effective_of(const Range& range, Value value) {
   return n == 0 ? 0 : std::min(n, effective_number(range, value) * (1 + 2 / n));
 }
 
+/// The reference's error of each token, of all its heads: they are made of one and the same vector.
+std::vector<double> token_errors(const TapError& error) {
+  std::vector<double> squares;
+  int64_t token = -1;
+  for (const RowError& row : error.rows) {
+    if (token < 0 || row.token != token) squares.push_back(0);
+    squares.back() += row.reference * row.reference;
+    token = row.token;
+  }
+  for (double& square : squares) square = std::sqrt(square);
+  return squares;
+}
+
 void find_effective(TapError& error) {
-  const double rows = effective_of(error.rows, [](const RowError& row) { return row.reference; });
-  error.effective_lanes =
-      fewer_modes(error.modes, effective_of(error.lanes, [](double lane) { return lane; }));
+  const std::vector<double> tokens = token_errors(error);
+  const double rows = effective_of(tokens, [](double token) { return token; });
+  const double lanes = effective_of(error.lanes, [](double lane) { return lane; });
+  error.effective_lanes = fewer(error.modes.row, lanes);
   error.effective = static_cast<double>(error.elements);
-  if (rows > 0 && error.effective_lanes > 0)
-    error.effective = std::min(error.effective, rows * error.effective_lanes);
+  const auto heads = static_cast<double>(error.rows.size()) / static_cast<double>(tokens.size());
+  const double of_token = fewer(error.modes.token, heads * error.effective_lanes);
+  if (rows > 0 && of_token > 0) error.effective = std::min(error.effective, rows * of_token);
 }
 
 }  // namespace
@@ -163,11 +178,21 @@ void sum_up(TapError& error) {
 
 namespace {
 
+/// Tokens whose heads' rows follow each other; else rows.
+int64_t tokens_of(const RowLayout& layout) {
+  int64_t count = 0, token = -1;
+  for (const Row& row : layout.rows()) {
+    if (row.token() < 0 || row.token() != token) ++count;
+    token = row.token();
+  }
+  return count;
+}
+
 /// The distance of a run to the oracle, row by row: measured now, or before its tap was dropped.
 class Side {
  public:
   Side(const HostTensor* tensor, const TapDistance* distance, const RowLayout& layout)
-      : tensor_(tensor), distance_(distance), lanes_(std::ssize(layout.rows())) {}
+      : tensor_(tensor), distance_(distance), lanes_(tokens_of(layout)) {}
 
   bool there() const { return tensor_ != nullptr || distance_ != nullptr; }
 
@@ -176,7 +201,7 @@ class Side {
     if (tensor_ != nullptr) {
       layout.gather(*tensor_, row, x_);
       over_keys_ = layout.keys(row) != nullptr;
-      lanes_.add(x_, o);
+      lanes_.add(x_, o, row.token());
       return difference(x_, o).norm;
     }
     if (distance_ == nullptr) return 0;
@@ -191,7 +216,7 @@ class Side {
     if (distance_ != nullptr) return distance_->lanes;
     return over_keys_ ? std::vector<double>{} : lanes_.rms();
   }
-  double modes() const { return distance_ != nullptr ? distance_->modes : lanes_.modes(); }
+  Modes modes() const { return distance_ != nullptr ? distance_->modes : lanes_.modes(); }
 
  private:
   const HostTensor* tensor_;
@@ -221,6 +246,7 @@ TapError measure_rows(const Comparison& c, const RowLayout& layout, const HostTe
   std::vector<double> o, k;
   for (const Row& row : layout.rows()) {
     RowError& out = error.rows.emplace_back();
+    out.token = row.token();
     layout.gather(*y.oracle, row, o);
     out.norm = norm_of(o);
     out.elements = layout.judged_elements(row);
@@ -235,7 +261,7 @@ TapError measure_rows(const Comparison& c, const RowLayout& layout, const HostTe
   }
   for (const Side* side : {&reference, &twin}) {
     keep_larger_lanes(side->lanes(), error.lanes);
-    error.modes = fewer_modes(error.modes, side->modes());
+    error.modes = fewer(error.modes, side->modes());
   }
   if (!error.has_reference && error.has_probe) {
     error.lanes = probe.lanes();

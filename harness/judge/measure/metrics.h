@@ -19,6 +19,7 @@ struct RowError {
   double norm = 0;       // ||O||
   double largest = 0;    // max |K - O|; NaN when there is one
   int64_t elements = 0;  // that are judged
+  int64_t token = -1;    // whose heads' rows stray together; -1: a row of its own
 };
 
 /// All rows of a tap, and what follows for the whole tensor.
@@ -33,7 +34,7 @@ struct TapError {
   /// of it, as with outlier channels. What a ratio of two norms strays by follows from it.
   double effective = 0;
   double effective_lanes = 0;  // of them, in a row; 0: every element of a row counts
-  double modes = 0;            // as TapDistance
+  Modes modes = {};            // as TapDistance
   double floor = 0;            // rounding floor u of the judged dtype
   Siblings siblings = {};      // noise that they have and this tensor has at least
   /// Root mean square error of each lane (element of a row) over all rows, of the reference or its

@@ -20,6 +20,9 @@ struct Row {
   int64_t pieces = 1;
   int64_t stride = 0;
   int64_t length = 0;
+
+  /// The same for the rows of a token's heads, which are made of one vector; -1: of no token.
+  int64_t token() const { return s < 0 ? -1 : (b << 32) + s; }
 };
 
 enum class RowView {
