@@ -324,7 +324,7 @@ class Doctor {
     }
     Comparison c;
     c.config = &run_.the_case().config;
-    c.batch = &run_.batch();
+    c.batch = judged_.batch != nullptr ? judged_.batch : &run_.batch();
     c.tap = *parse_tap(tap);
     c.judged = judged_.trace->find(tap);
     c.yardstick.oracle = oracle_->find(tap);
@@ -361,18 +361,13 @@ class Doctor {
   }
 
   bool can_stand_in(const Names& taps) const {
+    if (judged_.batch != nullptr) return false;  // only some of their rows are there
     const Batch& batch = run_.batch();
     return std::all_of(taps.begin(), taps.end(), [&](const std::string& tap) {
       if (is_gradient(tap) || parse_slope(tap)) return false;
       const auto shape = tap_shape(*parse_tap(tap), run_.the_case().config, batch.B, batch.S);
       return shape && judged_.trace->find(tap)->shape() == *shape;
     });
-  }
-
-  static void sort_by_severity(std::vector<Defect>& defects) {
-    const auto weight = [](const Defect& d) { return d.severity ? d.severity->weight() : 0; };
-    std::stable_sort(defects.begin(), defects.end(),
-                     [&](const Defect& a, const Defect& b) { return weight(a) > weight(b); });
   }
 
   std::string profile(const std::vector<Defect>& defects) const {

@@ -22,6 +22,25 @@ bool works_row_by_row(const TapName& tap) {
   return stems.contains(tap.info.name);
 }
 
+/// Adds what is not there yet.
+void merge(Diagnosis more, Diagnosis& diagnosis) {
+  if (more.defects.empty()) return;
+  const auto known = [&](const Defect& defect) {
+    return std::any_of(diagnosis.defects.begin(), diagnosis.defects.end(), [&](const Defect& d) {
+      return d.name == defect.name && d.words == defect.words;
+    });
+  };
+  for (Defect& defect : more.defects)
+    if (!known(defect)) diagnosis.defects.push_back(std::move(defect));
+  sort_by_severity(diagnosis.defects);
+  for (std::string& cause : more.causes)
+    if (std::find(diagnosis.causes.begin(), diagnosis.causes.end(), cause) ==
+        diagnosis.causes.end())
+      diagnosis.causes.push_back(std::move(cause));
+  if (diagnosis.profile != more.profile)
+    diagnosis.profile += (diagnosis.profile.empty() ? "" : "; ") + more.profile;
+}
+
 class RowJudge {
  public:
   RowJudge(const CaseRun& run, const JudgedTrace& judged)
@@ -34,13 +53,25 @@ class RowJudge {
     filled_.sketches.clear();
   }
 
-  std::vector<Verdict> run() {
-    std::map<Rows, std::vector<std::string>> groups;
-    for (const std::string& name : forward_taps(config_))
-      if (const auto rows = rows_to_judge(*parse_tap(name))) groups[*rows].push_back(name);
+  std::vector<Verdict> verdicts() const {
     std::vector<Verdict> verdicts;
-    for (const auto& [rows, taps] : groups) judge_group(rows, taps, verdicts);
+    for (const auto& [rows, taps] : groups())
+      for (Verdict& verdict : run_.judge_staged(Part(*this, rows, taps).judged))
+        verdicts.push_back(std::move(verdict));
     return verdicts;
+  }
+
+  /// What the rows of each group say; a defect once.
+  Diagnosis diagnose(const std::vector<Verdict>& verdicts) const {
+    Diagnosis diagnosis;
+    for (const auto& [rows, taps] : groups()) {
+      const Part part(*this, rows, taps);
+      std::vector<Verdict> staged;
+      for (const Verdict& verdict : verdicts)
+        if (verdict.mode == Mode::staged && part.trace.has(verdict.tap)) staged.push_back(verdict);
+      merge(harness::diagnose(run_, part.judged, staged), diagnosis);
+    }
+    return diagnosis;
   }
 
  private:
@@ -64,21 +95,33 @@ class RowJudge {
     return rows && rows->empty() ? std::nullopt : rows;
   }
 
-  void judge_group(const Rows& rows, const std::vector<std::string>& taps,
-                   std::vector<Verdict>& verdicts) const {
-    Trace part;
-    part.metadata = judged_.trace->metadata;
-    for (const std::string& name : taps)
-      if (const HostTensor* value = filled_.find(name)) part.put(name, *value);
-    Batch batch = run_.batch();
-    for (size_t i = 0; i < batch.attention_mask.size(); ++i)
-      if (!rows.contains(static_cast<int64_t>(i))) batch.attention_mask[i] = 0;
-    JudgedTrace judged = judged_;
-    judged.trace = &part;
-    judged.fed = &filled_;
-    judged.batch = &batch;
-    for (Verdict& verdict : run_.judge_staged(judged)) verdicts.push_back(std::move(verdict));
+  std::map<Rows, std::vector<std::string>> groups() const {
+    std::map<Rows, std::vector<std::string>> groups;
+    for (const std::string& name : forward_taps(config_))
+      if (const auto rows = rows_to_judge(*parse_tap(name))) groups[*rows].push_back(name);
+    return groups;
   }
+
+  /// Taps that are there in these rows, all others being padding.
+  struct Part {
+    Part(const RowJudge& all, const Rows& rows, const std::vector<std::string>& taps)
+        : batch(all.run_.batch()), judged(all.judged_) {
+      trace.metadata = all.judged_.trace->metadata;
+      for (const std::string& name : taps)
+        if (const HostTensor* value = all.filled_.find(name)) trace.put(name, *value);
+      for (size_t i = 0; i < batch.attention_mask.size(); ++i)
+        if (!rows.contains(static_cast<int64_t>(i))) batch.attention_mask[i] = 0;
+      judged.trace = &trace;
+      judged.fed = &all.filled_;
+      judged.batch = &batch;
+    }
+    Part(const Part&) = delete;
+    Part& operator=(const Part&) = delete;
+
+    Trace trace;
+    Batch batch;
+    JudgedTrace judged;
+  };
 
   const CaseRun& run_;
   const JudgedTrace& judged_;
@@ -90,7 +133,17 @@ class RowJudge {
 
 std::vector<Verdict> judge_staged_rows(const CaseRun& run, const JudgedTrace& judged) {
   if (judged.trace->sketches.empty()) return {};
-  return RowJudge(run, judged).run();
+  return RowJudge(run, judged).verdicts();
+}
+
+Diagnosis diagnose_sketched(const CaseRun& run, const JudgedTrace& judged,
+                            const std::vector<Verdict>& verdicts) {
+  Diagnosis diagnosis;
+  if (!judged.trace->sketches.empty()) diagnosis = RowJudge(run, judged).diagnose(verdicts);
+  std::vector<Verdict> whole = verdicts;
+  std::erase_if(whole, [&](const Verdict& v) { return judged.trace->sketches.contains(v.tap); });
+  merge(diagnose(run, judged, whole), diagnosis);
+  return diagnosis;
 }
 
 }  // namespace dsv32::harness

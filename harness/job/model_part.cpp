@@ -112,12 +112,6 @@ std::vector<Verdict> file_verdicts(const CaseRun& run, const JudgedTrace& file) 
   return run.judge_forced(file, nullptr, std::move(staged));
 }
 
-/// What a diagnosis can look at: a sketch cannot take the place of a tap.
-std::vector<Verdict> of_whole_taps(const JudgedTrace& file, std::vector<Verdict> verdicts) {
-  std::erase_if(verdicts, [&](const Verdict& v) { return file.trace->sketches.contains(v.tap); });
-  return verdicts;
-}
-
 }  // namespace
 
 CaseJob::CaseJob(const Job& job, Case c, const Objective& objective, Report& report)
@@ -297,7 +291,7 @@ void CaseJob::run_candidate(const Candidate& candidate) {
   }
   if (notes.failure) tell_unreached(verdicts);
   findings_.add(candidate.subject, verdicts,
-                broken_start ? Diagnosis{} : diagnose(run_, file, of_whole_taps(file, verdicts)));
+                broken_start ? Diagnosis{} : diagnose_sketched(run_, file, verdicts));
   list_untested(candidate, notes);
 }
 

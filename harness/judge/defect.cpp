@@ -61,6 +61,12 @@ std::string in_words(const Severity& s) {
   return text;
 }
 
+void sort_by_severity(std::vector<Defect>& defects) {
+  const auto weight = [](const Defect& d) { return d.severity ? d.severity->weight() : 0; };
+  std::stable_sort(defects.begin(), defects.end(),
+                   [&](const Defect& a, const Defect& b) { return weight(a) > weight(b); });
+}
+
 std::string headline_of(const Defect& defect) {
   std::string text = defect.words + layers_text(defect.layers);
   std::string more = defect.evidence;

@@ -37,6 +37,8 @@ struct Defect {
 
 /// "logits 41 % off, loss 5.53 -> 5.45, ...": what a severity says in words; "" when nothing moves.
 std::string in_words(const Severity& severity);
+/// The gravest first, equal ones as they stand.
+void sort_by_severity(std::vector<Defect>& defects);
 /// One line: words, in which layers, the gravest consequence.
 std::string headline_of(const Defect& defect);
 

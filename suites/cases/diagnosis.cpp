@@ -13,7 +13,9 @@
 
 #include "harness/cases/agreement.h"
 #include "harness/cases/gradient_patterns.h"
+#include "harness/cases/sketched.h"
 #include "harness/cases/toggles.h"
+#include "harness/job/run_job.h"
 #include "src/io/io.h"
 #include "src/model/philox.h"
 
@@ -168,6 +170,23 @@ TEST(Diagnosis, ABugIsNamedWithoutTheTapThatItIsFirstSeenIn) {
     });
     EXPECT_TRUE(names(diagnosis, bug)) << show(diagnosis);
   }
+}
+
+TEST(Diagnosis, SketchedTapsAreReadByTheRowsThatAreThere) {
+  const auto of = [](const std::vector<std::string>& bugs) {
+    Patient patient(run_of("tiny-wide"), planted(bugs));
+    const Trace held = harness::sketched(patient.trace, patient.run.the_case());
+    const JudgedTrace judged{.subject = {.label = "patient"}, .trace = &held, .is_file = true};
+    std::vector<Verdict> verdicts = harness::judge_staged_rows(patient.run, judged);
+    for (Verdict& verdict : patient.run.judge_subject(judged))
+      verdicts.push_back(std::move(verdict));
+    return harness::diagnose_sketched(patient.run, judged, verdicts);
+  };
+  EXPECT_EQ(show(of({})), "");
+  const std::vector<std::string> bugs = {"k-norm-eps", "eps-kv-latent", "shared-expert-scaled"};
+  const Diagnosis diagnosis = of(bugs);
+  for (const std::string& bug : bugs) EXPECT_TRUE(names(diagnosis, bug)) << bug << show(diagnosis);
+  EXPECT_EQ(diagnosis.defects.size(), bugs.size()) << show(diagnosis);
 }
 
 TEST(Diagnosis, APresetIsNamedOnlyWhenItIsAllThatWasFound) {

@@ -72,7 +72,7 @@ class Layers(CliTest):
 
     def test_equal_runs_give_equal_reports(self) -> None:
         def text(*more: object) -> dict:
-            report = self.report_of("--case", "small", "--layers", "3", "--dtype", "float32", *more)
+            report = self.report_of("--case", "small-train", "--layers", "3", "--dtype", "float32", *more)
             del report["timing"]
             return report
 
@@ -116,12 +116,12 @@ class Layers(CliTest):
         self.refused(run("weights", "make", "--out", folder), USAGE, "--case NAME")
 
     def test_a_killed_run_goes_on(self) -> None:
-        job = ("--case", "small", "--layers", "0,1,2,3", "--dtype", "float32", "--device", "cpu")
+        job = ("--case", "small-train", "--layers", "0,1,2,3", "--dtype", "float32", "--device", "cpu")
         whole, killed = scratch / "whole", scratch / "killed"
         self.ended(run(*job, "--out", whole), OK)
         child = subprocess.Popen([PROGRAM, *map(str, (*job, "--out", killed))], env=environment(),
                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        journal = killed / "small.journal"
+        journal = killed / "small-train.journal"
         while not journal.exists() and child.poll() is None:
             time.sleep(0.05)
         child.kill()
