@@ -1,11 +1,13 @@
 """A slow, faltering volume: a folder mounted again by FUSE, with a latency and faults.
 
-    python3 slow_mount.py SOURCE MOUNT [--latency SECONDS] [--fail NAME:OFFSET:TIMES] [--log FILE]
+    python3 slow_mount.py SOURCE MOUNT [--latency SECONDS] [--direct] [--log FILE]
+                           [--fail NAME:OFFSET:TIMES [--errno ESTALE]]
     python3 slow_mount.py --probe       # exit 0: FUSE works here
 
 Needs Debian's python3-fusepy, so it runs under the system's Python. Each read takes the latency,
-several at a time; a read that covers OFFSET of NAME fails with EIO, TIMES times. FILE gets a line
-per read: name, offset, bytes, and how many reads were in work with it.
+several at a time; a read that covers OFFSET of NAME fails with EIO, TIMES times. --direct: the
+system keeps nothing in memory. FILE gets a line per read: name, offset, bytes, and how many reads were in
+work with it.
 """
 
 from __future__ import annotations
@@ -26,11 +28,12 @@ import fusepy as fuse  # as Debian calls it
 class Slow(fuse.Operations):
     """Reads of a folder, later than asked for."""
 
-    def __init__(self, source: Path, latency: float, faults: list[str], log: Path | None) -> None:
-        self.source, self.latency = source, latency
-        self.log = log.open("a", buffering=1) if log else None
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.source, self.latency = args.source.resolve(), args.latency
+        self.error = getattr(errno, args.errno)
+        self.log = args.log.open("a", buffering=1) if args.log else None
         self.faults: dict[str, list[list[int]]] = {}
-        for fault in faults:
+        for fault in args.fail:
             name, offset, times = fault.rsplit(":", 2)
             self.faults.setdefault("/" + name, []).append([int(offset), int(times)])
         self.lock = threading.Lock()
@@ -80,7 +83,7 @@ class Slow(fuse.Operations):
             for fault in self.faults.get(path, []):
                 if fault[1] > 0 and offset <= fault[0] < offset + size:
                     fault[1] -= 1
-                    raise fuse.FuseOSError(errno.EIO)
+                    raise fuse.FuseOSError(self.error)
         return os.pread(fh, size, offset)
 
 
@@ -116,17 +119,14 @@ def main() -> int:
     parser.add_argument("mount", nargs="?")
     parser.add_argument("--latency", type=float, default=0)
     parser.add_argument("--fail", action="append", default=[])
+    parser.add_argument("--errno", default="EIO")
+    parser.add_argument("--direct", action="store_true")
     parser.add_argument("--log", type=Path)
     parser.add_argument("--probe", action="store_true")
     args = parser.parse_args()
     if args.probe:
         return probe()
-    fuse.FUSE(
-        Slow(args.source.resolve(), args.latency, args.fail, args.log),
-        args.mount,
-        foreground=True,
-        ro=True,
-    )
+    fuse.FUSE(Slow(args), args.mount, foreground=True, ro=True, direct_io=args.direct)
     return 0
 
 
