@@ -152,11 +152,11 @@ class Faults(CliTest):
         source = checkpoint("tiny")
         shard = shard_of(source)
         fault = f"{shard.name}:{shard.stat().st_size // 2}:2"
-        with Slow(source, "--fail", fault, "--errno", "ESTALE") as slow:
+        with Slow(source, "--direct", "--fail", fault, "--errno", "ESTALE") as slow:
             self.ended(run("weights", "check", slow.path, "--full"), OK)
-        with Slow(source, "--fail", fault) as slow:
+        with Slow(source, "--direct", "--fail", fault) as slow:
             self.assertEqual(self.verdicts(slow.path), self.verdicts(source))
-        with Slow(source, "--fail", fault) as slow:
+        with Slow(source, "--direct", "--fail", fault) as slow:
             self.ended(run("weights", "copy", slow.path, scratch / "from-shaky"), OK)
         self.assertEqual(files_in(scratch / "from-shaky"), files_in(source))
 

@@ -6,8 +6,8 @@
 
 Needs Debian's python3-fusepy, so it runs under the system's Python. Each read takes the latency,
 several at a time; a read that covers OFFSET of NAME fails with EIO, TIMES times. --direct: the
-system keeps nothing in memory. FILE gets a line per read: name, offset, bytes, and how many reads were in
-work with it.
+system keeps nothing in memory. FILE gets a line per read: name, offset, bytes, and how many reads
+were in work with it.
 """
 
 from __future__ import annotations
