@@ -209,6 +209,9 @@ class Time(CliTest):
             done = run("weights", "check", slow.path, scratch, "--time")
             self.ended(done, OK)
             self.assertIn("reading in parallel is worth it", done.stdout)
+            rate, unit = re.search(r"one reader +([\d.]+) (\w)iB/s", done.stdout).groups()
+            self.assertEqual(unit, "M")
+            self.assertLess(float(rate), 64)  # two reads of 128 KiB at a time take 0.01 s
             self.assertIn("a copy is worth it", done.stdout)
             self.assertIn(f"dsv32-verify weights copy {slow.path} {scratch}", done.stdout)
 

@@ -83,9 +83,14 @@ PartFile::PartFile(const std::filesystem::path& file, const std::filesystem::pat
   read_list(list);
   if (::ftruncate(file_, static_cast<off_t>(of.size)) != 0) fail("make room");
   // A file system that cannot set room aside finds out when it writes.
-  if (of.size > 0 && ::fallocate(file_, 0, 0, static_cast<off_t>(of.size)) != 0 &&
-      errno != EOPNOTSUPP && errno != ENOSYS)
-    fail("make room");
+  if (of.size == 0 || ::fallocate(file_, 0, 0, static_cast<off_t>(of.size)) == 0) return;
+  if (errno == EOPNOTSUPP || errno == ENOSYS) return;
+  const int error = errno;
+  const auto is_there = [](const auto& digest) { return digest.has_value(); };
+  const bool is_empty = std::none_of(digests_.begin(), digests_.end(), is_there);
+  if (is_empty && ::ftruncate(file_, 0) != 0) fail("give room back");
+  errno = error;
+  fail("make room");
 }
 
 PartFile::~PartFile() {
