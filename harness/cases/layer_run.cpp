@@ -15,6 +15,7 @@ namespace dsv32::harness {
 namespace {
 
 constexpr char kReference[] = "reference";
+constexpr size_t kSegmentsAhead = 2;  // a layer, whose weights may be read ahead
 
 /// One run that goes over the segments, and the residual stream that it has reached.
 struct Side {
@@ -83,10 +84,11 @@ class Chain {
     for_each_side([&](Side& side) { side.stream = start; });
   }
 
-  /// `next`: the segment that comes after it, if any. `what`: for people, as "layer 3 mlp (6/8)".
-  void judge(const Segment& segment, const std::optional<Segment>& next, const std::string& what) {
+  /// `coming`: the segments after it, as far ahead as one layer. `what`: for people, as "layer 3
+  /// mlp (6/8)".
+  void judge(const Segment& segment, std::vector<Segment> coming, const std::string& what) {
     segment_ = segment;
-    next_ = next;
+    coming_ = std::move(coming);
     what_ = what;
     judge_segment();
     passes_ = std::exchange(pass_, 0);
@@ -226,16 +228,21 @@ class Chain {
   }
 
   /// The weights that a pass reads in about their order; the embedding's are rows here and there.
-  std::vector<WeightSpec> read_by(const std::optional<Segment>& segment) const {
-    if (!segment || segment->kind == SegmentKind::embed) return {};
-    return segment_specs(run_.the_case().config, *segment);
+  std::vector<WeightSpec> read_by(const Segment& segment) const {
+    if (segment.kind == SegmentKind::embed) return {};
+    return segment_specs(run_.the_case().config, segment);
   }
 
-  /// Each segment takes as many passes as the one before it, so the last one is known: behind it
-  /// the next segment's weights are read ahead.
+  /// Says what this pass reads and what comes behind it. Each segment takes as many passes as the
+  /// one before it, so the last one is known.
   void expect_weights() {
-    const bool last = ++pass_ == passes_;
-    run_.weights().expect(read_by(segment_), read_by(last ? next_ : segment_));
+    std::vector<WeightSpec> then;
+    const auto append = [&](const Segment& segment) {
+      for (WeightSpec& spec : read_by(segment)) then.push_back(std::move(spec));
+    };
+    if (++pass_ != passes_) append(segment_);
+    for (const Segment& segment : coming_) append(segment);
+    run_.weights().expect(read_by(segment_), then);
   }
 
   /// With an oracle: the run is measured against it, and its taps are dropped.
@@ -370,7 +377,7 @@ class Chain {
   const CaseRun& run_;
   const LayerRunOptions& options_;
   Segment segment_;
-  std::optional<Segment> next_;
+  std::vector<Segment> coming_;
   int pass_ = 0, passes_ = 0;  // over this segment so far; over the one before it
   std::string what_;
   Trace decisions_;      // of the leading run, of the segment at hand
@@ -401,8 +408,9 @@ std::vector<LayerVerdicts> judge_layers(const CaseRun& run,
       if (done++ < before) continue;
       const auto start = Clock::now();
       const std::string count = " (" + std::to_string(done) + "/" + std::to_string(all) + ")";
-      const auto next = done < all ? std::optional(in_turn[done]) : std::nullopt;
-      sides.judge(segment, next, to_string(segment) + count);
+      const size_t horizon = std::min(all, done + kSegmentsAhead);
+      sides.judge(segment, {in_turn.begin() + done, in_turn.begin() + horizon},
+                  to_string(segment) + count);
       const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
       if (options.finished) options.finished({segment, done, all, seconds});
       if (segment == chain.segments.back()) sides.end();

@@ -210,13 +210,6 @@ std::string sized(uint64_t bytes) { return size_text(static_cast<double>(bytes))
 
 }  // namespace
 
-std::string to_string(const CopyProgress& p) {
-  std::string text =
-      sized(p.there) + " of " + sized(p.bytes) + " copied, " + sized(p.checked) + " checked";
-  if (p.rate > 0) text += ", " + size_text(p.rate) + "/s";
-  return p.seconds_left < 0 ? text : text + ", " + clock_text(p.seconds_left) + " left";
-}
-
 std::string CopyReport::text() const {
   const std::string all = std::to_string(files) + " files, " + sized(bytes);
   std::string out;

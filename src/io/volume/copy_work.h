@@ -14,8 +14,8 @@
 #include <vector>
 
 #include "src/io/file.h"
-#include "src/io/volume/copy.h"
 #include "src/io/volume/copy_files.h"
+#include "src/io/volume/copy_options.h"
 #include "src/io/volume/part_file.h"
 
 namespace dsv32::io {
