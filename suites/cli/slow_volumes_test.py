@@ -28,7 +28,7 @@ from program import (
 from weights_test import files_in, large, wide_case
 
 SYSTEM_PYTHON = "/usr/bin/python3"  # has python3-fusepy
-RATE_MIB = 16
+RATE_MIB = 20
 
 
 class Mount:
@@ -151,8 +151,8 @@ class Faults(CliTest):
     def test_a_read_that_fails_twice(self) -> None:
         source = checkpoint("tiny")
         shard = shard_of(source)
-        fault = f"{shard.name}:{shard.stat().st_size // 2}:2"
-        with Slow(source, "--direct", "--fail", fault, "--errno", "ESTALE") as slow:
+        fault = f"{shard.name}:{shard.stat().st_size // 2}:1"
+        with Slow(source, "--direct", "--fail", fault[:-1] + "2", "--errno", "ESTALE") as slow:
             self.ended(run("weights", "check", slow.path, "--full"), OK)
         with Slow(source, "--direct", "--fail", fault) as slow:
             self.assertEqual(self.verdicts(slow.path), self.verdicts(source))
