@@ -14,6 +14,7 @@ using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
 
 constexpr auto kWindow = 20s;        // over which a rate is taken
+constexpr size_t kPiece = 1 << 20;   // of a block, so that a rate is known before it is whole
 constexpr int kMostRepairs = 2;      // of one file
 constexpr int kReadersPerCheck = 4;  // one in so many threads reads back while others copy
 
@@ -175,7 +176,11 @@ void CopyWork::copy_block(const Step& step, std::vector<std::byte>& buffer) {
   Item& item = *step.item;
   const size_t size = item.part->size(step.block);
   const uint64_t begin = item.part->begin(step.block);
-  item.in->read(begin, buffer.data(), size);
+  for (size_t done = 0, count = 0; done < size; done += count) {
+    count = std::min(kPiece, size - done);
+    item.in->read(begin + done, buffer.data() + done, count);
+    read_ += count;
+  }
   item.in->forget(begin, size);
   Sha256 sha;
   sha.update(buffer.data(), size);
@@ -260,16 +265,17 @@ void CopyWork::conclude(Item& item) {
 
 CopyProgress CopyWork::progress() {
   const auto now = Clock::now();
-  samples_.push_back({now, copied_, checked_});
+  samples_.push_back({now, read_, checked_});
   while (samples_.size() > 2 && now - samples_.front().when > kWindow)
     samples_.erase(samples_.begin());
   CopyProgress out{.bytes = task_.bytes, .there = there_, .checked = checked_};
   const Sample& first = samples_.front();
   const double seconds = std::chrono::duration<double>(now - first.when).count();
   if (seconds <= 0) return out;
-  out.rate = static_cast<double>(copied_ - first.copied) / seconds;
+  out.rate = static_cast<double>(read_ - first.read) / seconds;
   const double to_copy = static_cast<double>(out.bytes - out.there);
-  if (out.rate > 0) out.seconds_left = to_copy / out.rate;
+  const auto in_work = static_cast<double>(read_ - std::min(read_.load(), copied_.load()));
+  if (out.rate > 0) out.seconds_left = std::max(0.0, to_copy - in_work) / out.rate;
   if (to_copy > 0) return out;
   const double check_rate =
       checked_ > first.checked ? static_cast<double>(checked_ - first.checked) / seconds : 0;

@@ -72,13 +72,13 @@ class CopyWork {
   int checking_ = 0;
   std::exception_ptr error_;
   bool stop_ = false;
-  std::atomic<uint64_t> copied_{0}, there_, checked_;
+  std::atomic<uint64_t> read_{0}, copied_{0}, there_, checked_;
   std::atomic<size_t> repaired_{0};
   std::chrono::steady_clock::time_point start_;
   double copying_seconds_ = 0, seconds_ = 0;
   struct Sample {
     std::chrono::steady_clock::time_point when;
-    uint64_t copied = 0, checked = 0;
+    uint64_t read = 0, checked = 0;
   };
   std::vector<Sample> samples_;
 };
