@@ -157,6 +157,17 @@ TEST(ReadAhead, KeepsWhatTheNextPassReadsAgain) {
   EXPECT_LT(bytes_read() - before, 40'000);
 }
 
+TEST(ReadAhead, GivesBackWhatItHoldsWhenNothingIsExpected) {
+  const Volume volume(30'000);
+  io::ReadAhead ahead(kSmall);
+  ahead.expect({volume.part(0, 30'000)}, {});
+  EXPECT_TRUE(volume.reads(ahead, 0, 30'000));
+  ahead.expect({}, {});
+  const int64_t before = bytes_read();
+  EXPECT_TRUE(volume.reads(ahead, 0, 30'000));
+  EXPECT_GE(bytes_read() - before, 30'000);
+}
+
 TEST(ReadAhead, HasTheNextOnesWhenTheyAreAskedFor) {
   const Volume volume(32'768);
   io::ReadAhead ahead(kSmall);

@@ -53,6 +53,12 @@ void ReadAhead::expect(const std::vector<FileRange>& now, const std::vector<File
     then_ = std::move(second);
     low_ = front_ = 0;
     std::erase_if(blocks_, [](const auto& entry) { return entry.second.error != nullptr; });
+    if (now_.steps.empty() && then_.steps.empty()) {
+      std::erase_if(blocks_, [this](const auto& entry) {
+        return entry.second.ready() && !pins_.contains(entry.first);
+      });
+      spare_.clear();
+    }
     if (threads_.empty() && !now_.steps.empty())
       for (int i = 0; i < limits_.readers; ++i) threads_.emplace_back([this] { fetch(); });
   }

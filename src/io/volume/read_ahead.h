@@ -44,7 +44,7 @@ class ReadAhead {
   ReadAhead& operator=(const ReadAhead&) = delete;
 
   /// From now on `now` will be read, about in this order, and then `then`; what else was expected
-  /// is not any more. The files outlive this object.
+  /// is not any more. Nothing expected: what is held is given back. The files outlive this object.
   void expect(const std::vector<FileRange>& now, const std::vector<FileRange>& then);
   /// As InputFile::read. Bytes that nobody expected are read as they are asked for. Safe to call
   /// from several threads.
