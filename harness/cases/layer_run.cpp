@@ -15,6 +15,7 @@ namespace dsv32::harness {
 namespace {
 
 constexpr char kReference[] = "reference";
+constexpr size_t kSegmentsAhead = 2;  // a layer, whose weights may be read ahead
 
 /// One run that goes over the segments, and the residual stream that it has reached.
 struct Side {
@@ -83,20 +84,14 @@ class Chain {
     for_each_side([&](Side& side) { side.stream = start; });
   }
 
-  /// `what`: for people, as "layer 3 mlp (6/8)".
-  void judge(const Segment& segment, const std::string& what) {
+  /// `coming`: the segments after it, as far ahead as one layer. `what`: for people, as "layer 3
+  /// mlp (6/8)".
+  void judge(const Segment& segment, std::vector<Segment> coming, const std::string& what) {
     segment_ = segment;
+    coming_ = std::move(coming);
     what_ = what;
-    Trace lead = advance(lead_);
-    decisions_ = {};
-    for (const std::string& name : lead.names())
-      if (is_decision(name)) decisions_.put(name, *lead.find(name));
-    std::vector<Trace> own = judge_forced(std::move(lead));
-    if (!options_.staged) return;
-    for (size_t i = 0; i < judged_.size(); ++i) {
-      judge_staged(judged_[i], own[i]);
-      own[i] = {};
-    }
+    judge_segment();
+    passes_ = std::exchange(pass_, 0);
   }
 
   /// Behind the last segment of a chain: the next chain has a beginning of its own.
@@ -144,6 +139,19 @@ class Chain {
   }
 
  private:
+  void judge_segment() {
+    Trace lead = advance(lead_);
+    decisions_ = {};
+    for (const std::string& name : lead.names())
+      if (is_decision(name)) decisions_.put(name, *lead.find(name));
+    std::vector<Trace> own = judge_forced(std::move(lead));
+    if (!options_.staged) return;
+    for (size_t i = 0; i < judged_.size(); ++i) {
+      judge_staged(judged_[i], own[i]);
+      own[i] = {};
+    }
+  }
+
   Side side(std::string what, RunOptions options, std::string impl = kReference) {
     return {.what = std::move(what), .impl = std::move(impl), .options = std::move(options)};
   }
@@ -219,6 +227,24 @@ class Chain {
     for_each_side([&](Side& side) { visit("side" + std::to_string(number++) + ".", side.stream); });
   }
 
+  /// The weights that a pass reads in about their order; the embedding's are rows here and there.
+  std::vector<WeightSpec> read_by(const Segment& segment) const {
+    if (segment.kind == SegmentKind::embed) return {};
+    return segment_specs(run_.the_case().config, segment);
+  }
+
+  /// Says what this pass reads and what comes behind it. Each segment takes as many passes as the
+  /// one before it, so the last one is known.
+  void expect_weights() {
+    std::vector<WeightSpec> then;
+    const auto append = [&](const Segment& segment) {
+      for (WeightSpec& spec : read_by(segment)) then.push_back(std::move(spec));
+    };
+    if (++pass_ != passes_) append(segment_);
+    for (const Segment& segment : coming_) append(segment);
+    run_.weights().expect(read_by(segment_), then);
+  }
+
   /// With an oracle: the run is measured against it, and its taps are dropped.
   Trace advance(Side& side, const Trace* oracle = nullptr, const Trace* in_force = nullptr) {
     RunOptions options = side.options;
@@ -229,6 +255,7 @@ class Chain {
     };
     options.segment = segment_;
     options.stream = &side.stream;
+    expect_weights();
     Trace trace = run_.run(options, what_ + ", " + side.what, side.impl);
     waiting_.rest();
     return trace;
@@ -350,6 +377,8 @@ class Chain {
   const CaseRun& run_;
   const LayerRunOptions& options_;
   Segment segment_;
+  std::vector<Segment> coming_;
+  int pass_ = 0, passes_ = 0;  // over this segment so far; over the one before it
   std::string what_;
   Trace decisions_;      // of the leading run, of the segment at hand
   io::Scratch waiting_;  // large taps and streams
@@ -365,8 +394,11 @@ std::vector<LayerVerdicts> judge_layers(const CaseRun& run,
                                         const LayerRunOptions& options) {
   using Clock = std::chrono::steady_clock;
   const std::vector<SegmentChain> chains = chains_of(options.selection, run.the_case().config);
-  size_t all = 0, done = 0;
-  for (const SegmentChain& chain : chains) all += chain.segments.size();
+  std::vector<Segment> in_turn;
+  for (const SegmentChain& chain : chains)
+    in_turn.insert(in_turn.end(), chain.segments.begin(), chain.segments.end());
+  const size_t all = in_turn.size();
+  size_t done = 0;
   const size_t before = options.from ? options.from->segments : 0;
   Chain sides(run, subjects, options);
   if (options.from) sides.go_on(*options.from);
@@ -376,7 +408,9 @@ std::vector<LayerVerdicts> judge_layers(const CaseRun& run,
       if (done++ < before) continue;
       const auto start = Clock::now();
       const std::string count = " (" + std::to_string(done) + "/" + std::to_string(all) + ")";
-      sides.judge(segment, to_string(segment) + count);
+      const size_t horizon = std::min(all, done + kSegmentsAhead);
+      sides.judge(segment, {in_turn.begin() + done, in_turn.begin() + horizon},
+                  to_string(segment) + count);
       const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
       if (options.finished) options.finished({segment, done, all, seconds});
       if (segment == chain.segments.back()) sides.end();

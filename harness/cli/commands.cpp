@@ -6,7 +6,6 @@
 #include <iostream>
 
 #include "golden/reader/golden.h"
-#include "harness/cases/layer_selection.h"
 #include "harness/cli/golden_commands.h"
 #include "harness/cli/names.h"
 #include "harness/cli/watch.h"
@@ -77,55 +76,6 @@ ExitCode dump_command(const Options& options) {
   return ExitCode::ok;
 }
 
-/// A case, or the one that is made up for a config.
-Case case_to_make(const Options& options) {
-  Case c = options.case_name ? io::case_of_words(*options.case_name)
-                             : io::case_of_config(*options.config);
-  if (options.seed) c.seed = *options.seed;
-  return c;
-}
-
-io::CheckpointFormat checkpoint_format(const std::string& name) {
-  if (name == "fp8") return io::CheckpointFormat::fp8;
-  return name == "demo" ? io::CheckpointFormat::demo : io::CheckpointFormat::plain;
-}
-
-ExitCode weights_make_command(const Options& options) {
-  const Case c = case_to_make(options);
-  io::MakeCheckpointOptions how{.config_style = options.config_style};
-  if (!options.dtypes.empty()) how.dtype = options.dtypes.front();
-  if (options.format) how.format = checkpoint_format(*options.format);
-  if (!options.layers.empty())
-    how.only = selected_specs(parse_layers(options.layers, c.config), c.config);
-  probe_outputs(options);
-  announce(estimate_of_weights(c, how.only), "cpu");
-  say_shape(c);
-  {
-    Watch watch(options);
-    how.progress = [&](const std::string& shard) {
-      watch.step("weights of " + c.name + ": " + shard);
-    };
-    io::make_checkpoint(c, *options.out, how);
-    watch.stop.disarm();
-  }
-  log_info(*options.out + ": checkpoint of " + c.name +
-           (how.only.empty() ? "" : ", layers " + options.layers + " alone"));
-  return ExitCode::ok;
-}
-
-ExitCode weights_check_command(const Options& options) {
-  const std::string& folder = options.arguments.front();
-  io::CheckpointReport report;
-  {
-    Watch watch(options);
-    watch.step(folder);
-    report = io::check_checkpoint(folder, options.full,
-                                  [&](const std::string& tensor) { watch.step(tensor); });
-  }
-  std::cout << report.text;
-  return report.good ? ExitCode::ok : ExitCode::artefact;
-}
-
 }  // namespace
 
 void say_shape(const Case& c) {
@@ -156,6 +106,8 @@ ExitCode run_command(const Options& options) {
       return weights_make_command(options);
     case Command::weights_check:
       return weights_check_command(options);
+    case Command::weights_copy:
+      return weights_copy_command(options);
     case Command::adapter_check:
       return adapter_check_command(options);
     case Command::golden_verify:

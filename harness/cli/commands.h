@@ -34,6 +34,13 @@ ExitCode launch_command(const Options& options);
 /// One rank of a world that the suite `sharded` starts; harness/training/sharded/run.h.
 ExitCode sharded_rank_command(const std::vector<std::string>& words);
 
+/// `weights make`: a synthetic checkpoint.
+ExitCode weights_make_command(const Options& options);
+/// `weights check DIR`: 4 when a value is wrong; `--time` also tells how fast it is read.
+ExitCode weights_check_command(const Options& options);
+/// `weights copy DIR FAST_DIR`. Throws Error; what was copied stays and is gone on with.
+ExitCode weights_copy_command(const Options& options);
+
 /// `adapter check DIR`: what a LoRA adapter's folder holds. Throws Error (artefact) when it does
 /// not fit the config or the demands.
 ExitCode adapter_check_command(const Options& options);

@@ -112,6 +112,15 @@ void check_weights_make(const Options& options) {
                                 .got = options.config ? "both" : "neither"});
 }
 
+/// The second folder of `weights check` is the one that `--time` is about.
+void check_weights_check(const Options& options) {
+  if (options.time || options.arguments.size() < 2) return;
+  throw Error(ExitCode::usage, {.where = "weights check",
+                                .what = "folders",
+                                .expected = "one folder, or --time with the folder of a copy",
+                                .got = "two"});
+}
+
 void check_case_against_config(const Options& options) {
   if (!options.config || !options.case_name || !options.candidates.empty()) return;
   const Case c = io::case_of_words(*options.case_name);
@@ -211,6 +220,7 @@ void check_names(const Options& options) {
   expect_one_of("--device", "device", options.device, kDevices);
   if (options.command == Command::dump) check_dump(options);
   if (options.command == Command::weights_make) check_weights_make(options);
+  if (options.command == Command::weights_check) check_weights_check(options);
   if (options.command == Command::list && !options.arguments.empty()) {
     expect_one_of("list", "group", options.arguments.front(), list_groups());
   }

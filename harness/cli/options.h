@@ -19,6 +19,7 @@ enum class Command {
   self_check,
   weights_make,
   weights_check,
+  weights_copy,
   adapter_check,
   golden_verify,
   golden_diff,
@@ -98,6 +99,7 @@ struct Options {
   std::optional<int> config_style;     // weights make
   std::optional<std::string> format;   // weights make: bf16, fp8, demo
   bool full = false;                   // weights check
+  bool time = false;                   // weights check
   std::vector<std::string> arguments;  // compare A B, list GROUP, launch -- COMMAND, ...
   int64_t nproc = 0, nnodes = 1, node_rank = 0, master_port = 0;  // launch
   std::optional<std::string> master_addr;                         // launch

@@ -217,7 +217,7 @@ void add_compare(Parser& parser) {
 
 void add_weights(Parser& parser) {
   Raw& raw = parser.raw;
-  CLI::App& weights = *add_noun(parser, "weights", "make or check a checkpoint folder");
+  CLI::App& weights = *add_noun(parser, "weights", "make, check or copy a checkpoint folder");
   CLI::App& make = *add_verb(parser, weights, Command::weights_make, "make",
                              "make a synthetic checkpoint that from_pretrained opens");
   add(make, "--case", raw.case_name, "NAME|JSON", "the case");
@@ -233,9 +233,14 @@ void add_weights(Parser& parser) {
   add(make, "--out", raw.out, "DIR", "the folder (required)")->required();
   CLI::App& check = *add_verb(parser, weights, Command::weights_check, "check",
                               "check a checkpoint folder: names, shapes, dtypes, scales, holes");
-  add_words(check, raw, "folder", "DIR")->expected(1);
+  add_words(check, raw, "folder", "DIR [FAST_DIR]")->expected(1, 2);
   add_flag(check, "--full", raw.options.full, "read every byte: finite, the values; and a digest",
-           "");
+           "Options");
+  add_flag(check, "--time", raw.options.time,
+           "read a sample: is a copy on the volume of FAST_DIR (TMPDIR) worth it?", "Options");
+  CLI::App& copy = *add_verb(parser, weights, Command::weights_copy, "copy",
+                             "copy a checkpoint from a slow volume to a faster one, resumably");
+  add_words(copy, raw, "folders", "DIR FAST_DIR")->expected(2);
 }
 
 void add_self_check(Parser& parser) {

@@ -3,6 +3,7 @@
 #include <cstdio>
 
 #include "harness/cli/terminal.h"
+#include "src/io/volume/sizes.h"
 
 namespace dsv32::harness {
 namespace {
@@ -19,17 +20,6 @@ constexpr char kWipe[] = "\r\033[2K";
 Progress::Style progress_style(bool quiet) {
   if (quiet) return Progress::Style::silent;
   return can_redraw() ? Progress::Style::redrawn : Progress::Style::lines;
-}
-
-std::string clock_text(long long seconds) {
-  char text[32];
-  const long long hours = seconds / 3600, minutes = seconds / 60 % 60, rest = seconds % 60;
-  if (hours > 0) {
-    std::snprintf(text, sizeof text, "%lld:%02lld:%02lld", hours, minutes, rest);
-  } else {
-    std::snprintf(text, sizeof text, "%lld:%02lld", minutes, rest);
-  }
-  return text;
 }
 
 Progress::Progress(Style style) : style_(style), start_(std::chrono::steady_clock::now()) {
@@ -64,7 +54,7 @@ void Progress::show() {
   const auto elapsed = std::chrono::steady_clock::now() - start_;
   const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(elapsed).count();
   std::string line = "[";
-  line.append(clock_text(seconds)).append("] ").append(text_);
+  line.append(io::clock_text(static_cast<double>(seconds))).append("] ").append(text_);
   if (style_ == Style::lines) {
     std::fprintf(stderr, "%s\n", line.c_str());
     return;

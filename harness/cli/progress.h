@@ -41,7 +41,4 @@ class Progress {
 /// The style that fits standard error and -q.
 Progress::Style progress_style(bool quiet);
 
-/// "0:07", "12:30", "1:02:03".
-std::string clock_text(long long seconds);
-
 }  // namespace dsv32::harness

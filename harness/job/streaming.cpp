@@ -9,6 +9,7 @@
 #include "harness/job/memory.h"
 #include "src/io/file.h"
 #include "src/io/scratch.h"
+#include "src/io/volume/read_ahead.h"
 #include "src/model/trace.h"
 
 namespace dsv32::harness {
@@ -186,6 +187,13 @@ Stored stored(const Job& job, const Case& c, const Segment& segment) {
   return sum;
 }
 
+/// Bytes of a checkpoint's files that are held because they were read ahead.
+double ahead_bytes(const Job& job, double weights) {
+  constexpr double kStoredBytes = 4, kSegments = 2;  // float32 at the most; this one and the next
+  if (job.weights.starts_with("synthetic")) return 0;
+  return std::min(static_cast<double>(io::kReadAheadBytes), kSegments * kStoredBytes * weights);
+}
+
 std::string row(const std::string& name, const SegmentWork& w) {
   char text[160];
   std::snprintf(text, sizeof text, "%-22s %10.3g %10.3g %10.3g %9.1f %9.1f %9.0f\n", name.c_str(),
@@ -262,7 +270,8 @@ StreamingWork streaming_work(const Job& job, const Case& c) {
         one.taps += tap_elements(c, tap);
       const Stored between = stored(job, c, segment);
       const double working = working_bytes(c, segment);
-      one.bytes = kProgram + between.memory + working + std::min(working, kWaiting);
+      one.bytes = kProgram + between.memory + working + std::min(working, kWaiting) +
+                  ahead_bytes(job, one.weights);
       one.disk = between.disk;
       one.seconds = (one.flops * (p.oracle / kOracleRate + p.plain / kPlainRate +
                                   p.sequential / kSequentialRate) +

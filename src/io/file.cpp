@@ -9,11 +9,10 @@
 
 #include "src/io/io.h"
 #include "src/io/text.h"
+#include "src/io/volume/patience.h"
 
 namespace dsv32::io {
 namespace {
-
-std::string reason() { return std::strerror(errno); }
 
 [[noreturn]] void lack(Complaint complaint) {
   throw Error(ExitCode::environment, std::move(complaint));
@@ -38,19 +37,27 @@ const Home& home_and_origin() {
 const fs::path& home() { return home_and_origin().path; }
 
 InputFile::InputFile(const fs::path& path) : path_(path) {
-  // O_NONBLOCK: opening a pipe must not wait for its writer.
-  fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  const int error = errno;
-  if (fd_ < 0 && (error == EMFILE || error == ENFILE))
+  const auto open_it = [&] {
+    // O_NONBLOCK: opening a pipe must not wait for its writer.
+    fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    return fd_ >= 0;
+  };
+  const Outcome opened = patiently(open_it);
+  if (opened.error == EMFILE || opened.error == ENFILE)
     lack({.where = path.string(),
           .what = "open",
           .expected = "a free file descriptor",
-          .got = reason()});
-  if (fd_ < 0)
+          .got = reason(opened)});
+  if (is_of_volume(opened.error))
+    lack({.where = path.string(),
+          .what = "open",
+          .expected = "a readable file",
+          .got = reason(opened)});
+  if (opened.error != 0)
     refuse({.where = path.string(),
             .what = "file",
             .expected = "a readable file",
-            .got = std::strerror(error)});
+            .got = reason(opened)});
   if (::fstat(fd_, &opened_) != 0 || !S_ISREG(opened_.st_mode)) {
     ::close(fd_);
     refuse({.where = path.string(),
@@ -63,32 +70,58 @@ InputFile::InputFile(const fs::path& path) : path_(path) {
 InputFile::~InputFile() { ::close(fd_); }
 
 void InputFile::read(uint64_t offset, void* out, size_t size) const {
-  auto* at = static_cast<char*>(out);
-  while (size > 0) {
-    const ssize_t n = ::pread(fd_, at, size, static_cast<off_t>(offset));
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) lack({.where = path_.string(), .what = "read", .expected = "data", .got = reason()});
-    if (n == 0) break;
-    at += n, offset += static_cast<uint64_t>(n), size -= static_cast<size_t>(n);
-  }
-  if (size > 0)
+  const ReadAt from_file = [this](uint64_t at, void* to, size_t count) {
+    const ssize_t n = ::pread(fd_, to, count, static_cast<off_t>(at));
+    const int error = errno;
+    if (n < 0 && error == ESTALE) reopen();
+    errno = error;
+    return n;
+  };
+  const size_t got = read_patiently(from_file, offset, out, size, path_.string());
+  if (got < size)
     refuse({.where = path_.string(),
             .what = "length",
             .expected = std::to_string(this->size()) + " bytes",
-            .got = "a file cut at byte " + std::to_string(offset) + " while it was read"});
+            .got = "a file cut at byte " + std::to_string(offset + got) + " while it was read"});
   check_unchanged();
+}
+
+/// A network file system has dropped its handle: another one to the same file takes its place.
+void InputFile::reopen() const {
+  const int fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd < 0) return;
+  struct stat now = {};
+  if (::fstat(fd, &now) == 0 && is_same(now)) ::dup3(fd, fd_, O_CLOEXEC);
+  ::close(fd);
+}
+
+bool InputFile::is_same(const struct stat& now) const {
+  return now.st_size == opened_.st_size && now.st_mtim.tv_sec == opened_.st_mtim.tv_sec &&
+         now.st_mtim.tv_nsec == opened_.st_mtim.tv_nsec;
 }
 
 void InputFile::check_unchanged() const {
   struct stat now = {};
-  const bool same = ::fstat(fd_, &now) == 0 && now.st_size == opened_.st_size &&
-                    now.st_mtim.tv_sec == opened_.st_mtim.tv_sec &&
-                    now.st_mtim.tv_nsec == opened_.st_mtim.tv_nsec;
-  if (!same)
+  const Outcome outcome = patiently([&] { return ::fstat(fd_, &now) == 0; });
+  if (outcome.error != 0)
+    lack({.where = path_.string(),
+          .what = "status",
+          .expected = "a file that is still there",
+          .got = reason(outcome)});
+  if (!is_same(now))
     refuse({.where = path_.string(),
             .what = "file",
             .expected = "a file that stays as it is while it is read",
             .got = "a change of size or modification time"});
+}
+
+void InputFile::forget(uint64_t offset, uint64_t size) const {
+  ::posix_fadvise(fd_, static_cast<off_t>(offset), static_cast<off_t>(size), POSIX_FADV_DONTNEED);
+}
+
+int64_t InputFile::changed_at() const {
+  constexpr int64_t kNanoseconds = 1'000'000'000;
+  return int64_t{opened_.st_mtim.tv_sec} * kNanoseconds + opened_.st_mtim.tv_nsec;
 }
 
 void require_space(const fs::path& directory, uint64_t bytes) {

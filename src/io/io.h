@@ -25,6 +25,8 @@ namespace fs = std::filesystem;
 
 class InputFile;
 class OutputFile;
+class ReadAhead;
+struct FileRange;
 
 /// Where the project's own files are (configs/, golden/data/, golden/dump/), and who says so.
 struct Home {
@@ -101,6 +103,10 @@ class SafetensorsFile {
   HostTensor read_bytes(const std::string& name, int64_t first, const Shape& shape) const;
   const fs::path& path() const { return path_; }
   uint64_t size() const;
+  /// Where these elements lie in the file, as read_range and read_bytes count them.
+  FileRange range(const std::string& name, int64_t first, int64_t count) const;
+  /// From now on tensors are read through `ahead`, which its owner keeps as long.
+  void read_through(ReadAhead* ahead) { ahead_ = ahead; }
 
  private:
   const TensorEntry& entry(const std::string& name) const;
@@ -110,6 +116,7 @@ class SafetensorsFile {
 
   fs::path path_;
   std::unique_ptr<InputFile> file_;
+  ReadAhead* ahead_ = nullptr;
   uint64_t data_start_ = 0;
   std::map<std::string, std::string> metadata_;
   std::map<std::string, TensorEntry> tensors_;

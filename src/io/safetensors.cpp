@@ -6,6 +6,7 @@
 #include "src/io/io.h"
 #include "src/io/safetensors_header.h"
 #include "src/io/text.h"
+#include "src/io/volume/read_ahead.h"
 
 namespace dsv32::io {
 namespace {
@@ -121,9 +122,23 @@ HostTensor SafetensorsFile::read_elements(const std::string& name, const TensorE
                  .expected = "within " + std::to_string(available) + " elements",
                  .got = std::to_string(first) + " + " + std::to_string(count)});
   HostTensor out(stored.dtype, shape);
-  file_->read(data_start_ + stored.begin + static_cast<uint64_t>(first * item), out.raw(),
-              static_cast<size_t>(out.bytes()));
+  const uint64_t at = data_start_ + stored.begin + static_cast<uint64_t>(first * item);
+  const auto size = static_cast<size_t>(out.bytes());
+  if (ahead_) {
+    ahead_->read(*file_, at, out.raw(), size);
+  } else {
+    file_->read(at, out.raw(), size);
+  }
   return out;
+}
+
+FileRange SafetensorsFile::range(const std::string& name, int64_t first, int64_t count) const {
+  const TensorEntry& stored = known(name);
+  const uint64_t bytes = stored.end - stored.begin;
+  const auto elements = static_cast<uint64_t>(std::max<int64_t>(numel(stored.shape), 1));
+  const uint64_t item = bytes / elements, at = data_start_ + stored.begin;
+  return {file_.get(), at + static_cast<uint64_t>(first) * item,
+          at + static_cast<uint64_t>(first + count) * item};
 }
 
 }  // namespace dsv32::io

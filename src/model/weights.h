@@ -54,6 +54,10 @@ class WeightSource {
   virtual HostTensor load_rows(const WeightSpec& spec, int64_t begin, int64_t end) const;
   /// The codes and scales that `load` multiplies; nullopt for a tensor that is not kept in FP8.
   virtual std::optional<Fp8Matrix> load_fp8(const WeightSpec&) const { return std::nullopt; }
+  /// Says that a pass over the weights `now` begins, in about this order, and that one over `then`
+  /// will follow: a source that reads from a volume may read ahead. Changes no value.
+  virtual void expect(const std::vector<WeightSpec>& /*now*/,
+                      const std::vector<WeightSpec>& /*then*/) const {}
   /// How its FP8 tensors are quantised; nullopt where it has none.
   virtual std::optional<Fp8Config> fp8() const { return std::nullopt; }
   /// Says what a trace's metadata say: `synthetic:SEED`, `synthetic-fp8:SEED` or `sha256:...`.

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <map>
+#include <mutex>
 #include <set>
 
 #include "harness/cases/implementations.h"
@@ -140,6 +141,68 @@ TEST(StreamedRun, StartsALayerFromItsStream) {
   const auto verdicts = verdicts_of(run, own("optimized", DType::float32), "1");
   EXPECT_EQ(failures(verdicts), "");
   for (const Verdict& v : verdicts) EXPECT_EQ(v.layer.value_or(1), 1) << v.tap;
+}
+
+using Names = std::set<std::string>;
+
+Names names_of(const std::vector<WeightSpec>& specs) {
+  Names names;
+  for (const WeightSpec& spec : specs) names.insert(spec.name);
+  return names;
+}
+
+/// Weights that note what a run announces, and what it reads without a word.
+class Announced : public WeightSource {
+ public:
+  struct Pass {
+    Names now, then;
+  };
+  explicit Announced(const Case& c) : weights_(c) {}
+  void expect(const std::vector<WeightSpec>& now,
+              const std::vector<WeightSpec>& then) const override {
+    passes.push_back({names_of(now), names_of(then)});
+  }
+  HostTensor load(const WeightSpec& spec) const override {
+    note(spec.name);
+    return weights_.load(spec);
+  }
+  HostTensor load_rows(const WeightSpec& spec, int64_t begin, int64_t end) const override {
+    note(spec.name);
+    return weights_.load_rows(spec, begin, end);
+  }
+  std::string identity() const override { return weights_.identity(); }
+
+  mutable std::vector<Pass> passes;
+  mutable Names unannounced;
+
+ private:
+  void note(const std::string& name) const {
+    static std::mutex mutex;
+    const std::lock_guard lock(mutex);
+    if (!passes.empty() && !passes.back().now.contains(name)) unannounced.insert(name);
+  }
+
+  SyntheticWeights weights_;
+};
+
+TEST(StreamedRun, AnnouncesTheWeightsThatItReads) {
+  const Case& c = io::find_case("tiny");
+  const Announced weights(c);
+  const CaseRun run(c, make_batch(c), weights, false);
+  verdicts_of(run, own("optimized", DType::float32), "embed,0,1,head");
+  EXPECT_EQ(weights.unannounced, Names{"model.embed_tokens.weight"});  // rows here and there
+  size_t known_ends = 0;
+  for (size_t i = 1; i < weights.passes.size(); ++i) {
+    const Announced::Pass &before = weights.passes[i - 1], &after = weights.passes[i];
+    EXPECT_TRUE(
+        std::includes(before.then.begin(), before.then.end(), after.now.begin(), after.now.end()))
+        << "pass " << i;
+    const bool repeats =
+        std::includes(before.then.begin(), before.then.end(), before.now.begin(), before.now.end());
+    known_ends += before.now != after.now && !repeats ? 1 : 0;
+  }
+  EXPECT_EQ(known_ends,
+            4U);  // of two layers' halves; how long the first segment takes is not known
 }
 
 TEST(StreamedRun, JudgesTheHeadAlone) {

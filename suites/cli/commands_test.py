@@ -169,7 +169,8 @@ class Usage(CliTest):
             self.assertIn("--" + name, done.stdout)
         for word in ("-t", "-k", "-v", "-q", "dump", "compare", "weights", "golden", "Examples:"):
             self.assertIn(word, done.stdout)
-        for words in ([], ["dump"], ["compare"], ["weights", "make"], ["golden", "show"], ["list"]):
+        for words in ([], ["dump"], ["compare"], ["weights", "make"], ["weights", "check"],
+                      ["weights", "copy"], ["golden", "show"], ["list"]):
             text = run(*words, "--help").stdout
             self.assertIn("Usage: " + " ".join(["dsv32-verify", *words]), text)
             self.assertLessEqual(max(map(len, text.splitlines())), 100)

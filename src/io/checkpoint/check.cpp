@@ -135,7 +135,9 @@ CheckpointReport check_checkpoint(const fs::path& dir, bool full, const Progress
   std::optional<SyntheticWeights> synthetic;
   if (c) synthetic.emplace(*c);
   Tally tally;
-  for (const WeightSpec& spec : weight_specs(config)) {
+  const std::vector<WeightSpec> specs = weight_specs(config);
+  source->expect(specs, {});
+  for (const WeightSpec& spec : specs) {
     if (progress) progress(spec.name);
     check_tensor(spec, *source, synthetic ? &*synthetic : nullptr, tally);
   }

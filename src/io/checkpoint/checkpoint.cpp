@@ -10,6 +10,7 @@
 #include "src/io/config.h"
 #include "src/io/sha256.h"
 #include "src/io/text.h"
+#include "src/io/volume/read_ahead.h"
 
 namespace dsv32::io {
 namespace {
@@ -94,6 +95,7 @@ class Checkpoint : public WeightSource {
     require_clean(match_.findings, dir, config, whole_layers(match_.sources, config));
     const auto c = case_of_checkpoint(dir);
     if (c) synthetic_ = SyntheticWeights(*c);
+    for (SafetensorsFile& file : files_.files) file.read_through(ahead_.get());
   }
 
   HostTensor load(const WeightSpec& spec) const override { return read(spec, 0, spec.shape.at(0)); }
@@ -114,6 +116,11 @@ class Checkpoint : public WeightSource {
     return out;
   }
 
+  void expect(const std::vector<WeightSpec>& now,
+              const std::vector<WeightSpec>& then) const override {
+    ahead_->expect(ranges_of(now), ranges_of(then));
+  }
+
   std::optional<Fp8Config> fp8() const override {
     return match_.has_fp8 ? std::optional(format_) : std::nullopt;
   }
@@ -128,6 +135,20 @@ class Checkpoint : public WeightSource {
   }
 
  private:
+  std::vector<FileRange> ranges_of(const std::vector<WeightSpec>& specs) const {
+    std::vector<FileRange> ranges;
+    for (const WeightSpec& spec : specs) {
+      for (const Piece& piece : source_of(spec.name)) {
+        const int64_t first = (piece.matrix * piece.stored_rows + piece.from) * piece.columns;
+        ranges.push_back(piece.file->range(piece.name, first, piece.rows * piece.columns));
+        if (!piece.scale.empty())
+          ranges.push_back(piece.scale_file->range(
+              piece.scale, 0, numel(piece.scale_file->tensors().at(piece.scale).shape)));
+      }
+    }
+    return ranges;
+  }
+
   const Source& source_of(const std::string& name) const {
     const auto it = match_.sources.find(name);
     if (it == match_.sources.end())
@@ -212,21 +233,25 @@ class Checkpoint : public WeightSource {
   }
 
   std::string digest() const {
-    std::map<std::string, const WeightSpec*> sorted;
-    for (const WeightSpec& spec : specs_) sorted.emplace(spec.name, &spec);
+    std::vector<WeightSpec> sorted = specs_;
+    std::sort(sorted.begin(), sorted.end(),
+              [](const WeightSpec& a, const WeightSpec& b) { return a.name < b.name; });
+    expect(sorted, {});
     Sha256 model;
-    for (const auto& [name, spec] : sorted) {
-      const HostTensor values = load(*spec).cast(DType::float32);
+    for (const WeightSpec& spec : sorted) {
+      const HostTensor values = load(spec).cast(DType::float32);
       Sha256 tensor;
       tensor.update(values.raw(), static_cast<size_t>(values.bytes()));
       const auto bytes = tensor.bytes();
-      model.update(name.data(), name.size());
+      model.update(spec.name.data(), spec.name.size());
       model.update(bytes.data(), bytes.size());
     }
+    expect({}, {});
     return model.hex();
   }
 
   CheckpointFiles files_;
+  std::unique_ptr<ReadAhead> ahead_ = std::make_unique<ReadAhead>();  // gone before the files
   fs::path dir_;
   Fp8Config format_;
   std::vector<WeightSpec> specs_;

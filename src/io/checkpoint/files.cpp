@@ -1,10 +1,16 @@
 #include "src/io/checkpoint/files.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <charconv>
+#include <functional>
+#include <optional>
 
 #include "src/io/json.h"
 #include "src/io/text.h"
+#include "src/io/volume/at_once.h"
+#include "src/io/volume/patience.h"
 
 namespace dsv32::io {
 namespace {
@@ -75,50 +81,57 @@ void check_total_size(const Index& index, const std::vector<SafetensorsFile>& fi
             .got = kind_of(index.total_size)});
 }
 
-/// Opens files one after the other; what is wrong with them comes together.
-class Opener {
- public:
-  /// `check` may throw Error as well.
-  template <typename Check>
-  void open(const fs::path& path, Check check) {
-    try {
-      SafetensorsFile file(path);
-      check(file);
-      files_.push_back(std::move(file));
-    } catch (const Error& error) {
-      errors_.push_back(error);
-    }
-  }
-  /// Throws the one Error, or all of them in one.
-  std::vector<SafetensorsFile> take(const fs::path& dir, size_t count) {
-    if (errors_.size() == 1) throw errors_.front();
-    if (errors_.empty()) return std::move(files_);
-    constexpr size_t kShown = 5;
-    std::string texts;
-    for (size_t i = 0; i < std::min(kShown, errors_.size()); ++i)
-      texts += (i > 0 ? " | " : "") + std::string(errors_[i].what());
-    if (errors_.size() > kShown)
-      texts += " | ... and " + std::to_string(errors_.size() - kShown) + " more";
-    refuse({.where = dir.string(),
-            .what = "shards",
-            .expected = std::to_string(count) + " that can be read",
-            .got = std::to_string(errors_.size()) + " that cannot: " + texts});
-  }
+/// Throws the one Error, or all of them in one; first of all one that speaks of the volume.
+void require_opened(const std::vector<Error>& errors, const fs::path& dir, size_t count) {
+  if (errors.empty()) return;
+  for (const Error& error : errors)
+    if (error.code() == ExitCode::environment) throw error;
+  if (errors.size() == 1) throw errors.front();
+  constexpr size_t kShown = 5;
+  std::string texts;
+  for (size_t i = 0; i < std::min(kShown, errors.size()); ++i)
+    texts += (i > 0 ? " | " : "") + std::string(errors[i].what());
+  if (errors.size() > kShown)
+    texts += " | ... and " + std::to_string(errors.size() - kShown) + " more";
+  refuse({.where = dir.string(),
+          .what = "shards",
+          .expected = std::to_string(count) + " that can be read",
+          .got = std::to_string(errors.size()) + " that cannot: " + texts});
+}
 
- private:
-  std::vector<SafetensorsFile> files_;
-  std::vector<Error> errors_;
-};
+/// Opens these files of a folder, several at a time: each takes some round trips to its volume.
+/// `check` may throw Error as well. What is wrong with them comes together.
+std::vector<SafetensorsFile> open_all(
+    const fs::path& dir, const std::vector<std::string>& names,
+    const std::function<void(const SafetensorsFile&)>& check = [](const SafetensorsFile&) {}) {
+  std::vector<std::optional<SafetensorsFile>> opened(names.size());
+  std::vector<std::optional<Error>> failed(names.size());
+  at_once(names.size(), [&](size_t i) {
+    try {
+      SafetensorsFile file(dir / names[i]);
+      check(file);
+      opened[i].emplace(std::move(file));
+    } catch (const Error& error) {
+      failed[i] = error;
+    }
+  });
+  std::vector<Error> errors;
+  for (const auto& error : failed)
+    if (error) errors.push_back(*error);
+  require_opened(errors, dir, names.size());
+  std::vector<SafetensorsFile> files;
+  for (auto& file : opened) files.push_back(std::move(*file));
+  return files;
+}
 
 std::vector<SafetensorsFile> open_shards(const fs::path& dir) {
   const fs::path path = dir / kIndexFile;
   const Index index = read_index(path);
-  Opener opener;
-  for (const auto& [shard, names] : index.shards)
-    opener.open(dir / shard, [&, &wanted = names](const SafetensorsFile& file) {
-      check_shard(file, wanted, kIndexFile);
-    });
-  std::vector<SafetensorsFile> files = opener.take(dir, index.shards.size());
+  std::vector<std::string> names;
+  for (const auto& [shard, tensors] : index.shards) names.push_back(shard);
+  std::vector<SafetensorsFile> files = open_all(dir, names, [&](const SafetensorsFile& file) {
+    check_shard(file, index.shards.at(file.path().filename().string()), kIndexFile);
+  });
   check_total_size(index, files, path.string());
   return files;
 }
@@ -152,10 +165,20 @@ int64_t ranks_of(const fs::path& dir) {
 }
 
 CheckpointFiles open_ranks(const fs::path& dir, int64_t ranks) {
-  Opener opener;
-  for (int64_t rank = 0; rank < ranks; ++rank)
-    opener.open(dir / demo_shard_name(rank, ranks), [](const SafetensorsFile&) {});
-  return {opener.take(dir, static_cast<size_t>(ranks)), ranks};
+  std::vector<std::string> names;
+  for (int64_t rank = 0; rank < ranks; ++rank) names.push_back(demo_shard_name(rank, ranks));
+  return {open_all(dir, names), ranks};
+}
+
+/// A folder that cannot be looked into because its volume is gone is no wrong folder.
+void refuse_lost_volume(const fs::path& dir) {
+  struct stat now = {};
+  const Outcome outcome = patiently([&] { return ::stat(dir.c_str(), &now) == 0; });
+  if (is_of_volume(outcome.error))
+    throw Error(ExitCode::environment, {.where = dir.string(),
+                                        .what = "volume",
+                                        .expected = "a folder that can be read",
+                                        .got = reason(outcome)});
 }
 
 }  // namespace
@@ -174,6 +197,7 @@ CheckpointFiles open_checkpoint_files(const fs::path& dir) {
   }
   if (fs::exists(dir / kIndexFile, error)) return {open_shards(dir)};
   if (const int64_t ranks = ranks_of(dir); ranks > 0) return open_ranks(dir, ranks);
+  refuse_lost_volume(dir);
   refuse({.where = dir.string(),
           .what = "checkpoint",
           .expected = std::string(kSingleFile) + ", " + kIndexFile + " or " + demo_shard_name(0, 1),

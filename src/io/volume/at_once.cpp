@@ -1,0 +1,33 @@
+#include "src/io/volume/at_once.h"
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace dsv32::io {
+
+void at_once(size_t count, const std::function<void(size_t)>& work, int threads) {
+  std::atomic<size_t> next{0};
+  std::mutex mutex;
+  std::exception_ptr first;
+  const auto run = [&] {
+    try {
+      for (size_t i = next++; i < count; i = next++) work(i);
+    } catch (...) {
+      next = count;
+      const std::lock_guard lock(mutex);
+      if (!first) first = std::current_exception();
+    }
+  };
+  std::vector<std::thread> others;
+  const size_t more = std::min(count, static_cast<size_t>(threads));
+  for (size_t i = 1; i < more; ++i) others.emplace_back(run);
+  run();
+  for (std::thread& other : others) other.join();
+  if (first) std::rethrow_exception(first);
+}
+
+}  // namespace dsv32::io
