@@ -29,18 +29,23 @@ struct MoeArguments {
 };
 
 struct MoeGradients {
-  at::Tensor dx;                              // as x
+  at::Tensor dx;                              // as x; undefined with dx_sum
+  at::Tensor dx_sum;                          // [N,hidden] float32 to which dx is added
   at::Tensor dweights;                        // as weights, zeros
   std::vector<at::Tensor> dgate, dup, ddown;  // as the weights, not filled
 
   auto tuple() const { return std::make_tuple(dx, dweights, dgate, dup, ddown); }
+  auto weights_tuple() const { return std::make_tuple(dweights, dgate, dup, ddown); }
 };
 
 /// Checks the arguments; returns out, as x.
 at::Tensor moe_output(const char* op, const MoeArguments& arguments);
-/// The same of moe_add; sum [N,hidden] float32.
-void expect_sum(const at::Tensor& sum, const MoeArguments& arguments);
+/// The same of an op that adds to sum [N,hidden] float32.
+void expect_sum(const char* op, const at::Tensor& sum, const MoeArguments& arguments);
 MoeGradients moe_gradients(const at::Tensor& dout, const MoeArguments& arguments);
+/// Of moe_backward_add.
+MoeGradients moe_added_gradients(const at::Tensor& sum, const at::Tensor& dout,
+                                 const MoeArguments& arguments);
 
 /// That every expert exists; reads the values.
 void expect_experts(const char* op, const MoeArguments& arguments);
