@@ -10,8 +10,9 @@ namespace {
 // Tensors of the stream's size: the input and what is stored of it, its norm, the gradients by all
 // three, the one that came.
 constexpr double kStreams = 7;
-constexpr double kBlockCopies = 6;   // logits, probabilities, their gradients
-constexpr double kInnerCopies = 7;   // of a dense MLP: gate, up, their product, gradients
+constexpr double kBlockCopies = 6;        // logits, probabilities, their gradients
+constexpr double kInnerCopies = 7;        // of a dense MLP: gate, up, their product, gradients
+constexpr double kTokensTogether = 1024;  // in a dense MLP
 constexpr double kStepCopies = 8;    // float32: weight, gradient, moments, what the step works on
 constexpr double kWithGradient = 2;  // a weight and its gradient
 
@@ -39,8 +40,8 @@ double mlp_bytes(const Case& c, const Segment& segment) {
   const ModelConfig& config = c.config;
   const double streams = kStreams * stream_of(c), weights = segment_weights(c, segment);
   if (!has_experts(c, segment)) {
-    const double inner =
-        kInnerCopies * tokens_of(c) * static_cast<double>(config.intermediate_size);
+    const double inner = kInnerCopies * std::min(tokens_of(c), kTokensTogether) *
+                         static_cast<double>(config.intermediate_size);
     return kOracleBytes * (streams + inner + kWithGradient * weights);
   }
   const double expert = expert_elements(config);

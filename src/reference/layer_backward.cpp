@@ -58,6 +58,19 @@ FrontGradients rows_backward(Layer& layer, const AttentionFront& front, const Te
   return sums;
 }
 
+/// What a dense MLP hands back to its input; its gradients add up over blocks of tokens.
+Tensor dense_backward(Layer& layer, const Tensor& y, const Tensor& dout) {
+  constexpr int64_t kTokens = 1024;
+  const Tensor rows = y.flatten(0, 1), upstream = dout.flatten(0, 1), dy = torch::zeros_like(rows);
+  for (int64_t first = 0; first < rows.size(0); first += kTokens) {
+    const int64_t count = std::min(kTokens, rows.size(0) - first);
+    const Tensor some = leaf_of(rows.narrow(0, first, count));
+    layer.dense_mlp(some).backward(upstream.narrow(0, first, count));
+    dy.narrow(0, first, count).copy_(some.grad());
+  }
+  return dy.view_as(y);
+}
+
 /// The gradient by attn.ctx before it is rounded; that of o_proj is complete.
 Tensor context_gradient(Layer& layer, const AttentionFront& front, const Tensor& upstream) {
   const Tensor context = [&] {
@@ -143,8 +156,10 @@ void mlp_half_backward(const Context& ctx, int64_t layer, LayerWeights& weights,
   const Tensor y = pieces.mlp_input(middle);
   const std::string norm = "post_attention_layernorm.weight";
   if (!sums.dy.defined()) {
-    (middle.hidden + pieces.dense_mlp(y)).backward(upstream);
-    return finished({"mlp.down_proj.weight", "mlp.gate_proj.weight", "mlp.up_proj.weight", norm});
+    const Tensor dy = dense_backward(pieces, y.detach(), upstream);
+    finished({"mlp.down_proj.weight", "mlp.gate_proj.weight", "mlp.up_proj.weight"});
+    torch::autograd::backward({middle.hidden, y}, {upstream, dy});
+    return finished({norm});
   }
   const Routing routing = pieces.route(y);
   const Tensor routed = torch::zeros_like(y);
