@@ -193,6 +193,19 @@ TEST_P(MoeOp, HandsBackOfGroupsOfExpertsTheBitsOfOneCall) {
   }
 }
 
+TEST_P(MoeOp, GivesIdleExpertsZerosInThreadsUnderInferenceMode) {
+  const c10::InferenceMode no_autograd;
+  const int threads = at::get_num_threads();
+  at::set_num_threads(2);
+  Inputs in = inputs({20, 32, 16, 6, 1}, at::kFloat);
+  in.experts.zero_();
+  const auto gradients = backward(in);
+  at::set_num_threads(threads);
+  for (size_t list = 0; list < 3; ++list)
+    for (size_t e = 1; e < 6; ++e)
+      EXPECT_EQ(gradients[2 + list * 6 + e].abs().sum().item<float>(), 0.0f);
+}
+
 TEST_P(MoeOp, LeavesOutSlotsWithoutAnExpert) {
   Inputs in = inputs({6, 16, 8, 3, 2}, at::kFloat), weightless = in;
   in.experts.select(1, 0).fill_(-1);

@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include <set>
+
 #include "harness/cases/implementations.h"
 #include "src/io/io.h"
 
@@ -42,8 +44,12 @@ TEST(LayerStep, OfEachImplementationIsRight) {
 
 TEST(LayerStep, WithAnotherLearningRateIsCaught) {
   const std::vector<Verdict> verdicts = verdicts_of("reference", training::Bug::lr_1_05);
+  std::set<std::string> idle;  // weights of experts without tokens, which decay alone
   for (const Verdict& v : verdicts)
-    EXPECT_EQ(v.trust, is_update(v) ? Trust::fail : Trust::pass) << v.tap;
+    if (v.note.find("exactly zero") != std::string::npos)
+      idle.insert("step.0.update." + v.tap.substr(std::string("grad.").size()));
+  for (const Verdict& v : verdicts)
+    EXPECT_EQ(v.trust, is_update(v) && !idle.contains(v.tap) ? Trust::fail : Trust::pass) << v.tap;
   EXPECT_TRUE(is_update(*harness::first_failure(verdicts)));
 }
 

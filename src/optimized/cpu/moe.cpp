@@ -252,8 +252,8 @@ void backward_blocks(const Experts<T>& all, const T* dout, const BackwardRows<T>
 template <typename T>
 void weight_gradient(const ProductShape& shape, const T* left, const T* right,
                      const at::Tensor& gradient) {
-  if (shape.depth == 0) {
-    gradient.zero_();
+  if (shape.depth == 0) {  // a thread of its own is outside of the caller's inference mode
+    std::fill_n(mutable_pointer<T>(gradient), gradient.numel(), T{});
     return;
   }
   product(shape, {left, shape.rows, true}, {right, shape.columns}, mutable_pointer<T>(gradient),
