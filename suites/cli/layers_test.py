@@ -174,8 +174,9 @@ class Layers(CliTest):
                      "made by another job: its command")
 
     def test_a_run_that_goes_back_goes_on_behind_a_layer(self) -> None:
-        case = json.dumps({"config": "small", "overrides": {"index_topk": 16}, "seed": 1, "B": 1,
-                           "S": 64, "pad": 0, "bias_offset": 0, "chunks": []})
+        overrides = {"index_topk": 16, "hidden_size": 512, "moe_intermediate_size": 128}
+        case = json.dumps({"config": "small", "overrides": overrides, "seed": 1, "B": 1, "S": 64,
+                           "pad": 0, "bias_offset": 0, "chunks": []})
         job = ("--case", case, "--layers", "0,3", "--suite", "backward", "--dtype", "float32",
                "--impl", "optimized", "--device", "cpu")
         whole, killed = scratch / "back", scratch / "back-killed"
