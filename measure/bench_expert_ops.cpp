@@ -188,7 +188,11 @@ OpCase moe_backward_add(const Setting& s) {
   return {.size = size_of(m.x),
           .work = expert_products(s, 8),
           .arguments = {sum, m.dout, m.x, m.routed.experts, m.routed.weights, m.gate, m.up, m.down},
-          .composition = autograd_of(forward, m.leaves(), {m.dout})};
+          .composition = [run = autograd_of(forward, m.leaves(), {m.dout})] {
+            Tensors gradients = run();
+            gradients[0] = gradients[0].to(at::kFloat);
+            return gradients;
+          }};
 }
 
 // --- loss and embedding -------------------------------------------------------------------------

@@ -168,7 +168,7 @@ TEST_P(MoeOp, AddsGroupsOfExpertsWithTheBitsOfOneCall) {
 TEST_P(MoeOp, HandsBackOfGroupsOfExpertsTheBitsOfOneCall) {
   for (const auto dtype : kDtypes) {
     const Inputs in = inputs({20, 32, 16, 6, 4}, dtype);
-    const at::Tensor sum = at::zeros(in.x.sizes(), in.weights.options());
+    at::Tensor sum = at::zeros(in.x.sizes(), in.weights.options());
     const at::Tensor dweights = at::zeros_like(in.weights);
     const auto whole = backward(in);  // dx, dweights, then each list
     std::vector<at::Tensor> lists[3];
@@ -180,10 +180,11 @@ TEST_P(MoeOp, HandsBackOfGroupsOfExpertsTheBitsOfOneCall) {
       const auto part = call("moe_backward_add",
                              {sum, in.dout, in.x, (in.experts - first).masked_fill(outside, -1),
                               in.weights, group(in.gate), group(in.up), group(in.down)});
-      dweights.add_(part[0]);
+      sum = part[0];
+      dweights.add_(part[1]);
       for (int64_t list = 0; list < 3; ++list)
         for (int64_t e = 0; e < last - first; ++e)
-          lists[list].push_back(part[1 + list * (last - first) + e]);
+          lists[list].push_back(part[2 + list * (last - first) + e]);
     }
     expect_same_bits(sum.to(dtype), whole[0]);
     expect_same_bits(dweights, whole[1]);

@@ -328,7 +328,8 @@ moe_backward(const at::Tensor& dout, const at::Tensor& x, const at::Tensor& expe
   return out.tuple();
 }
 
-std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>, std::vector<at::Tensor>>
+std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>,
+           std::vector<at::Tensor>>
 moe_backward_add(const at::Tensor& sum, const at::Tensor& dout, const at::Tensor& x,
                  const at::Tensor& experts, const at::Tensor& weights, at::TensorList gate,
                  at::TensorList up, at::TensorList down) {
@@ -340,7 +341,7 @@ moe_backward_add(const at::Tensor& sum, const at::Tensor& dout, const at::Tensor
     using T = decltype(type);
     backward(Experts<T>(arguments), pointer<T>(dout_rows), out);
   });
-  return out.weights_tuple();
+  return out.sum_tuple();
 }
 
 TORCH_LIBRARY_IMPL(dsv32, CPU, m) {

@@ -150,13 +150,15 @@ void experts_backward(const Context& ctx, const ExpertRange& range, const Tensor
   std::vector<int64_t> group(static_cast<size_t>(range.last - range.first));
   std::iota(group.begin(), group.end(), range.first);
   using Lists = std::vector<Tensor>;
-  const auto [dweights, dgate, dup, ddown] = ctx.ops.call<std::tuple<Tensor, Lists, Lists, Lists>(
-      const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, at::TensorList,
-      at::TensorList, at::TensorList)>(
-      "moe_backward_add", sums.dx, dout.flatten(0, 1), state.y.flatten(0, 1),
-      among(group, state.experts, ctx.config.n_routed_experts), state.weights,
-      weights.some_experts("gate_proj", group), weights.some_experts("up_proj", group),
-      weights.some_experts("down_proj", group));
+  const auto [dx, dweights, dgate, dup, ddown] =
+      ctx.ops.call<std::tuple<Tensor, Tensor, Lists, Lists, Lists>(
+          const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, at::TensorList,
+          at::TensorList, at::TensorList)>(
+          "moe_backward_add", sums.dx, dout.flatten(0, 1), state.y.flatten(0, 1),
+          among(group, state.experts, ctx.config.n_routed_experts), state.weights,
+          weights.some_experts("gate_proj", group), weights.some_experts("up_proj", group),
+          weights.some_experts("down_proj", group));
+  sums.dx.copy_(dx);
   sums.dweights.add_(dweights);  // zeros where another expert was chosen
   for (size_t i = 0; i < group.size(); ++i) {
     const std::string expert = "mlp.experts." + std::to_string(group[i]) + ".";

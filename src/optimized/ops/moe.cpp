@@ -87,7 +87,7 @@ MoeGradients moe_added_gradients(const at::Tensor& sum, const at::Tensor& dout,
   constexpr const char* op = "moe_backward_add";
   expect_sum(op, sum, a);
   MoeGradients gradients = weight_gradients(op, dout, a);
-  gradients.dx_sum = sum;
+  gradients.dx_sum = sum.clone();
   return gradients;
 }
 
@@ -117,7 +117,7 @@ void moe_add_meta(const at::Tensor& sum, const at::Tensor& x, const at::Tensor& 
 auto moe_backward_add_meta(const at::Tensor& sum, const at::Tensor& dout, const at::Tensor& x,
                            const at::Tensor& experts, const at::Tensor& weights,
                            at::TensorList gate, at::TensorList up, at::TensorList down) {
-  return moe_added_gradients(sum, dout, {x, experts, weights, gate, up, down}).weights_tuple();
+  return moe_added_gradients(sum, dout, {x, experts, weights, gate, up, down}).sum_tuple();
 }
 
 void schemas(torch::Library& m) {
@@ -132,9 +132,9 @@ void schemas(torch::Library& m) {
       " Tensor[] up, Tensor[] down)"
       " -> (Tensor dx, Tensor dweights, Tensor[] dgate, Tensor[] dup, Tensor[] ddown)");
   m.def(
-      "moe_backward_add(Tensor(a!) sum, Tensor dout, Tensor x, Tensor experts, Tensor weights,"
+      "moe_backward_add(Tensor sum, Tensor dout, Tensor x, Tensor experts, Tensor weights,"
       " Tensor[] gate, Tensor[] up, Tensor[] down)"
-      " -> (Tensor dweights, Tensor[] dgate, Tensor[] dup, Tensor[] ddown)");
+      " -> (Tensor dx_sum, Tensor dweights, Tensor[] dgate, Tensor[] dup, Tensor[] ddown)");
 }
 
 void meta(torch::Library& m) {

@@ -30,12 +30,12 @@ struct MoeArguments {
 
 struct MoeGradients {
   at::Tensor dx;                              // as x; undefined with dx_sum
-  at::Tensor dx_sum;                          // [N,hidden] float32 to which dx is added
+  at::Tensor dx_sum;                          // [N,hidden] float32: what dx is added to
   at::Tensor dweights;                        // as weights, zeros
   std::vector<at::Tensor> dgate, dup, ddown;  // as the weights, not filled
 
   auto tuple() const { return std::make_tuple(dx, dweights, dgate, dup, ddown); }
-  auto weights_tuple() const { return std::make_tuple(dweights, dgate, dup, ddown); }
+  auto sum_tuple() const { return std::make_tuple(dx_sum, dweights, dgate, dup, ddown); }
 };
 
 /// Checks the arguments; returns out, as x.
@@ -43,7 +43,7 @@ at::Tensor moe_output(const char* op, const MoeArguments& arguments);
 /// The same of an op that adds to sum [N,hidden] float32.
 void expect_sum(const char* op, const at::Tensor& sum, const MoeArguments& arguments);
 MoeGradients moe_gradients(const at::Tensor& dout, const MoeArguments& arguments);
-/// Of moe_backward_add.
+/// Of moe_backward_add: dx_sum is a copy of `sum`, to which dx is still to be added.
 MoeGradients moe_added_gradients(const at::Tensor& sum, const at::Tensor& dout,
                                  const MoeArguments& arguments);
 

@@ -147,7 +147,8 @@ moe_backward(const at::Tensor& dout, const at::Tensor& x, const at::Tensor& expe
   return out.tuple();
 }
 
-std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>, std::vector<at::Tensor>>
+std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>,
+           std::vector<at::Tensor>>
 moe_backward_add(const at::Tensor& sum, const at::Tensor& dout, const at::Tensor& x,
                  const at::Tensor& experts, const at::Tensor& weights, at::TensorList gate,
                  at::TensorList up, at::TensorList down) {
@@ -159,7 +160,7 @@ moe_backward_add(const at::Tensor& sum, const at::Tensor& dout, const at::Tensor
     Call<decltype(type)> call(arguments);
     launch_moe_backward(call.backward(dout, out), device.stream());
   });
-  return out.weights_tuple();
+  return out.sum_tuple();
 }
 
 }  // namespace
