@@ -1,10 +1,11 @@
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <string>
 #include <vector>
 
-#include "harness/cases/layer_run.h"
+#include "harness/cases/layer_options.h"
 #include "harness/cases/layer_sides.h"
 
 /// The backward pass of a streamed run: back over the segments that all sides have gone over.

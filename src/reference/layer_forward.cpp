@@ -1,5 +1,3 @@
-#include "src/reference/layer.h"
-
 #include "src/reference/layer_parts.h"
 
 namespace dsv32::reference {
