@@ -122,12 +122,8 @@ std::vector<Verdict> of_whole_taps(const JudgedTrace& file, std::vector<Verdict>
 
 /// What the gradients that fail have in common.
 Diagnosis common_to_gradients(const std::vector<Verdict>& verdicts) {
-  std::vector<std::string> failing, passing;
-  for (const Verdict& verdict : verdicts)
-    if (is_gradient_check(verdict.tap))
-      (verdict.trust == Trust::fail ? failing : passing).push_back(verdict.tap);
   Diagnosis diagnosis;
-  for (GradientPattern& pattern : gradient_patterns(failing, passing, verdicts)) {
+  for (GradientPattern& pattern : gradient_patterns(verdicts)) {
     diagnosis.causes.push_back("not explained: " + pattern.words);
     diagnosis.defects.push_back({.words = pattern.words, .taps = std::move(pattern.taps)});
   }

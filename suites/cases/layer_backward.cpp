@@ -6,6 +6,7 @@
 #include <functional>
 #include <set>
 
+#include "harness/cases/gradient_patterns.h"
 #include "harness/cases/implementations.h"
 #include "harness/cases/layer_run.h"
 #include "harness/judge/limits.h"
@@ -199,6 +200,7 @@ struct Planted {
   const char* name;
   int64_t layer;
   std::string check;  // the first that fails
+  std::string words;  // what the failing gradients have in common
   std::function<void(Dialect&)> plant;
 };
 
@@ -215,6 +217,9 @@ TEST_P(PlantedOnTheWayBack, IsCaughtInItsLayer) {
   const Verdict* failure = harness::first_failure(verdicts);
   ASSERT_NE(failure, nullptr);
   EXPECT_EQ(failure->tap, p.check);
+  const auto patterns = harness::gradient_patterns(verdicts);
+  ASSERT_FALSE(patterns.empty());
+  EXPECT_NE(patterns.front().words.find(p.words), std::string::npos) << patterns.front().words;
   for (const Verdict& v : verdicts)  // nothing behind it on the way
     if (v.layer && *v.layer > p.layer) EXPECT_EQ(v.trust, Trust::pass) << v.tap;
 }
@@ -222,14 +227,18 @@ TEST_P(PlantedOnTheWayBack, IsCaughtInItsLayer) {
 INSTANTIATE_TEST_SUITE_P(
     All, PlantedOnTheWayBack,
     testing::Values(Planted{"DroppedExpert", 1, gradient_of(1, "mlp.experts.5.down_proj"),
+                            "gradients are exactly zero: the routed experts (3 of 48)",
                             [](Dialect& d) { d.moe.dropped_gradient_expert = 5; }},
                     Planted{"SoftmaxScale", 1, gradient_of(1, "self_attn.o_proj"),
+                            "off from grad.model.layers.1.self_attn.o_proj",
                             [](Dialect& d) { d.attention.scale = SoftmaxScale::nope; }},
                     Planted{"WeightsNotNormalised", 1, gradient_of(1, "mlp.experts.0.down_proj"),
-                            [](Dialect& d) { d.router.normalise = false; }},
+                            "layers.1.mlp.experts", [](Dialect& d) { d.router.normalise = false; }},
                     Planted{"LatentNorm", 0, gradient_of(0, "self_attn.o_proj"),
+                            "off from grad.model.layers.0.self_attn.o_proj",
                             [](Dialect& d) { d.norm.eps_q_latent = 1e-2; }},
                     Planted{"DenseGateAndUp", 0, gradient_of(0, "mlp.down_proj"),
+                            "off from grad.model.layers.0.mlp.",
                             [](Dialect& d) { d.moe.swapped_dense = true; }}),
     [](const auto& info) { return info.param.name; });
 
