@@ -178,6 +178,23 @@ OpCase moe_backward(const Setting& s) {
           .composition = autograd_of(forward, m.leaves(), {m.dout})};
 }
 
+/// The same, dx added to a float32 sum.
+OpCase moe_backward_add(const Setting& s) {
+  const Moe m(s);
+  const Tensor sum = at::zeros(m.x.sizes(), m.x.options().dtype(at::kFloat));
+  const auto forward = [chosen = m.routed.experts](const Tensors& in) {
+    return eager_moe(in, chosen);
+  };
+  return {.size = size_of(m.x),
+          .work = expert_products(s, 8),
+          .arguments = {sum, m.dout, m.x, m.routed.experts, m.routed.weights, m.gate, m.up, m.down},
+          .composition = [run = autograd_of(forward, m.leaves(), {m.dout})] {
+            Tensors gradients = run();
+            gradients[0] = gradients[0].to(at::kFloat);
+            return gradients;
+          }};
+}
+
 // --- loss and embedding -------------------------------------------------------------------------
 
 struct Head {
@@ -318,6 +335,7 @@ std::vector<OpEntry> expert_ops() {
       {"moe", "", kBoth, moe},
       {"moe_add", "", kBoth, moe_add},
       {"moe_backward", "", kBoth, moe_backward},
+      {"moe_backward_add", "", kBoth, moe_backward_add},
       {"linear_cross_entropy", "", kBoth, linear_cross_entropy},
       {"linear_cross_entropy_backward", "", kBoth, linear_cross_entropy_backward},
       {"embedding_backward", "", kBoth, embedding_backward},

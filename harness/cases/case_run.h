@@ -41,6 +41,7 @@ struct JudgedTrace {
   std::optional<Emitted> emitted = {};  // as Evidence
   /// Of an implementation of ours that a streamed run makes: bugs planted in its layers.
   std::map<int64_t, Dialect> layer_dialects = {};
+  std::map<int64_t, Dialect> backward_dialects = {};  // the same in their backward pass alone
   bool against_reference = true;  // false: it is the reference itself, judged by the cap alone
 };
 

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <map>
 
+#include "src/model/check_name.h"
 #include "src/model/trace.h"
 
 namespace dsv32::harness {
@@ -111,6 +112,14 @@ std::vector<GradientPattern> gradient_patterns(const Names& failing, const Names
     patterns.push_back({std::move(words), group.taps});
   }
   return patterns;
+}
+
+std::vector<GradientPattern> gradient_patterns(const std::vector<Verdict>& verdicts) {
+  Names failing, passing;
+  for (const Verdict& verdict : verdicts)
+    if (is_gradient_check(verdict.tap))
+      (verdict.trust == Trust::fail ? failing : passing).push_back(verdict.tap);
+  return gradient_patterns(failing, passing, verdicts);
 }
 
 }  // namespace dsv32::harness

@@ -19,5 +19,7 @@ struct GradientPattern {
 std::vector<GradientPattern> gradient_patterns(const std::vector<std::string>& failing,
                                                const std::vector<std::string>& passing,
                                                const std::vector<Verdict>& verdicts);
+/// The same of all gradients among these verdicts.
+std::vector<GradientPattern> gradient_patterns(const std::vector<Verdict>& verdicts);
 
 }  // namespace dsv32::harness

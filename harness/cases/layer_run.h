@@ -1,13 +1,9 @@
 #pragma once
 
-#include <functional>
-#include <map>
-#include <optional>
-#include <string>
 #include <vector>
 
 #include "harness/cases/case_run.h"
-#include "harness/cases/layer_selection.h"
+#include "harness/cases/layer_options.h"
 
 namespace dsv32::harness {
 
@@ -17,30 +13,8 @@ struct LayerVerdicts {
   std::vector<Verdict> verdicts;  // selection, then staged, then forced in execution order
 };
 
-/// What one segment took.
-struct SegmentCost {
-  Segment segment;
-  size_t done = 0, of = 0;  // segments
-  double seconds = 0;
-};
-
-/// What a streamed run has reached: enough for another run of the same job to go on from there.
-struct LayerProgress {
-  size_t segments = 0;                                         // that are done
-  std::vector<std::vector<Verdict>> staged = {}, forced = {};  // by subject
-  std::map<std::string, HostTensor> streams = {};  // of every side, behind the last of them
-};
-
-/// How a streamed run goes about it.
-struct LayerRunOptions {
-  LayerSelection selection;
-  bool staged = true;
-  /// The second end of the noise floor: sums one after the other, which no fast library makes.
-  bool twins = true;
-  std::function<void(const SegmentCost&)> finished = {};   // after each segment
-  std::optional<LayerProgress> from = {};                  // where an earlier run stood
-  std::function<void(const LayerProgress&)> reached = {};  // after each layer
-};
+/// The segments of such a run, forward and backward counted apart.
+size_t count_segments(const LayerRunOptions& options, const ModelConfig& config);
 
 /// The decisions that a streamed run replays come from the reference in float32, which leads. Every
 /// side goes over one segment of the model before any goes over the next one; its taps are judged

@@ -89,7 +89,27 @@ bool is_silent_rank(const Job& job) {
   return env->rank > 0;
 }
 
-/// Layers are judged forward, and of our own implementations.
+/// The ends of the model have no gradient stream to go back from, and fp8 mode trains nothing.
+void check_backward_layers(const Options& options, const Job& job) {
+  const auto refuse = [](const std::string& what, const std::string& expected,
+                         const std::string& got) {
+    throw Error(ExitCode::usage,
+                {.where = "--suite backward", .what = what, .expected = expected, .got = got});
+  };
+  if (options.layers.empty())
+    refuse("a model that is judged layer by layer", "--layers N,.. with the layers that go back",
+           "no --layers");
+  for (const Case& c : job.cases) {
+    const LayerSelection selection = parse_layers(options.layers, c.config);
+    if (selection.embed || selection.head)
+      refuse("--layers", "layers alone, as in 3: embed and head go back in whole models only",
+             selection.embed ? "embed" : "head");
+  }
+  if (job.dtypes == std::vector<DType>{DType::fp8})
+    refuse("--dtype", "float32 or bfloat16: nothing trains in fp8 mode", "fp8");
+}
+
+/// Layers are judged by themselves, and of our own implementations.
 void check_layers(const Options& options, const Job& job) {
   const bool streamed = std::any_of(job.cases.begin(), job.cases.end(),
                                     [&](const Case& c) { return is_streamed(job, c); });
@@ -101,15 +121,20 @@ void check_layers(const Options& options, const Job& job) {
   }
   if (options.layers.empty() && !streamed) return;
   const auto refuse = [](const std::string& what, const std::string& got) {
-    throw Error(ExitCode::usage, {.where = "--layers",
-                                  .what = what,
-                                  .expected = "our own implementations, --suite forward",
-                                  .got = got});
+    throw Error(ExitCode::usage,
+                {.where = "--layers",
+                 .what = what,
+                 .expected = "our own implementations, --suite forward or backward",
+                 .got = got});
   };
   if (!options.layers.empty() && !options.candidates.empty())
     refuse("a candidate brings its own layers", "--candidate");
   for (const std::string& suite : options.suites)
-    if (suite != "forward") refuse("not in this version", "--suite " + suite);
+    if (suite != "forward" && suite != "backward")
+      refuse("not in this version", "--suite " + suite);
+  const auto& asked = options.suites;
+  if (std::find(asked.begin(), asked.end(), "backward") != asked.end())
+    check_backward_layers(options, job);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include "harness/report/groups.h"
 #include "src/io/print.h"
 #include "src/model/check_name.h"
+#include "src/model/trace.h"
 
 namespace dsv32::harness {
 namespace {
@@ -47,7 +48,9 @@ bool selected(const Job& job, const Verdict& verdict) {
   const CheckName check = check_of(verdict.tap);
   if (check.what == "golden.file") return true;
   const bool of_model = verdict.suite.empty() && check.scope != CheckScope::rule;
-  const char* suite = is_gradient_check(verdict.tap) ? "backward" : "forward";
+  const bool goes_back =
+      is_gradient_check(verdict.tap) || parse_slope(verdict.tap) || check.scope == CheckScope::step;
+  const char* suite = goes_back ? "backward" : "forward";
   if (of_model && !contains(job.suites, suite)) return false;
   return job.filter.empty() || check_path(verdict).find(job.filter) != std::string::npos;
 }

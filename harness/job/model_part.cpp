@@ -5,6 +5,7 @@
 #include <iterator>
 
 #include "harness/cases/diagnosis.h"
+#include "harness/cases/gradient_patterns.h"
 #include "harness/cases/implementations.h"
 #include "harness/cases/layer_run.h"
 #include "harness/cases/sketched.h"
@@ -14,6 +15,7 @@
 #include "harness/job/streaming.h"
 #include "harness/job/weights.h"
 #include "harness/judge/noise.h"
+#include "harness/training/layer_step.h"
 #include "src/io/io.h"
 #include "src/io/sha256.h"
 #include "src/model/check_name.h"
@@ -110,6 +112,16 @@ std::vector<Verdict> file_verdicts(const CaseRun& run, const JudgedTrace& file) 
   for (Verdict& verdict : judge_staged_rows(run, file)) staged.push_back(std::move(verdict));
   if (file.ops_only) return ops_verdicts(file, std::move(staged));
   return run.judge_forced(file, nullptr, std::move(staged));
+}
+
+/// What the gradients that fail have in common.
+Diagnosis common_to_gradients(const std::vector<Verdict>& verdicts) {
+  Diagnosis diagnosis;
+  for (GradientPattern& pattern : gradient_patterns(verdicts)) {
+    diagnosis.causes.push_back("not explained: " + pattern.words);
+    diagnosis.defects.push_back({.words = pattern.words, .taps = std::move(pattern.taps)});
+  }
+  return diagnosis;
 }
 
 }  // namespace
@@ -217,12 +229,16 @@ LayerRunOptions CaseJob::layer_options() {
   const Case& c = run_.the_case();
   return {.selection =
               job_.layers.empty() ? every_layer(c.config) : parse_layers(job_.layers, c.config),
+          .forward = contains(job_.suites, "forward") || !goes_back(job_),
+          .backward = goes_back(job_),
+          .step = adamw_step(),
           .twins = affords_twins(c),
           .finished = [this](const SegmentCost& cost) {
-            report_.costs.push_back({.case_name = run_.the_case().name,
-                                     .suite = to_string(cost.segment),
-                                     .seconds = cost.seconds,
-                                     .peak_gib = peak_memory_bytes() / kGiB});
+            report_.costs.push_back(
+                {.case_name = run_.the_case().name,
+                 .suite = to_string(cost.segment) + (cost.backward ? " backward" : ""),
+                 .seconds = cost.seconds,
+                 .peak_gib = peak_memory_bytes() / kGiB});
             reset_peak_memory();
             heartbeat_.finished(cost);
           }};
@@ -240,16 +256,16 @@ void CaseJob::run_layers() {
                                            {"program", io::sha256_file("/proc/self/exe")},
                                            {"weights", weights_->identity()},
                                            {"case", io::case_json(c)}});
-    size_t all = 0;
-    for (const SegmentChain& chain : chains_of(options.selection, c.config))
-      all += chain.segments.size();
+    const size_t all = count_segments(options, c.config);
     options.reached = [&journal, all](const LayerProgress& progress) {
       journal->write(progress, all);
     };
     if (job_.resume) options.from = journal->read();
   }
-  for (LayerVerdicts& one : judge_layers(run_, subjects, options))
-    findings_.add(one.subject, std::move(one.verdicts));
+  for (LayerVerdicts& one : judge_layers(run_, subjects, options)) {
+    const Diagnosis common = options.backward ? common_to_gradients(one.verdicts) : Diagnosis{};
+    findings_.add(one.subject, std::move(one.verdicts), common);
+  }
   list_what_no_layer_shows(options);
 }
 
@@ -263,8 +279,15 @@ void CaseJob::list_what_no_layer_shows(const LayerRunOptions& options) {
       list(std::string(taps) + " of all but " + std::to_string(kept) + " of " +
            std::to_string(c.S) + " tokens");
   };
-  list("nothing but " + describe(options.selection) + ", forward, without a golden");
-  list_kept("attn.logits and attn.probs", kept_queries(c.config, c.B, c.S).size());
+  const std::string passes = !options.backward ? "forward"
+                             : options.forward ? "forward and backward"
+                                               : "backward";
+  list("nothing but " + describe(options.selection) + ", " + passes + ", without a golden");
+  if (options.backward &&
+      std::find(job_.dtypes.begin(), job_.dtypes.end(), DType::fp8) != job_.dtypes.end())
+    list("gradients of fp8: nothing trains in this mode");
+  if (options.forward)
+    list_kept("attn.logits and attn.probs", kept_queries(c.config, c.B, c.S).size());
   if (options.selection.head) list_kept("logits", kept_logit_rows(c.config, c.B, c.S).size());
   if (!options.twins) list("the noise of sums in another order (no twin)");
 }

@@ -5,8 +5,10 @@
 
 #include "harness/cases/implementations.h"
 #include "harness/cases/layer_run.h"
+#include "harness/job/backward_work.h"
 #include "harness/job/estimate.h"
 #include "harness/job/memory.h"
+#include "harness/job/segment_sizes.h"
 #include "src/io/file.h"
 #include "src/io/scratch.h"
 #include "src/io/volume/read_ahead.h"
@@ -16,69 +18,15 @@ namespace dsv32::harness {
 namespace {
 
 constexpr double kWholeBytes = 24 * kGiB;  // traces of a case that are held whole
-constexpr double kOracleBytes = 8, kPlainBytes = 4;
 // Rates that are assumed, not measured: a full-size run was not timed yet.
 constexpr double kOracleRate = 35e9, kPlainRate = 90e9, kSequentialRate = 25e9;  // FLOP/s, a core
 constexpr double kWeightRate = 0.5e9;     // weights made and converted, per second and core
+constexpr double kJudgingRate = 50e6;     // gradient elements compared and stepped, per second
 constexpr double kProgram = 0.5 * kGiB;   // code and libraries
 constexpr double kWaiting = 0.75 * kGiB;  // free blocks that are kept for the next of their size
 constexpr double kAttentionCopies = 4, kScoreCopies = 5, kInnerCopies = 4;
 constexpr double kAttentionStreams = 3, kStreamCopies = 8;
 constexpr double kExpertsAtOnce = 8, kExpertCopies = 2;
-
-double count(const Shape& shape) {
-  double product = 1;
-  for (const int64_t size : shape) product *= static_cast<double>(size);
-  return product;
-}
-
-double tap_elements(const Case& c, const std::string& name) {
-  const TapName tap = *parse_tap(name);
-  auto shape = tap_shape(tap, c.config, c.B, c.S);
-  if (!shape) return 0;
-  if (tap.info.kind == TapKind::attention)
-    (*shape)[2] = static_cast<int64_t>(kept_queries(c.config, c.B, c.S).size());
-  if (tap.info.name == "logits")
-    (*shape)[1] = static_cast<int64_t>(kept_logit_rows(c.config, c.B, c.S).size());
-  return count(*shape);
-}
-
-/// Elements of one expert's three matrices.
-double expert_elements(const ModelConfig& config) {
-  return 3 * count({config.hidden_size, config.moe_intermediate_size});
-}
-
-bool has_experts(const Case& c, const Segment& segment) {
-  return segment.kind == SegmentKind::mlp && !c.config.is_dense_mlp(segment.layer);
-}
-
-double segment_weights(const Case& c, const Segment& segment) {
-  const double tokens = count({c.B, c.S}), width = static_cast<double>(c.config.hidden_size);
-  if (segment.kind == SegmentKind::embed) return tokens * width;
-  double sum = 0;
-  for (const WeightSpec& spec : segment_specs(c.config, segment)) sum += count(spec.shape);
-  return sum;
-}
-
-double segment_flops(const Case& c, const Segment& segment) {
-  const ModelConfig& config = c.config;
-  const double tokens = count({c.B, c.S});
-  double products = 0;
-  for (const WeightSpec& spec : segment_specs(config, segment)) {
-    const bool routed = spec.name.find(".mlp.experts.") != std::string::npos;
-    if (spec.shape.size() == 2 && !routed) products += tokens * count(spec.shape);
-  }
-  if (segment.kind == SegmentKind::embed) products = 0;
-  if (has_experts(c, segment))
-    products += tokens * static_cast<double>(config.num_experts_per_tok) * expert_elements(config);
-  if (segment.kind == SegmentKind::attention) {
-    const double heads = static_cast<double>(config.num_attention_heads) *
-                         static_cast<double>(config.qk_head_dim() + config.v_head_dim);
-    products +=
-        count({c.B, c.S, c.S}) * (heads + count({config.index_n_heads, config.index_head_dim}));
-  }
-  return 2 * products;
-}
 
 /// Bytes that the oracle's pass over an attention works on: its operands are whole, its rows go in
 /// blocks. Large matrices are there one by one, in float32.
@@ -141,7 +89,14 @@ double working_bytes(const Case& c, const Segment& segment) {
          kOracleBytes * stream;
 }
 
-Passes passes_of(const Job& job, const Case& c) {
+bool asked(const Job& job, const char* suite) {
+  return std::find(job.suites.begin(), job.suites.end(), suite) != job.suites.end();
+}
+
+bool judges_forward(const Job& job) { return asked(job, "forward") || !goes_back(job); }
+
+/// Of a forward pass whose taps are judged.
+Passes judged_passes(const Job& job, const Case& c) {
   Passes passes{.oracle = 1, .plain = 2};  // oracle; the leading run and the probe
   const double twin = affords_twins(c) ? 1 : 0;
   for (const DType dtype : job.dtypes) {
@@ -159,6 +114,33 @@ Passes passes_of(const Job& job, const Case& c) {
     if (measured) passes.sequential += twin;
   }
   return passes;
+}
+
+/// Of a pass end to end alone: forward for its stream, or backward.
+Passes end_to_end_passes(const Job& job, const Case& c, bool backward) {
+  Passes passes{.oracle = 1, .plain = backward ? 1.0 : 2.0};  // the probe, the leading run
+  const double twin = affords_twins(c) ? 1 : 0;
+  for (const DType dtype : job.dtypes) {
+    if (dtype == DType::fp8) continue;
+    bool measured = false;
+    for (const std::string& impl : job.impls) {
+      const bool own = party_of(impl) != Party::reference &&
+                       cannot_run(impl, c.config, dtype, job.device).empty();
+      passes.plain += own ? 1 : 0;
+      measured = measured || own;
+    }
+    if (backward || dtype != DType::float32) passes.plain += 1;  // the reference
+    if (measured) passes.sequential += twin;
+  }
+  return passes;
+}
+
+double seconds_of(const SegmentWork& one) {
+  const Passes& p = one.passes;
+  return (one.flops *
+              (p.oracle / kOracleRate + p.plain / kPlainRate + p.sequential / kSequentialRate) +
+          one.weights * (p.oracle + p.plain + p.sequential) / kWeightRate) /
+         machine_cores();
 }
 
 /// Where the bytes of tensors are between passes: large ones wait on disk.
@@ -194,21 +176,72 @@ double ahead_bytes(const Job& job, double weights) {
   return std::min(static_cast<double>(io::kReadAheadBytes), kSegments * kStoredBytes * weights);
 }
 
+/// Of a run that goes back: every side's streams before `waiting` segments, its gradient, what
+/// experts have handed back; the gradients of oracle, reference and one subject.
+Stored stored_backward(const Job& job, const Case& c, const Segment& segment, double waiting) {
+  const double subjects = static_cast<double>(job.impls.size() * job.dtypes.size());
+  const double stream = count({c.B, c.S, c.config.hidden_size});
+  const double streams = waiting + 2;
+  Stored sum;
+  sum.add(stream, kOracleBytes, streams);
+  sum.add(stream, kPlainBytes, streams * (2 + 2 * subjects));
+  const double gradients = gradients_together(c, segment);
+  sum.add(gradients, kOracleBytes, 1);
+  sum.add(gradients, kPlainBytes, 2);
+  return sum;
+}
+
+SegmentWork forward_work(const Job& job, const Case& c, const Segment& segment, bool ends) {
+  SegmentWork one{.segment = segment,
+                  .weights = segment_weights(c, segment),
+                  .flops = segment_flops(c, segment)};
+  const bool judged = judges_forward(job);
+  if (judged) {
+    one.passes = judged_passes(job, c);
+  } else {  // nobody goes on from the end
+    one.passes = ends ? Passes{.plain = 1} : end_to_end_passes(job, c, false);
+  }
+  for (const std::string& tap : segment_taps(c.config, segment))
+    one.taps += judged ? tap_elements(c, tap) : 0;
+  const Stored between = stored(job, c, segment);
+  const double working = working_bytes(c, segment);
+  one.bytes = kProgram + between.memory + working + std::min(working, kWaiting) +
+              ahead_bytes(job, one.weights);
+  one.disk = between.disk;
+  one.seconds = seconds_of(one);
+  return one;
+}
+
+SegmentWork backward_work(const Job& job, const Case& c, const Segment& segment, double waiting) {
+  SegmentWork one{.segment = segment,
+                  .weights = segment_weights(c, segment),
+                  .flops = backward_flops(c, segment),
+                  .backward = true,
+                  .passes = end_to_end_passes(job, c, true)};
+  const Stored between = stored_backward(job, c, segment, waiting);
+  const double working = backward_bytes(c, segment);
+  one.bytes = kProgram + between.memory + working + std::min(working, kWaiting);
+  one.disk = between.disk;
+  const double runs = one.passes.oracle + one.passes.plain + one.passes.sequential;
+  one.seconds = seconds_of(one) + one.weights * runs / kJudgingRate;
+  return one;
+}
+
 std::string row(const std::string& name, const SegmentWork& w) {
   char text[160];
-  std::snprintf(text, sizeof text, "%-22s %10.3g %10.3g %10.3g %9.1f %9.1f %9.0f\n", name.c_str(),
+  std::snprintf(text, sizeof text, "%-24s %10.3g %10.3g %10.3g %9.1f %9.1f %9.0f\n", name.c_str(),
                 w.weights, w.taps, w.flops / 1e12, w.bytes / kGiB, w.disk / kGiB, w.seconds);
   return text;
 }
 
 std::string table(const StreamingWork& work) {
   char head[160];
-  std::snprintf(head, sizeof head, "%-22s %10s %10s %10s %9s %9s %9s\n", "segment", "weights",
+  std::snprintf(head, sizeof head, "%-24s %10s %10s %10s %9s %9s %9s\n", "segment", "weights",
                 "taps", "TFLOP/pass", "peak GiB", "disk GiB", "seconds");
   std::string text = head;
   SegmentWork sum;
   for (const SegmentWork& w : work.segments) {
-    text += row(to_string(w.segment), w);
+    text += row(to_string(w.segment) + (w.backward ? " backward" : ""), w);
     sum.weights += w.weights, sum.taps += w.taps, sum.flops += w.flops, sum.seconds += w.seconds;
     sum.bytes = std::max(sum.bytes, w.bytes);
     sum.disk = std::max(sum.disk, w.disk);
@@ -216,12 +249,13 @@ std::string table(const StreamingWork& work) {
   return text + row("all", sum);
 }
 
-std::string passes_text(const Passes& passes) {
+std::string passes_text(const SegmentWork& one) {
+  const Passes& passes = one.passes;
   char text[160];
   std::snprintf(text, sizeof text,
-                "passes over each segment: %.0f in float64, %.0f in float32 or 16 bits, %.0f with "
-                "sequential sums\n",
-                passes.oracle, passes.plain, passes.sequential);
+                "%spasses over each segment: %.0f in float64, %.0f in float32 or 16 bits, %.0f "
+                "with sequential sums\n",
+                one.backward ? "backward " : "", passes.oracle, passes.plain, passes.sequential);
   return text;
 }
 
@@ -230,6 +264,8 @@ std::string passes_text(const Passes& passes) {
 bool is_streamed(const Job& job, const Case& c) {
   return job.candidates.empty() && (!job.layers.empty() || judging_bytes(c, false) > kWholeBytes);
 }
+
+bool goes_back(const Job& job) { return !job.layers.empty() && asked(job, "backward"); }
 
 double StreamingWork::bytes() const {
   double most = 0;
@@ -246,7 +282,8 @@ double StreamingWork::disk() const {
 double StreamingWork::flops() const {
   double sum = 0;
   for (const SegmentWork& segment : segments)
-    sum += segment.flops * (passes.oracle + passes.plain + passes.sequential);
+    sum +=
+        segment.flops * (segment.passes.oracle + segment.passes.plain + segment.passes.sequential);
   return sum;
 }
 
@@ -259,26 +296,15 @@ double StreamingWork::seconds() const {
 StreamingWork streaming_work(const Job& job, const Case& c) {
   const LayerSelection selection =
       job.layers.empty() ? every_layer(c.config) : parse_layers(job.layers, c.config);
-  StreamingWork work{.passes = passes_of(job, c), .segments = {}};
-  const Passes& p = work.passes;
-  for (const SegmentChain& chain : chains_of(selection, c.config))
-    for (const Segment& segment : chain.segments) {
-      SegmentWork one{.segment = segment,
-                      .weights = segment_weights(c, segment),
-                      .flops = segment_flops(c, segment)};
-      for (const std::string& tap : segment_taps(c.config, segment))
-        one.taps += tap_elements(c, tap);
-      const Stored between = stored(job, c, segment);
-      const double working = working_bytes(c, segment);
-      one.bytes = kProgram + between.memory + working + std::min(working, kWaiting) +
-                  ahead_bytes(job, one.weights);
-      one.disk = between.disk;
-      one.seconds = (one.flops * (p.oracle / kOracleRate + p.plain / kPlainRate +
-                                  p.sequential / kSequentialRate) +
-                     one.weights * (p.oracle + p.plain + p.sequential) / kWeightRate) /
-                    machine_cores();
-      work.segments.push_back(one);
-    }
+  StreamingWork work;
+  for (const SegmentChain& chain : chains_of(selection, c.config)) {
+    for (const Segment& segment : chain.segments)
+      work.segments.push_back(forward_work(job, c, segment, segment == chain.segments.back()));
+    if (!goes_back(job)) continue;
+    const double waiting = static_cast<double>(chain.segments.size());
+    for (auto segment = chain.segments.rbegin(); segment != chain.segments.rend(); ++segment)
+      work.segments.push_back(backward_work(job, c, *segment, waiting));
+  }
   return work;
 }
 
@@ -289,7 +315,14 @@ void refuse_streaming_that_does_not_fit(const Case& c, const Job& job) {
 }
 
 std::string streaming_table(const StreamingWork& work) {
-  return passes_text(work.passes) + table(work);
+  std::string text;
+  const SegmentWork* said = nullptr;
+  for (const SegmentWork& one : work.segments) {
+    if (said == nullptr || one.backward != said->backward) text += passes_text(one);
+    said = &one;
+    if (one.backward) break;
+  }
+  return text + table(work);
 }
 
 }  // namespace dsv32::harness

@@ -13,6 +13,9 @@ namespace dsv32::harness {
 /// any machine's memory is asked for. Depends on the case, never on the machine.
 bool is_streamed(const Job& job, const Case& c);
 
+/// Its named layers go back too; without names nothing does.
+bool goes_back(const Job& job);
+
 /// Passes of a job's sides over a segment, by what they compute in.
 struct Passes {
   double oracle = 0;      // float64
@@ -29,9 +32,10 @@ struct SegmentWork {
   double bytes = 0;    // of memory, at the peak
   double disk = 0;     // bytes that wait in the folder for temporary files
   double seconds = 0;  // roughly, on this machine
+  bool backward = false;
+  Passes passes = {};
 };
 struct StreamingWork {
-  Passes passes;
   std::vector<SegmentWork> segments;
 
   double bytes() const;

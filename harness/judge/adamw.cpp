@@ -1,7 +1,11 @@
 #include "harness/judge/adamw.h"
 
+#include <algorithm>
 #include <cmath>
+#include <vector>
 
+#include "harness/judge/limits.h"
+#include "src/model/check_name.h"
 #include "src/model/tensor.h"
 
 namespace dsv32::harness {
@@ -36,6 +40,40 @@ UpdateError check_update(const AdamWStep& step, const AdamWTensors& tensors) {
     worst = {roundings, static_cast<int64_t>(i), expected, tensors.updated[i]};
   }
   return worst;
+}
+
+Verdict update_verdict(const std::string& name, const UpdateError& error, int64_t checked) {
+  Verdict verdict;
+  verdict.tap = name;
+  verdict.layer = check_layer(name);
+  verdict.mode = Mode::forced;
+  verdict.checked = checked;
+  verdict.measures.push_back(by_limit("step.update", error.roundings));
+  if (error.element >= 0)
+    verdict.worst = Worst{.index = {error.element}, .expected = error.expected, .got = error.got};
+  settle(verdict);
+  return verdict;
+}
+
+Verdict judge_first_update(const std::string& name, const AdamWStep& step,
+                           const FirstUpdate& update) {
+  constexpr size_t kBlock = size_t{1} << 20;  // widened at a time
+  UpdateError worst;
+  for (size_t first = 0; first < update.parameter.size(); first += kBlock) {
+    const size_t count = std::min(kBlock, update.parameter.size() - first);
+    const auto begin = update.parameter.begin() + static_cast<std::ptrdiff_t>(first);
+    const std::vector<double> parameter(begin, begin + static_cast<std::ptrdiff_t>(count));
+    UpdateError error = check_update(step, {.parameter = parameter,
+                                            .first = {},
+                                            .second = {},
+                                            .gradient = update.gradient.subspan(first, count),
+                                            .updated = update.updated.subspan(first, count)});
+    if (error.element < 0 || std::isnan(worst.roundings) || error.roundings <= worst.roundings)
+      continue;
+    error.element += static_cast<int64_t>(first);
+    worst = error;
+  }
+  return update_verdict(name, worst, static_cast<int64_t>(update.parameter.size()));
 }
 
 }  // namespace dsv32::harness

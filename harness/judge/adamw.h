@@ -2,6 +2,9 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
+
+#include "harness/judge/verdict.h"
 
 /// One optimizer step against the formula of AdamW in double. No torch.
 namespace dsv32::harness {
@@ -34,5 +37,15 @@ struct UpdateError {
 /// rounding is float32's epsilon times the sizes of the terms that are summed, so that cancellation
 /// is no error.
 UpdateError check_update(const AdamWStep& step, const AdamWTensors& tensors);
+
+/// The verdict of the check `name` about such an error among `checked` elements, without a subject.
+Verdict update_verdict(const std::string& name, const UpdateError& error, int64_t checked);
+
+/// A first step, before which there are no moments; all in float32.
+struct FirstUpdate {
+  std::span<const float> parameter, gradient, updated;
+};
+Verdict judge_first_update(const std::string& name, const AdamWStep& step,
+                           const FirstUpdate& update);
 
 }  // namespace dsv32::harness

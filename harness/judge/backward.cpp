@@ -225,6 +225,22 @@ std::vector<Verdict> judge_backward(const Evidence& evidence) {
   return asked ? BackwardJudge(evidence).run() : std::vector<Verdict>{};
 }
 
+Verdict judge_slope(const Evidence& evidence, const std::string& tap, const HostTensor& judged,
+                    const Yardstick& yardstick) {
+  TapName name = *parse_tap(tap);
+  name.full = slope_name(tap);
+  Comparison c;
+  c.subject = evidence.subject;
+  c.config = &evidence.c->config;
+  c.batch = evidence.batch;
+  c.tap = name;
+  c.mode = Mode::forced;
+  c.dtype = evidence.dtype;
+  c.judged = &judged;
+  c.yardstick = yardstick;
+  return compare_values(c);
+}
+
 std::vector<GradientSource> gradient_sources(const std::string& check, const ModelConfig& config,
                                              const Objective& objective, const Slopes& held) {
   Sources sources(config, objective, held);

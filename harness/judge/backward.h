@@ -13,6 +13,10 @@ namespace dsv32::harness {
 /// where the judged trace has no gradient by a tap, or the staged runs have none.
 [[nodiscard]] std::vector<Verdict> judge_backward(const Evidence& evidence);
 
+/// The forced verdict of the gradient by a tap, which this pass ends with.
+[[nodiscard]] Verdict judge_slope(const Evidence& evidence, const std::string& tap,
+                                  const HostTensor& judged, const Yardstick& yardstick);
+
 /// A gradient, and one of the ops that it comes from.
 struct GradientSource {
   std::string op;                    // the tap that the op makes; its gradient is in the trace

@@ -10,6 +10,10 @@ namespace {
 
 double norm(const HostTensor& tensor) {
   double squares = 0;
+  if (tensor.dtype() == DType::float64) {
+    for (const double value : tensor.data<double>()) squares += value * value;
+    return std::sqrt(squares);
+  }
   for (int64_t i = 0; i < tensor.numel(); ++i) squares += tensor.at(i) * tensor.at(i);
   return std::sqrt(squares);
 }

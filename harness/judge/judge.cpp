@@ -79,6 +79,11 @@ class Judge {
     return std::move(verdicts_);
   }
 
+  std::vector<Verdict> gradients() {
+    judge_gradients();
+    return std::move(verdicts_);
+  }
+
   std::vector<Verdict> all(std::vector<Verdict> staged) {
     judge_selection();
     std::move(staged.begin(), staged.end(), std::back_inserter(verdicts_));
@@ -218,8 +223,9 @@ class Judge {
     return &support_;
   }
 
-  // Without a counted label there is neither a loss nor a gradient.
+  // Without a counted label there is neither a loss nor a gradient of it.
   bool needs_labels(const TapName& tap) const {
+    if (!e_.gradients.empty()) return false;
     const bool gradient = tap.info.kind == TapKind::gradient;
     return tap.full == "loss.lm" || (gradient && e_.objective.lm);
   }
@@ -341,8 +347,12 @@ class Judge {
 
   // --- gradients --------------------------------------------------------------------------------
 
+  std::vector<std::string> expected_gradients() const {
+    return e_.gradients.empty() ? gradient_taps(config_, e_.objective) : e_.gradients;
+  }
+
   void judge_gradients() {
-    const std::vector<std::string> expected = gradient_taps(config_, e_.objective);
+    const std::vector<std::string> expected = expected_gradients();
     const bool any = std::any_of(expected.begin(), expected.end(),
                                  [this](const std::string& name) { return present(name); });
     for (const std::string& name : expected) {
@@ -354,6 +364,7 @@ class Judge {
         continue;
       }
       verdicts_.push_back(judge_gradient(tap, expected));
+      finish_tap();
     }
     judge_untrained_gradients(expected);
   }
@@ -363,8 +374,8 @@ class Judge {
     if (!asked || is_of_expert(c.tap)) return std::nullopt;
     const auto [scale, is_new] = gradient_scales_.emplace(*c.tap.layer, 0);
     if (is_new)
-      scale->second =
-          gradient_scale(gradient_taps(config_, e_.objective), *e_.forced.oracle, *c.tap.layer);
+      scale->second = std::max(
+          e_.gradient_scale, gradient_scale(expected_gradients(), *e_.forced.oracle, *c.tap.layer));
     return compare_cancelled(c, scale->second);
   }
 
@@ -526,6 +537,10 @@ std::vector<Verdict> judge_selection(const Evidence& evidence) {
 }
 
 std::vector<Verdict> judge_forced(const Evidence& evidence) { return Judge(evidence).forced(); }
+
+std::vector<Verdict> judge_gradients(const Evidence& evidence) {
+  return Judge(evidence).gradients();
+}
 
 std::vector<Verdict> judge(const Evidence& evidence, std::vector<Verdict> staged) {
   return Judge(evidence).all(std::move(staged));

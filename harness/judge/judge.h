@@ -45,6 +45,10 @@ struct Evidence {
   /// The forward taps that are judged, where the run made no others (a segment); empty: all. What
   /// comes before them is the segment's input, and there.
   std::vector<std::string> taps = {};
+  /// The gradients that a part of a backward pass gave, which began with a given upstream gradient;
+  /// empty: those of the objective.
+  std::vector<std::string> gradients = {};
+  double gradient_scale = 0;  // largest norm of those of the same layer that were judged before
   const RankPieces* pieces = nullptr;  // of a judged side that came in pieces
   std::function<void()> after_each_tap = {};
   /// The trace that the yardsticks were fed with when it is not `judged` (which then holds a part
@@ -65,6 +69,9 @@ const std::vector<RankPiece>* pieces_of(const Evidence& evidence, const std::str
 [[nodiscard]] std::vector<Verdict> judge_selection(const Evidence& evidence);
 /// The forced verdicts of the taps alone, without what is said once per subject.
 [[nodiscard]] std::vector<Verdict> judge_forced(const Evidence& evidence);
+
+/// The verdicts of `evidence.gradients`, and of those that should not be there.
+[[nodiscard]] std::vector<Verdict> judge_gradients(const Evidence& evidence);
 
 /// Every verdict about this subject: whether selection is exercised, then the `staged` ones (what
 /// judge_staged gave), then all forced ones in execution order, then gradients in back-propagation

@@ -29,6 +29,8 @@ constexpr char kGradient[] =
     "o128-lanes (lanes of 2^16): cap 111";
 constexpr char kSlopes[] =
     "34 real Hugging Face runs: row 3.9, tensor 1.8 (fused attention, outliers), cap 15, tail 7.8";
+constexpr char kForcedSlopes[] =
+    "as gradients by taps op by op, with the cap of a forced tap: rounding goes through a layer";
 constexpr char kFree[] =
     "the forced limits: met when no decision flipped, else the free relative limit decides";
 
@@ -46,6 +48,7 @@ constexpr TapLimits kTaps[] = {
     {Mode::forced, Rows::keys,     kAny,  4,  1.5,   192, 16, 1e-6,    2,    64,  kForcedKeys},
     {Mode::forced, Rows::scalar,   kAny,  4,  4,     48, 8,   1e-6,    2,    64,  kScalar},
     {Mode::forced, Rows::gradient, kAny,  8,  4,     192, 512, 1e-6,   2,    512, kGradient},
+    {Mode::forced, Rows::slopes,   kAny,  6,  3,     192, 16, 1e-6,    2,    64,  kForcedSlopes},
     {Mode::free,   Rows::tokens,   kAny,  6,  1.5,   192, 32,  1e-6,    2,    64,  kFree},
     {Mode::free,   Rows::keys,     kAny,  4,  1.5,   192, 16, 1e-6,    2,    64,  kFree},
     {Mode::free,   Rows::scalar,   kAny,  4,  4,     48, 8,   1e-6,    2,    64,  kFree},
@@ -343,7 +346,8 @@ Measure by_limit(std::string_view check, double measured) { return by_limit(chec
 const TapLimits& limits_for(const TapName& tap, Mode mode, DType dtype) {
   const Rows rows = rows_of(tap);
   const bool as_forced = mode == Mode::exact || (mode == Mode::staged && rows == Rows::gradient);
-  const Mode listed = rows == Rows::slopes ? Mode::staged : as_forced ? Mode::forced : mode;
+  const bool slope_of_ops = rows == Rows::slopes && mode != Mode::forced;
+  const Mode listed = slope_of_ops ? Mode::staged : as_forced ? Mode::forced : mode;
   for (const TapLimits& row : kTaps)
     if (row.mode == listed && row.rows == rows && holds(row.dtypes, dtype)) return row;
   throw Error(ExitCode::internal, {.where = "limits",

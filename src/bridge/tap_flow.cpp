@@ -226,6 +226,14 @@ Tensor TapFlow::decide(const std::string& name, const Tensor& own) {
   return used;
 }
 
+void TapFlow::replay_feed() {
+  replay();
+  for (const std::string& name : options_.feed->names()) {
+    const TapName tap = parse(name);
+    if (tap.info.is_decision()) decisions_[name] = {usable_decision(tap, fed(tap))};
+  }
+}
+
 Tensor TapFlow::decision(const std::string& name) const {
   return torch::cat(decisions_.at(name), 1);
 }

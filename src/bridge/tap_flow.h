@@ -55,6 +55,8 @@ class TapFlow {
   /// From here on nothing is recorded and `decision` gives what was in force: for the backward
   /// pass.
   void replay() { replaying_ = true; }
+  /// The same without a pass before it: the decisions are those of the feed.
+  void replay_feed();
   bool replaying() const { return replaying_; }
   /// With RunOptions::slopes a replayed tap is where back-propagation is looked at, and cut where
   /// the feed has a gradient of its own. What was cut off is to be back-propagated as well:

@@ -55,10 +55,18 @@ struct RunOptions {
   /// its caches. Taps are those of the whole history (History::batch), `gen.tokens` comes with
   /// them, `loss.lm` does not. Free feeding, without gradients.
   std::optional<Decoding> decoding = {};
-  /// Only this part of the model, in one pass of the whole batch and without gradients. It reads
-  /// the residual stream from `stream` and leaves there the one behind it.
+  /// Only this part of the model, in one pass of the whole batch. It reads the residual stream from
+  /// `stream` and leaves there the one behind it.
   std::optional<Segment> segment = {};
   StreamState* stream = nullptr;
+  /// With `segment`, a half of a layer, and `backward`: the gradients of its weights from the one
+  /// by the stream behind it, which is `hidden` of `gradient`; that by the stream before it is left
+  /// there. The half is run again from `stream`, which stays, under the decisions of `feed`, and no
+  /// forward tap is given.
+  StreamState* gradient = nullptr;
+  /// Of a backward pass over the routed experts of a layer these alone; `gradient` keeps what they
+  /// hand back. The run without it comes behind those of all experts and gives the rest.
+  std::optional<ExpertRange> experts = {};
   std::string device = "cpu";
   /// Called now and then with a short text; may throw to stop the run.
   std::function<void(const std::string&)> progress = {};

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <future>
 #include <numeric>
+#include <span>
 
 #include "src/model/trace.h"
 
@@ -91,6 +92,32 @@ std::vector<WeightSpec> segment_specs(const ModelConfig& config, const Segment& 
   return specs;
 }
 
+std::vector<ExpertRange> expert_ranges(const ModelConfig& config) {
+  constexpr int64_t kWholeExperts = int64_t{1} << 26, kMatrices = 3, kAtOnce = 8;
+  const int64_t count = config.n_routed_experts;
+  const bool whole =
+      numel({count, kMatrices, config.hidden_size, config.moe_intermediate_size}) <= kWholeExperts;
+  const int64_t step = whole ? count : kAtOnce;
+  std::vector<ExpertRange> ranges;
+  for (int64_t first = 0; first < count; first += step)
+    ranges.push_back({first, std::min(first + step, count)});
+  return ranges;
+}
+
+std::vector<std::string> segment_gradients(const ModelConfig& config, const Segment& segment,
+                                           const std::optional<ExpertRange>& experts) {
+  const std::string prefix = "grad.", routed = ".mlp.experts.";
+  std::vector<std::string> names = layer_gradient_taps(config, segment.layer);
+  std::erase_if(names, [&](const std::string& name) {
+    if (!reads(segment, name.substr(prefix.size()))) return true;
+    const size_t at = name.find(routed);
+    if (at == std::string::npos) return experts.has_value();
+    const int64_t expert = std::stoll(name.substr(at + routed.size()));
+    return !experts || expert < experts->first || expert >= experts->last;
+  });
+  return names;
+}
+
 std::vector<int64_t> spread_queries(int64_t kept, int64_t S) {
   std::vector<int64_t> queries(kept);
   for (int64_t i = 0; i < kept; ++i) queries[i] = kept > 1 ? i * (S - 1) / (kept - 1) : 0;
@@ -115,6 +142,16 @@ int64_t queries_at_once(const ModelConfig& config, int64_t B, int64_t S) {
 HostTensor synthetic_hidden(uint64_t seed, int64_t layer, const Shape& shape) {
   constexpr int kExponent = -3;
   return bell_stream(seed, "hidden." + std::to_string(layer), shape, kExponent);
+}
+
+HostTensor synthetic_gradient(uint64_t seed, int64_t layer, const Batch& batch, int64_t width) {
+  constexpr int kExponent = -9;
+  HostTensor values =
+      bell_stream(seed, "dhidden." + std::to_string(layer), {batch.B, batch.S, width}, kExponent);
+  const std::span<float> data = values.data<float>();
+  for (int64_t row = 0; row < batch.B * batch.S; ++row)
+    if (!batch.valid(row / batch.S, row % batch.S)) std::fill_n(&data[row * width], width, 0.0F);
+  return values;
 }
 
 HostTensor gather_rows(const WeightSource& source, const WeightSpec& spec,

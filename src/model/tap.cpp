@@ -265,6 +265,12 @@ std::vector<std::string> gradient_taps(const ModelConfig& config) {
   return gradient_taps(config, Objective{});
 }
 
+std::vector<std::string> layer_gradient_taps(const ModelConfig& config, int64_t layer) {
+  std::vector<std::string> names;
+  add_layer_gradients(config, layer, names);
+  return names;
+}
+
 std::vector<std::string> gradient_taps(const ModelConfig& config, const Objective& objective) {
   std::vector<std::string> names;
   if (objective.lm) names = {"grad.lm_head.weight", "grad.model.norm.weight"};

@@ -81,6 +81,8 @@ std::vector<std::string> kl_taps(const ModelConfig& config, const Objective& obj
 /// All gradients ("grad.<weight>") in back-propagation order (head first, embedding last), the
 /// indexer's and the buffers' left out.
 std::vector<std::string> gradient_taps(const ModelConfig& config);
+/// Those of one layer under LM, from its MLP back to its first norm.
+std::vector<std::string> layer_gradient_taps(const ModelConfig& config, int64_t layer);
 /// The gradients that an objective gives: LM everything but the indexer, the KL the indexer alone.
 std::vector<std::string> gradient_taps(const ModelConfig& config, const Objective& objective);
 

@@ -1,6 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
 
 #include "src/bridge/tap_flow.h"
 #include "src/reference/ops.h"
@@ -47,5 +50,31 @@ Residual run_mlp_half(const Context& ctx, int64_t layer, LayerWeights& weights,
 /// Its attention alone: all that the indexer's KL (cache.kl_sum) depends on.
 void run_attention(const Context& ctx, int64_t layer, LayerWeights& weights, const Residual& in,
                    const ChunkInputs& chunk, LayerCache& cache, TapFlow& flow);
+
+// --- layer_backward.cpp -------------------------------------------------------------------------
+// The backward pass of a half of a layer, its large parts one after the other, so that no more than
+// one of them is held. The flow replays decisions.
+
+/// Called with weights whose gradients are complete: nobody reads them any more.
+using Finished = std::function<void(const std::vector<std::string>& names)>;
+/// `in`: a leaf and what is stored of it; `upstream`: the gradient by the stream behind the half.
+/// The leaf has its gradient afterwards. Queries go in blocks whose rows are computed again.
+void attention_half_backward(const Context& ctx, int64_t layer, LayerWeights& weights,
+                             const Residual& in, const ChunkInputs& chunk, const Tensor& upstream,
+                             TapFlow& flow, const Finished& finished);
+
+/// What the routed experts hand back to the MLP's input [N,hidden] and to the routing weights
+/// [N,K], summed over them.
+struct ExpertGradients {
+  Tensor dy, dweights;
+};
+/// Adds those of some experts to `sums`.
+void experts_backward(const Context& ctx, int64_t layer, LayerWeights& weights,
+                      const Residual& middle, const ExpertRange& experts, const Tensor& upstream,
+                      TapFlow& flow, const Finished& finished, ExpertGradients& sums);
+/// Everything but the routed experts; `sums` undefined: of a dense MLP.
+void mlp_half_backward(const Context& ctx, int64_t layer, LayerWeights& weights,
+                       const Residual& middle, const Tensor& upstream, const ExpertGradients& sums,
+                       TapFlow& flow, const Finished& finished);
 
 }  // namespace dsv32::reference

@@ -31,7 +31,7 @@ bool is_large(const WeightSpec& spec) {
 torch::Tensor LayerWeights::prepared(const HostTensor& stored, const WeightSpec& spec,
                                      const std::string& place) const {
   const bool moved = style_.perturbation > 0 && !is_buffer(spec.name);
-  const bool narrow = style_.streamed && is_large(spec) && !moved;
+  const bool narrow = style_.streamed && is_large(spec) && !moved && !style_.requires_grad;
   torch::Tensor value = to_torch(stored).to(style_.device);
   if (!narrow || value.scalar_type() != torch::kFloat32) value = value.to(style_.type);
   if (style_.fp8_as_bfloat16 && is_fp8_weight(spec.name))

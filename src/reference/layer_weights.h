@@ -53,8 +53,11 @@ class LayerWeights {
   /// Rows [begin, end) of a tensor, not kept.
   torch::Tensor get_range(const std::string& name, int64_t begin, int64_t end) const;
   const std::vector<WeightSpec>& specs() const { return specs_; }
+  const std::string& prefix() const { return prefix_; }
   /// Gradient of a tensor by full name; undefined if it was never used or got none.
   torch::Tensor gradient(const std::string& full_name) const;
+  /// Drops a tensor and its gradient, by full name.
+  void release(const std::string& full_name) { kept_.erase(full_name); }
 
  private:
   const WeightSpec& spec_of(const std::string& full_name) const;

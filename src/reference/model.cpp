@@ -27,10 +27,10 @@ class Pass {
              options.summation,
              source.fp8().value_or(config.fp8.value_or(Fp8Config()))},
         flow_(config, batch, options, tap_style(), ctx_.device) {
-    for (const WeightSpec& spec : weight_specs(config)) {
-      if (spec.name.rfind("model.layers.", 0) != 0) outer_specs_.push_back(spec);
-    }
-    split_into_chunks();
+    ModelConfig without_layers = config;
+    without_layers.num_hidden_layers = 0;
+    outer_specs_ = weight_specs(without_layers);
+    if (!options.segment) split_into_chunks();
   }
 
   /// Greedy decoding after the prompt, chunk by chunk through caches of all layers; `history` is
@@ -58,6 +58,7 @@ class Pass {
   }
 
   Trace run() {
+    if (options_.segment && options_.backward) return segment_backward(*options_.segment);
     if (options_.segment) {
       torch::NoGradGuard no_grad;
       run_segment(*options_.segment, *options_.stream);
@@ -422,6 +423,67 @@ class Pass {
     return input.sum.grad();
   }
 
+  // --- the backward pass of one segment
+  // ---------------------------------------------------------
+
+  Trace segment_backward(const Segment& segment) {
+    torch::AutoGradMode grad(true);
+    StreamState& gradient = *options_.gradient;
+    flow_.begin_chunk(0, batch_.S);
+    flow_.replay_feed();
+    const Context ctx = context_of(segment.layer);
+    LayerWeights weights = layer_weights(segment.layer, true);
+    const Residual in = leaf(residual_of(*options_.stream).sum);
+    const Tensor upstream = stored_part(gradient, "hidden");
+    Trace trace;
+    const Finished finished = [&](const std::vector<std::string>& names) {
+      for (const std::string& name : names) {
+        const std::string full = weights.prefix() + name;
+        keep_gradient(weights, full, trace);
+        weights.release(full);
+      }
+    };
+    if (segment.kind == SegmentKind::attention) {
+      const ChunkInputs chunk = inputs_of(ctx, 0, batch_.S);
+      attention_half_backward(ctx, segment.layer, weights, in, chunk, upstream, flow_, finished);
+    } else {
+      ExpertGradients sums;
+      if (!ctx.config.is_dense_mlp(segment.layer)) sums = sums_of_experts(gradient);
+      if (options_.experts) {
+        experts_backward(ctx, segment.layer, weights, in, *options_.experts, upstream, flow_,
+                         finished, sums);
+        leave_sums(sums, gradient);
+        return trace;
+      }
+      mlp_half_backward(ctx, segment.layer, weights, in, upstream, sums, flow_, finished);
+    }
+    const DType dtype = dtype_of(ctx_.rounding.compute_type());
+    gradient = {{"hidden", to_host(in.sum.grad(), dtype, options_.room)}};
+    return trace;
+  }
+
+  /// What the experts before have handed back; zeros before the first. On the host they are the
+  /// gradient's own memory.
+  ExpertGradients sums_of_experts(StreamState& gradient) const {
+    const DType dtype = dtype_of(ctx_.rounding.compute_type());
+    const int64_t rows = batch_.B * batch_.S;
+    const auto sum = [&](const char* part, int64_t width) {
+      if (!gradient.contains(part)) {
+        const Shape shape = {rows, width};
+        gradient[part] = options_.room ? options_.room(dtype, shape) : HostTensor(dtype, shape);
+      }
+      return stored_part(gradient, part);
+    };
+    return {sum("dy", ctx_.config.hidden_size), sum("dweights", ctx_.config.num_experts_per_tok)};
+  }
+
+  void leave_sums(const ExpertGradients& sums, StreamState& gradient) const {
+    if (ctx_.device.is_cpu()) return;
+    const DType dtype = dtype_of(ctx_.rounding.compute_type());
+    gradient["dy"] = to_host(sums.dy, dtype, options_.room);
+    gradient["dweights"] = to_host(sums.dweights, dtype, options_.room);
+  }
+
   void embedding_gradient(const Tensor& upstream, Trace& gradients) {
     LayerWeights weights = outer_weights(true);
     const Tensor rows =
@@ -438,7 +500,8 @@ class Pass {
     if (is_buffer(name) || (options_.wanted && !options_.wanted(tap))) return;
     const Tensor gradient = weights.gradient(name);
     if (gradient.defined()) {
-      keep_or_measure(options_, tap, to_host(gradient, options_.dtype), gradients);
+      if (measured(options_, tap, seen_by_host(gradient, options_.dtype), gradients)) return;
+      gradients.put(tap, to_host(gradient, options_.dtype, options_.room));
     } else if (ctx_.objective.lm && !is_indexer(name)) {
       const HostTensor zeros(options_.dtype, shape_of(weights, name));
       keep_or_measure(options_, tap, zeros, gradients);

@@ -29,6 +29,19 @@ Tensor added(const Context& ctx, const Tensor& sum, const Tensor& tokens, const 
 
 }  // namespace
 
+Tensor expert_rows(const Context& ctx, int64_t expert, const Tensor& rows, const Tensor& weights,
+                   LayerWeights& layer) {
+  const MoeVariant& variant = ctx.dialect.moe;
+  const auto weight_of = [&](const char* meant) {
+    const std::string projection = variant.swapped_routed ? other_half(meant) : meant;
+    const Weight w =
+        layer.get("mlp.experts." + std::to_string(expert) + "." + projection + ".weight");
+    return expert == variant.dropped_gradient_expert ? Weight(w.value.detach()) : w;
+  };
+  const Tensor y = swiglu_mlp(ctx, rows, weight_of, variant.silu_routed);
+  return ctx.rounding.cast(y * weights.unsqueeze(-1));
+}
+
 Tensor routed_experts(const Context& ctx, const Tensor& x, const Tensor& experts,
                       const Tensor& weights, LayerWeights& layer) {
   const Tensor tokens = x.flatten(0, 1);        // [N,hidden]
@@ -38,16 +51,9 @@ Tensor routed_experts(const Context& ctx, const Tensor& x, const Tensor& experts
   for (int64_t e = 0; e < ctx.config.n_routed_experts; ++e) {
     const auto hits = torch::where(chosen == e);  // token and slot of each use
     if (hits[0].numel() == 0) continue;
-    const bool swapped = ctx.dialect.moe.swapped_routed;
-    const auto weight_of = [&](const char* meant) {
-      const std::string projection = swapped ? other_half(meant) : meant;
-      const Weight w = layer.get("mlp.experts." + std::to_string(e) + "." + projection + ".weight");
-      return e == ctx.dialect.moe.dropped_gradient_expert ? Weight(w.value.detach()) : w;
-    };
-    const Tensor y =
-        swiglu_mlp(ctx, tokens.index_select(0, hits[0]), weight_of, ctx.dialect.moe.silu_routed);
-    const Tensor scaled = ctx.rounding.cast(y * weight.index({hits[0], hits[1]}).unsqueeze(-1));
-    sum = added(ctx, sum, hits[0], scaled);
+    const Tensor rows = expert_rows(ctx, e, tokens.index_select(0, hits[0]),
+                                    weight.index({hits[0], hits[1]}), layer);
+    sum = added(ctx, sum, hits[0], rows);
   }
   return sum.view_as(x);
 }

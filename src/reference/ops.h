@@ -168,6 +168,10 @@ std::string other_half(const std::string& projection);
 /// down(silu(gate(x)) * up(x)).
 Tensor swiglu_mlp(const Context& ctx, const Tensor& x, const ProjectionSource& weight_of,
                   bool silu);
+/// What one routed expert adds to tokens that chose it, [n,hidden]; their rows [n,hidden] and
+/// routing weights [n].
+Tensor expert_rows(const Context& ctx, int64_t expert, const Tensor& rows, const Tensor& weights,
+                   LayerWeights& layer);
 /// Sum over chosen experts in ascending expert id. x [B,S,hidden], experts and weights [B,S,K].
 Tensor routed_experts(const Context& ctx, const Tensor& x, const Tensor& experts,
                       const Tensor& weights, LayerWeights& layer);

@@ -58,8 +58,41 @@ class Layers(CliTest):
                     self.refused(done, USAGE, said)
         self.refused(run("--case", "tiny", "--layers", "2"), USAGE, "0 to 1")
         self.refused(run("--case", "nope", "--layers", "0"), USAGE, "nope")
-        self.refused(run("--case", "tiny", "--layers", "0", "--suite", "backward"), USAGE,
+        self.refused(run("--case", "tiny-wide", "--layers", "0", "--suite", "loss_descent"), USAGE,
                      "not in this version")
+
+    def test_what_cannot_go_back_is_refused(self) -> None:
+        back = ("--suite", "backward")
+        for words in ("embed", "0,head"):
+            self.refused(run("--case", "tiny", "--layers", words, *back), USAGE,
+                         "expected layers alone, as in 3")
+        self.refused(run("--case", "tiny", "--layers", "7", *back), USAGE, "0 to 1")
+        self.refused(run("--case", "full", *back, "--dry-run"), USAGE, "no --layers")
+        self.refused(run("--case", "tiny-fp8", "--layers", "0", "--dtype", "fp8", *back), USAGE,
+                     "nothing trains in fp8 mode")
+
+    def test_layers_go_back(self) -> None:
+        report = self.report_of("--case", "tiny-wide", "--layers", "0,1", "--suite", "backward")
+        self.assertEqual({v["trust"] for v in report["verdicts"]}, {"pass"})
+        names = [v["tap"] for v in report["verdicts"]]
+        for name in ("grad.model.layers.1.mlp.experts.15.up_proj.weight", "dtap.embed",
+                     "grad.model.layers.0.mlp.down_proj.weight",
+                     "step.0.update.model.layers.0.self_attn.kv_b_proj.weight"):
+            self.assertEqual(names.count(name), 4, name)
+        self.assertFalse([n for n in names if "indexer" in n or n == "layers.0.hidden"])
+        both = self.report_of("--case", "tiny", "--layers", "1", "--suite", "forward,backward",
+                              "--dtype", "float32")
+        self.assertEqual({v["trust"] for v in both["verdicts"]}, {"pass", "skipped"})
+        self.assertTrue({"layers.1.hidden", "dtap.layers.0.hidden"}
+                        <= {v["tap"] for v in both["verdicts"]})
+
+    def test_a_dry_run_of_the_way_back_says_what_it_takes(self) -> None:
+        done = run("--config", "full", "--layers", "3", "--suite", "backward", "--dry-run")
+        self.ended(done, OK)
+        self.assertRegex(done.stdout, r"layer 3 mlp backward +1\.1\de\+10 ")
+        self.assertRegex(done.stdout, r"layer 3 attention backward ")
+        peak = float(re.search(r"up to ([\d.]+) GiB", done.stdout).group(1))
+        self.assertLess(peak, 11)
 
     def test_layers_of_a_small_case(self) -> None:
         report = self.report_of("--case", "tiny-wide", "--layers", "1,head")
@@ -139,6 +172,26 @@ class Layers(CliTest):
         self.assertLess(time.monotonic() - before, 30)
         self.refused(run(*job[:-4], "--device", "cpu", "--out", killed, "--resume"), USAGE,
                      "made by another job: its command")
+
+    def test_a_run_that_goes_back_goes_on_behind_a_layer(self) -> None:
+        overrides = {"index_topk": 16, "hidden_size": 512, "moe_intermediate_size": 128}
+        case = json.dumps({"config": "small", "overrides": overrides, "seed": 1, "B": 1, "S": 64,
+                           "pad": 0, "bias_offset": 0, "chunks": []})
+        job = ("--case", case, "--layers", "0,3", "--suite", "backward", "--dtype", "float32",
+               "--impl", "optimized", "--device", "cpu")
+        whole, killed = scratch / "back", scratch / "back-killed"
+        self.ended(run(*job, "--out", whole), OK)
+        child = subprocess.Popen([PROGRAM, *map(str, (*job, "--out", killed))], env=environment(),
+                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not list(killed.glob("*.journal")) and child.poll() is None:
+            time.sleep(0.02)
+        child.kill()
+        self.assertNotEqual(child.wait(), OK, "it ended before it could be killed")
+        self.ended(run(*job, "--out", killed, "--resume"), OK)
+        first, second = without_timing(whole), without_timing(killed)
+        for report in (first, second):
+            report["command"] = ""
+        self.assertEqual(first, second)
 
     def test_resume_needs_a_journal(self) -> None:
         self.refused(run("--case", "tiny", "--resume"), USAGE, "--layers")

@@ -165,6 +165,48 @@ TEST_P(MoeOp, AddsGroupsOfExpertsWithTheBitsOfOneCall) {
   }
 }
 
+TEST_P(MoeOp, HandsBackOfGroupsOfExpertsTheBitsOfOneCall) {
+  for (const auto dtype : kDtypes) {
+    const Inputs in = inputs({20, 32, 16, 6, 4}, dtype);
+    at::Tensor sum = at::zeros(in.x.sizes(), in.weights.options());
+    const at::Tensor dweights = at::zeros_like(in.weights);
+    const auto whole = backward(in);  // dx, dweights, then each list
+    std::vector<at::Tensor> lists[3];
+    for (const auto& [first, last] : {std::pair<int64_t, int64_t>{0, 1}, {1, 4}, {4, 6}}) {
+      const at::Tensor outside = in.experts.lt(first).logical_or(in.experts.ge(last));
+      const auto group = [&](const std::vector<at::Tensor>& all) {
+        return std::vector<at::Tensor>(all.begin() + first, all.begin() + last);
+      };
+      const auto part = call("moe_backward_add",
+                             {sum, in.dout, in.x, (in.experts - first).masked_fill(outside, -1),
+                              in.weights, group(in.gate), group(in.up), group(in.down)});
+      sum = part[0];
+      dweights.add_(part[1]);
+      for (int64_t list = 0; list < 3; ++list)
+        for (int64_t e = 0; e < last - first; ++e)
+          lists[list].push_back(part[2 + list * (last - first) + e]);
+    }
+    expect_same_bits(sum.to(dtype), whole[0]);
+    expect_same_bits(dweights, whole[1]);
+    size_t at = 2;
+    for (const auto& list : lists)
+      for (const at::Tensor& gradient : list) expect_same_bits(gradient, whole[at++]);
+  }
+}
+
+TEST_P(MoeOp, GivesIdleExpertsZerosInThreadsUnderInferenceMode) {
+  const c10::InferenceMode no_autograd;
+  const int threads = at::get_num_threads();
+  at::set_num_threads(2);
+  Inputs in = inputs({20, 32, 16, 6, 1}, at::kFloat);
+  in.experts.zero_();
+  const auto gradients = backward(in);
+  at::set_num_threads(threads);
+  for (size_t list = 0; list < 3; ++list)
+    for (size_t e = 1; e < 6; ++e)
+      EXPECT_EQ(gradients[2 + list * 6 + e].abs().sum().item<float>(), 0.0f);
+}
+
 TEST_P(MoeOp, LeavesOutSlotsWithoutAnExpert) {
   Inputs in = inputs({6, 16, 8, 3, 2}, at::kFloat), weightless = in;
   in.experts.select(1, 0).fill_(-1);

@@ -264,6 +264,21 @@ SAMPLES: dict[str, Sample] = {
             )
         ],
     ),
+    "moe_backward_add": Sample(
+        good=lambda: [
+            (normal(3, 8), normal(3, 8), normal(3, 8), integers(3, 2), normal(3, 2))
+            + experts(4, 6, 8, normal),
+            (normal(3, 8), bf16(3, 8), bf16(3, 8), integers(3, 2), normal(3, 2))
+            + experts(4, 6, 8, bf16),
+        ],
+        bad=lambda: [
+            (
+                (normal(3, 8), normal(3, 7), normal(3, 8), integers(3, 2), normal(3, 2))
+                + experts(4, 6, 8, normal),
+                "moe_backward_add: dout: expected shape [3, 8], got [3, 7]",
+            )
+        ],
+    ),
     "moe_backward": Sample(
         good=lambda: [
             (normal(3, 8), normal(3, 8), integers(3, 2), normal(3, 2), *experts(4, 6, 8, normal))

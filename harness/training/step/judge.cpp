@@ -193,13 +193,9 @@ Verdict StepJudge::update_verdict(const Pupil& pupil, const std::string& name,
                              .second = moments_of(before, key + "/exp_avg_sq"),
                              .gradient = values_of<float>(gradient),
                              .updated = values_of<float>(judged_.parameters().at(name))};
-  const UpdateError error = check_update(step, tensors);
-  Verdict verdict = open(pupil, steps_name("update", name));
-  verdict.checked = std::ssize(tensors.parameter);
-  verdict.measures.push_back(by_limit("step.update", error.roundings));
-  if (error.element >= 0)
-    verdict.worst = Worst{.index = {error.element}, .expected = error.expected, .got = error.got};
-  settle(verdict);
+  Verdict verdict = harness::update_verdict(steps_name("update", name), check_update(step, tensors),
+                                            std::ssize(tensors.parameter));
+  verdict.subject = pupil.subject;
   return verdict;
 }
 

@@ -252,8 +252,8 @@ void backward_blocks(const Experts<T>& all, const T* dout, const BackwardRows<T>
 template <typename T>
 void weight_gradient(const ProductShape& shape, const T* left, const T* right,
                      const at::Tensor& gradient) {
-  if (shape.depth == 0) {
-    gradient.zero_();
+  if (shape.depth == 0) {  // a thread of its own is outside of the caller's inference mode
+    std::fill_n(mutable_pointer<T>(gradient), gradient.numel(), T{});
     return;
   }
   product(shape, {left, shape.rows, true}, {right, shape.columns}, mutable_pointer<T>(gradient),
@@ -267,7 +267,11 @@ void backward(const Experts<T>& all, const T* dout, const MoeGradients& out) {
                              BufferOf<T>(used * width)};
   const Buffer dx_entries(used * hidden);
   backward_blocks(all, dout, rows, dx_entries.data(), mutable_pointer<float>(out.dweights));
-  all.combine(dx_entries.data(), nullptr, mutable_pointer<T>(out.dx));
+  if (out.dx_sum.defined()) {
+    all.combine(dx_entries.data(), nullptr, mutable_pointer<float>(out.dx_sum), true);
+  } else {
+    all.combine(dx_entries.data(), nullptr, mutable_pointer<T>(out.dx));
+  }
   parallel_for(all.count, 1, [&](int64_t first, int64_t last) {
     for (int64_t e = first; e < last; ++e) {
       const int64_t begin = all.entries.offsets[e], n = all.entries.offsets[e + 1] - begin;
@@ -300,7 +304,7 @@ void moe_add(const at::Tensor& sum, const at::Tensor& x, const at::Tensor& exper
              const at::Tensor& weights, at::TensorList gate, at::TensorList up,
              at::TensorList down) {
   const MoeArguments arguments{x, experts, weights, gate, up, down};
-  expect_sum(sum, arguments);
+  expect_sum("moe_add", sum, arguments);
   expect_experts("moe_add", arguments);
   dispatch_real({"moe_add", "x", x}, [&](auto type) {
     using T = decltype(type);
@@ -324,10 +328,27 @@ moe_backward(const at::Tensor& dout, const at::Tensor& x, const at::Tensor& expe
   return out.tuple();
 }
 
+std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>,
+           std::vector<at::Tensor>>
+moe_backward_add(const at::Tensor& sum, const at::Tensor& dout, const at::Tensor& x,
+                 const at::Tensor& experts, const at::Tensor& weights, at::TensorList gate,
+                 at::TensorList up, at::TensorList down) {
+  const MoeArguments arguments{x, experts, weights, gate, up, down};
+  const MoeGradients out = moe_added_gradients(sum, dout, arguments);
+  expect_experts("moe_backward_add", arguments);
+  const at::Tensor dout_rows = dout.contiguous();
+  dispatch_real({"moe_backward_add", "x", x}, [&](auto type) {
+    using T = decltype(type);
+    backward(Experts<T>(arguments), pointer<T>(dout_rows), out);
+  });
+  return out.sum_tuple();
+}
+
 TORCH_LIBRARY_IMPL(dsv32, CPU, m) {
   m.impl("moe", &moe);
   m.impl("moe_add", &moe_add);
   m.impl("moe_backward", &moe_backward);
+  m.impl("moe_backward_add", &moe_backward_add);
 }
 
 }  // namespace

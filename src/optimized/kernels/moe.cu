@@ -393,7 +393,7 @@ void launch_moe_backward(const MoeBackwardParams<T>& p, Stream stream) {
             .shared_bytes = kWarpSize * sizeof(float)},
            stream, p);
     launch(moe_dx_kernel<T>, grouped("moe_dx", sort, f.hidden, kTileBytes<T>), stream, p);
-    launch_combine(CombineParams<T>{sort, p.dx_entries, nullptr, p.dx, nullptr, f.hidden}, stream);
+    launch_combine(CombineParams<T>{sort, p.dx_entries, nullptr, p.dx, p.dx_sum, f.hidden}, stream);
   }
   launch_dweight<T, WeightGradient::gate>(p, f.width, f.hidden, stream);
   launch_dweight<T, WeightGradient::up>(p, f.width, f.hidden, stream);

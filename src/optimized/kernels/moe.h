@@ -64,7 +64,8 @@ template <typename T>
 struct MoeBackwardParams {
   MoeParams<T> forward;  // `out` and `y` unused; inner, gated, upped are recomputed
   const T* dout;         // [tokens, hidden]
-  T* dx;                 // [tokens, hidden]
+  T* dx;                 // [tokens, hidden]; unused with `dx_sum`
+  float* dx_sum;         // [tokens, hidden] to which dx is added, else null
   float* dweights;       // [tokens, k], zeros before
   T* const* dgate;       // [experts] of [width, hidden]
   T* const* dup;         // [experts] of [width, hidden]

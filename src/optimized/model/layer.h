@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 
+#include "src/model/segment.h"
 #include "src/optimized/model/context.h"
 #include "src/optimized/model/weights.h"
 
@@ -141,6 +142,21 @@ struct MlpState {
 /// Runs the dense MLP, or router, routed and shared experts; returns mlp.out.
 Tensor mlp_forward(const Context& ctx, int64_t layer, const Tensor& y, Weights& weights,
                    TapFlow& flow, MlpState& state);
+/// What the routed experts hand back: to the MLP's input [N,hidden], to the routing weights [N,K].
+struct RoutedGradients {
+  Tensor dx, dweights;
+};
+/// What the backward pass of a layer of experts needs of its forward pass: input and routing.
+void mlp_again(const Context& ctx, int64_t layer, const Tensor& y, Weights& weights, TapFlow& flow,
+               MlpState& state);
+/// Of some routed experts, added to `sums` (float32).
+void experts_backward(const Context& ctx, const ExpertRange& range, const Tensor& dout,
+                      const Weights& weights, const MlpState& state, const KeepGradient& keep,
+                      const RoutedGradients& sums);
+/// All but the routed experts, which gave `routed`; or a dense MLP. Returns dy.
+Tensor rest_backward(const Context& ctx, int64_t layer, const Tensor& dout, Weights& weights,
+                     const MlpState& state, const RoutedGradients& routed, const KeepGradient& keep,
+                     TapFlow& flow);
 /// Returns dy.
 Tensor mlp_backward(const Context& ctx, int64_t layer, const Tensor& dout, Weights& weights,
                     const MlpState& state, const KeepGradient& keep, TapFlow& flow);

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <numeric>
 
 #include "src/optimized/model/layer.h"
 
@@ -136,8 +137,40 @@ Tensor mlp_forward(const Context& ctx, int64_t layer, const Tensor& y, Weights& 
   return put("mlp.out", kept + shared);
 }
 
-Tensor mlp_backward(const Context& ctx, int64_t layer, const Tensor& dout, Weights& weights,
-                    const MlpState& state, const KeepGradient& keep, TapFlow& flow) {
+void mlp_again(const Context& ctx, int64_t layer, const Tensor& y, Weights& weights, TapFlow& flow,
+               MlpState& state) {
+  state.y = y;
+  state.logits = linear(y.to(at::kFloat), weights.exact(kGate));
+  route(ctx, layer, weights, flow, state);
+}
+
+void experts_backward(const Context& ctx, const ExpertRange& range, const Tensor& dout,
+                      const Weights& weights, const MlpState& state, const KeepGradient& keep,
+                      const RoutedGradients& sums) {
+  std::vector<int64_t> group(static_cast<size_t>(range.last - range.first));
+  std::iota(group.begin(), group.end(), range.first);
+  using Lists = std::vector<Tensor>;
+  const auto [dx, dweights, dgate, dup, ddown] =
+      ctx.ops.call<std::tuple<Tensor, Tensor, Lists, Lists, Lists>(
+          const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, at::TensorList,
+          at::TensorList, at::TensorList)>(
+          "moe_backward_add", sums.dx, dout.flatten(0, 1), state.y.flatten(0, 1),
+          among(group, state.experts, ctx.config.n_routed_experts), state.weights,
+          weights.some_experts("gate_proj", group), weights.some_experts("up_proj", group),
+          weights.some_experts("down_proj", group));
+  sums.dx.copy_(dx);
+  sums.dweights.add_(dweights);  // zeros where another expert was chosen
+  for (size_t i = 0; i < group.size(); ++i) {
+    const std::string expert = "mlp.experts." + std::to_string(group[i]) + ".";
+    keep(expert + "gate_proj.weight", dgate[i]);
+    keep(expert + "up_proj.weight", dup[i]);
+    keep(expert + "down_proj.weight", ddown[i]);
+  }
+}
+
+Tensor rest_backward(const Context& ctx, int64_t layer, const Tensor& dout, Weights& weights,
+                     const MlpState& state, const RoutedGradients& routed, const KeepGradient& keep,
+                     TapFlow& flow) {
   const auto slope = [&](const char* tap, const Tensor& value) {
     flow.put_slope(layer_tap(layer, tap), value);
   };
@@ -146,8 +179,29 @@ Tensor mlp_backward(const Context& ctx, int64_t layer, const Tensor& dout, Weigh
   slope("mlp.out", dout);
   if (c.is_dense_mlp(layer))
     return swiglu_mlp_backward(ctx, dout, y, weights, "mlp.", state.dense, keep);
-  slope("moe.routed", dout);
   slope("moe.shared", dout);
+  const Tensor dlogits =
+      ctx.ops.call<Tensor(const Tensor&, const Tensor&, const Tensor&, bool, double)>(
+          "route_backward", routed.dweights, state.logits.flatten(0, 1), state.experts,
+          c.norm_topk_prob, c.routed_scaling_factor);
+  slope("router.weights", routed.dweights.view({y.size(0), y.size(1), -1}));
+  slope("router.logits", dlogits.view({y.size(0), y.size(1), -1}));
+  const Tensor rows = y.flatten(0, 1).to(at::kFloat);
+  keep(kGate, linear_dweight(dlogits, rows));
+  const Tensor drouter = linear_dx(dlogits, weights.exact(kGate)).to(y.scalar_type());
+  const Tensor dshared = swiglu_mlp_backward(ctx, dout, y, weights, kShared, state.dense, keep);
+  return dshared + (routed.dx + drouter).view_as(y);
+}
+
+Tensor mlp_backward(const Context& ctx, int64_t layer, const Tensor& dout, Weights& weights,
+                    const MlpState& state, const KeepGradient& keep, TapFlow& flow) {
+  const auto slope = [&](const char* tap, const Tensor& value) {
+    flow.put_slope(layer_tap(layer, tap), value);
+  };
+  const ModelConfig& c = ctx.config;
+  const Tensor& y = state.y;
+  if (c.is_dense_mlp(layer)) return rest_backward(ctx, layer, dout, weights, state, {}, keep, flow);
+  slope("moe.routed", dout);
   const int64_t count = c.n_routed_experts;
   using Lists = std::vector<Tensor>;
   const auto [dx, dweights, dgate, dup, ddown] =
@@ -163,17 +217,7 @@ Tensor mlp_backward(const Context& ctx, int64_t layer, const Tensor& dout, Weigh
     keep(expert + "up_proj.weight", dup[e]);
     keep(expert + "down_proj.weight", ddown[e]);
   }
-  const Tensor dlogits =
-      ctx.ops.call<Tensor(const Tensor&, const Tensor&, const Tensor&, bool, double)>(
-          "route_backward", dweights, state.logits.flatten(0, 1), state.experts, c.norm_topk_prob,
-          c.routed_scaling_factor);
-  slope("router.weights", dweights.view({y.size(0), y.size(1), -1}));
-  slope("router.logits", dlogits.view({y.size(0), y.size(1), -1}));
-  const Tensor rows = y.flatten(0, 1).to(at::kFloat);
-  keep(kGate, linear_dweight(dlogits, rows));
-  const Tensor drouter = linear_dx(dlogits, weights.exact(kGate)).to(y.scalar_type());
-  const Tensor dshared = swiglu_mlp_backward(ctx, dout, y, weights, kShared, state.dense, keep);
-  return dshared + (dx + drouter).view_as(y);
+  return rest_backward(ctx, layer, dout, weights, state, {dx, dweights}, keep, flow);
 }
 
 }  // namespace dsv32::optimized

@@ -17,6 +17,7 @@ namespace {
 constexpr const char* kEmbedding = "model.embed_tokens.weight";
 constexpr const char* kFinalNorm = "model.norm.weight";
 constexpr const char* kHead = "lm_head.weight";
+constexpr const char* kSharedExperts = "mlp.shared_experts.";
 
 [[noreturn]] void refuse(const std::string& what, const std::string& expected,
                          const std::string& got) {
@@ -77,8 +78,9 @@ class Pass {
                .exact = at::kFloat,
                .round = [type = ctx_.type](const Tensor& x) { return x.to(type); }},
               ctx_.device) {
-    for (const WeightSpec& spec : weight_specs(config))
-      if (spec.name.rfind("model.layers.", 0) != 0) outer_specs_.push_back(spec);
+    ModelConfig without_layers = config;
+    without_layers.num_hidden_layers = 0;
+    outer_specs_ = weight_specs(without_layers);
     split_into_chunks();
   }
 
@@ -111,6 +113,7 @@ class Pass {
   }
 
   Trace run() {
+    if (options_.segment && options_.backward) return segment_backward(*options_.segment);
     if (options_.segment) {
       run_segment(*options_.segment, *options_.stream);
       return flow_.finish();
@@ -378,6 +381,92 @@ class Pass {
     const Tensor dnormed = at::constant_pad_nd(rows, {0, 0, 0, 1});  // the last token predicts none
     flow_.put_slope("final_norm", dnormed);
     return rms_norm_backward(ctx_, dnormed, normed, weights.get(kFinalNorm), {}, kFinalNorm, keep);
+  }
+
+  // --- the backward pass of one segment
+  // ---------------------------------------------------------
+
+  Trace segment_backward(const Segment& segment) {
+    flow_.begin_chunk(0, batch_.S);
+    flow_.replay_feed();
+    Trace trace;
+    Weights weights = layer_weights(segment.layer);
+    const KeepGradient keep = [&](const std::string& name, const Tensor& gradient) {
+      const std::string tap = "grad." + weights.prefix() + name;
+      if (!options_.wanted || options_.wanted(tap))
+        trace.put(tap, to_host(gradient, options_.dtype, options_.room));
+    };
+    const Stream in = stream_of(*options_.stream);
+    StreamState& gradient = *options_.gradient;
+    const Tensor upstream = to_torch(gradient.at("hidden")).to(ctx_.device, ctx_.type);
+    const Tensor before =
+        segment.kind == SegmentKind::attention
+            ? attention_half_backward(segment.layer, weights, in, upstream, keep)
+            : mlp_half_backward(segment.layer, weights, in, upstream, keep, gradient);
+    if (before.defined())
+      gradient = {{"hidden", to_host(before, dtype_of(ctx_.type), options_.room)}};
+    return trace;
+  }
+
+  Tensor attention_half_backward(int64_t layer, Weights& weights, const Stream& in,
+                                 const Tensor& upstream, const KeepGradient& keep) {
+    LayerState state;
+    KeyCache cache;
+    Tensor kl_sum;
+    attention_half(layer, weights, in, chunks_.front(), cache, kl_sum, state);
+    cache = {};
+    const Tensor dx = Attention(ctx_, layer, weights, chunks_.front(), flow_)
+                          .backward(upstream, 0, state.attention, keep);
+    return rms_norm_backward(ctx_, dx, state.attention_norm, weights.get("input_layernorm.weight"),
+                             upstream, "input_layernorm.weight", keep);
+  }
+
+  /// Undefined behind some of the experts: the others hand back more.
+  Tensor mlp_half_backward(int64_t layer, Weights& weights, const Stream& middle,
+                           const Tensor& upstream, const KeepGradient& keep,
+                           StreamState& gradient) {
+    const std::string norm = "post_attention_layernorm.weight";
+    const Normed normed = rms_norm(ctx_, middle, weights.get(norm));
+    MlpState state;
+    RoutedGradients sums;
+    const bool dense = ctx_.config.is_dense_mlp(layer);
+    if (dense) {
+      mlp_forward(ctx_, layer, normed.y, weights, flow_, state);
+    } else {
+      mlp_again(ctx_, layer, normed.y, weights, flow_, state);
+      sums = sums_of_experts(gradient);
+    }
+    if (options_.experts) {
+      experts_backward(ctx_, *options_.experts, upstream, weights, state, keep, sums);
+      leave_sums(sums, gradient);
+      return {};
+    }
+    if (!dense) {
+      sums.dx = sums.dx.to(ctx_.type);
+      swiglu_mlp(ctx_, state.y, weights, kSharedExperts, state.dense);
+    }
+    const Tensor dy = rest_backward(ctx_, layer, upstream, weights, state, sums, keep, flow_);
+    return rms_norm_backward(ctx_, dy, normed, weights.get(norm), upstream, norm, keep);
+  }
+
+  /// What the experts before have handed back, float32; zeros before the first. On the host they
+  /// are the gradient's own memory.
+  RoutedGradients sums_of_experts(StreamState& gradient) const {
+    const auto sum = [&](const char* part, int64_t width) {
+      if (!gradient.contains(part)) {
+        const Shape shape = {batch_.B * batch_.S, width};
+        gradient[part] = options_.room ? options_.room(DType::float32, shape)
+                                       : HostTensor(DType::float32, shape);
+      }
+      return to_torch(gradient.at(part)).to(ctx_.device);
+    };
+    return {sum("dx", ctx_.config.hidden_size), sum("dweights", ctx_.config.num_experts_per_tok)};
+  }
+
+  void leave_sums(const RoutedGradients& sums, StreamState& gradient) const {
+    if (ctx_.device.is_cpu()) return;
+    gradient["dx"] = to_host(sums.dx, DType::float32, options_.room);
+    gradient["dweights"] = to_host(sums.dweights, DType::float32, options_.room);
   }
 
   LayerState state_of(int64_t layer, Weights& weights) {

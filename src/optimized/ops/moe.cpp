@@ -49,8 +49,7 @@ at::Tensor moe_output(const char* op, const MoeArguments& a) {
   return empty_as(a.x, a.x.sym_sizes(), a.x.scalar_type());
 }
 
-void expect_sum(const at::Tensor& sum, const MoeArguments& a) {
-  constexpr const char* op = "moe_add";
+void expect_sum(const char* op, const at::Tensor& sum, const MoeArguments& a) {
   const Argument source{op, "x", a.x};
   moe_output(op, a);
   expect_dtype({op, "sum", sum}, at::kFloat);
@@ -60,15 +59,35 @@ void expect_sum(const at::Tensor& sum, const MoeArguments& a) {
               sum.sym_strides());
 }
 
-MoeGradients moe_gradients(const at::Tensor& dout, const MoeArguments& a) {
-  constexpr const char* op = "moe_backward";
-  MoeGradients gradients{.dx = moe_output(op, a),
-                         .dweights = at::zeros_symint(a.weights.sym_sizes(), a.weights.options()),
-                         .dgate = empty_each(a.gate),
-                         .dup = empty_each(a.up),
-                         .ddown = empty_each(a.down)};
+namespace {
+
+MoeGradients weight_gradients(const char* op, const at::Tensor& dout, const MoeArguments& a) {
   expect_like({op, "dout", dout}, {op, "x", a.x});
   expect_shape({op, "dout", dout}, a.x.sym_sizes());
+  return {.dx = {},
+          .dx_sum = {},
+          .dweights = at::zeros_symint(a.weights.sym_sizes(), a.weights.options()),
+          .dgate = empty_each(a.gate),
+          .dup = empty_each(a.up),
+          .ddown = empty_each(a.down)};
+}
+
+}  // namespace
+
+MoeGradients moe_gradients(const at::Tensor& dout, const MoeArguments& a) {
+  constexpr const char* op = "moe_backward";
+  const at::Tensor dx = moe_output(op, a);
+  MoeGradients gradients = weight_gradients(op, dout, a);
+  gradients.dx = dx;
+  return gradients;
+}
+
+MoeGradients moe_added_gradients(const at::Tensor& sum, const at::Tensor& dout,
+                                 const MoeArguments& a) {
+  constexpr const char* op = "moe_backward_add";
+  expect_sum(op, sum, a);
+  MoeGradients gradients = weight_gradients(op, dout, a);
+  gradients.dx_sum = sum.clone();
   return gradients;
 }
 
@@ -92,7 +111,13 @@ auto moe_backward_meta(const at::Tensor& dout, const at::Tensor& x, const at::Te
 void moe_add_meta(const at::Tensor& sum, const at::Tensor& x, const at::Tensor& experts,
                   const at::Tensor& weights, at::TensorList gate, at::TensorList up,
                   at::TensorList down) {
-  expect_sum(sum, {x, experts, weights, gate, up, down});
+  expect_sum("moe_add", sum, {x, experts, weights, gate, up, down});
+}
+
+auto moe_backward_add_meta(const at::Tensor& sum, const at::Tensor& dout, const at::Tensor& x,
+                           const at::Tensor& experts, const at::Tensor& weights,
+                           at::TensorList gate, at::TensorList up, at::TensorList down) {
+  return moe_added_gradients(sum, dout, {x, experts, weights, gate, up, down}).sum_tuple();
 }
 
 void schemas(torch::Library& m) {
@@ -106,12 +131,17 @@ void schemas(torch::Library& m) {
       "moe_backward(Tensor dout, Tensor x, Tensor experts, Tensor weights, Tensor[] gate,"
       " Tensor[] up, Tensor[] down)"
       " -> (Tensor dx, Tensor dweights, Tensor[] dgate, Tensor[] dup, Tensor[] ddown)");
+  m.def(
+      "moe_backward_add(Tensor sum, Tensor dout, Tensor x, Tensor experts, Tensor weights,"
+      " Tensor[] gate, Tensor[] up, Tensor[] down)"
+      " -> (Tensor dx_sum, Tensor dweights, Tensor[] dgate, Tensor[] dup, Tensor[] ddown)");
 }
 
 void meta(torch::Library& m) {
   m.impl("moe", &moe_meta);
   m.impl("moe_add", &moe_add_meta);
   m.impl("moe_backward", &moe_backward_meta);
+  m.impl("moe_backward_add", &moe_backward_add_meta);
 }
 
 }  // namespace

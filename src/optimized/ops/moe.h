@@ -29,18 +29,23 @@ struct MoeArguments {
 };
 
 struct MoeGradients {
-  at::Tensor dx;                              // as x
+  at::Tensor dx;                              // as x; undefined with dx_sum
+  at::Tensor dx_sum;                          // [N,hidden] float32: what dx is added to
   at::Tensor dweights;                        // as weights, zeros
   std::vector<at::Tensor> dgate, dup, ddown;  // as the weights, not filled
 
   auto tuple() const { return std::make_tuple(dx, dweights, dgate, dup, ddown); }
+  auto sum_tuple() const { return std::make_tuple(dx_sum, dweights, dgate, dup, ddown); }
 };
 
 /// Checks the arguments; returns out, as x.
 at::Tensor moe_output(const char* op, const MoeArguments& arguments);
-/// The same of moe_add; sum [N,hidden] float32.
-void expect_sum(const at::Tensor& sum, const MoeArguments& arguments);
+/// The same of an op that adds to sum [N,hidden] float32.
+void expect_sum(const char* op, const at::Tensor& sum, const MoeArguments& arguments);
 MoeGradients moe_gradients(const at::Tensor& dout, const MoeArguments& arguments);
+/// Of moe_backward_add: dx_sum is a copy of `sum`, to which dx is still to be added.
+MoeGradients moe_added_gradients(const at::Tensor& sum, const at::Tensor& dout,
+                                 const MoeArguments& arguments);
 
 /// That every expert exists; reads the values.
 void expect_experts(const char* op, const MoeArguments& arguments);

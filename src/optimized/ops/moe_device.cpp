@@ -70,7 +70,8 @@ class Call {
     const at::Tensor rows = held_.back();
     return {.forward = params_,
             .dout = pointer<T>(rows),
-            .dx = mutable_pointer<T>(out.dx),
+            .dx = out.dx.defined() ? mutable_pointer<T>(out.dx) : nullptr,
+            .dx_sum = out.dx_sum.defined() ? mutable_pointer<float>(out.dx_sum) : nullptr,
             .dweights = mutable_pointer<float>(out.dweights),
             .dgate = writable(out.dgate),
             .dup = writable(out.dup),
@@ -119,7 +120,7 @@ void moe_add(const at::Tensor& sum, const at::Tensor& x, const at::Tensor& exper
              const at::Tensor& weights, at::TensorList gate, at::TensorList up,
              at::TensorList down) {
   const MoeArguments arguments{x, experts, weights, gate, up, down};
-  expect_sum(sum, arguments);
+  expect_sum("moe_add", sum, arguments);
   expect_experts("moe_add", arguments);
   if (experts.numel() == 0) return;
   const DeviceScope device(x);
@@ -146,12 +147,29 @@ moe_backward(const at::Tensor& dout, const at::Tensor& x, const at::Tensor& expe
   return out.tuple();
 }
 
+std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>,
+           std::vector<at::Tensor>>
+moe_backward_add(const at::Tensor& sum, const at::Tensor& dout, const at::Tensor& x,
+                 const at::Tensor& experts, const at::Tensor& weights, at::TensorList gate,
+                 at::TensorList up, at::TensorList down) {
+  const MoeArguments arguments{x, experts, weights, gate, up, down};
+  const MoeGradients out = moe_added_gradients(sum, dout, arguments);
+  expect_experts("moe_backward_add", arguments);
+  const DeviceScope device(x);
+  dispatch_real({"moe_backward_add", "x", x}, [&](auto type) {
+    Call<decltype(type)> call(arguments);
+    launch_moe_backward(call.backward(dout, out), device.stream());
+  });
+  return out.sum_tuple();
+}
+
 }  // namespace
 
 DSV32_DEVICE_OPS(m) {
   m.impl("moe", &moe);
   m.impl("moe_add", &moe_add);
   m.impl("moe_backward", &moe_backward);
+  m.impl("moe_backward_add", &moe_backward_add);
 }
 
 }  // namespace dsv32::optimized::DSV32_BACKEND

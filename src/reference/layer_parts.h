@@ -1,14 +1,20 @@
-#include "src/reference/layer.h"
+#pragma once
 
 #include <cmath>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
 
+#include "src/reference/layer.h"
+
+/// A layer in the pieces that its forward and its backward pass are made of.
 namespace dsv32::reference {
-namespace {
 
-double eps_or(double variant, double fallback) { return variant > 0 ? variant : fallback; }
+inline double eps_or(double variant, double fallback) { return variant > 0 ? variant : fallback; }
 
 /// Appends this chunk's keys [B,S,D] to the cache and returns all keys [B,T,D].
-Tensor append(const CacheVariant& variant, Tensor& cached, const Tensor& fresh) {
+inline Tensor append(const CacheVariant& variant, Tensor& cached, const Tensor& fresh) {
   const Tensor earlier = cached;
   cached = earlier.defined() ? torch::cat({earlier, fresh}, 1) : fresh;
   if (!earlier.defined() || !variant.other_row) return cached;
@@ -17,16 +23,38 @@ Tensor append(const CacheVariant& variant, Tensor& cached, const Tensor& fresh) 
 
 /// The block norm reads the unrounded residual sum (docs/spec.md 1.2); transformers reads the
 /// rounded one.
-Tensor norm_input(const Context& ctx, const Residual& residual) {
+inline Tensor norm_input(const Context& ctx, const Residual& residual) {
   const bool unrounded = ctx.rounding.is_16bit() && !ctx.rounding.like_transformers();
   return unrounded ? residual.sum : residual.hidden;
 }
 
 /// A latent's norm, unless a variant leaves it out.
-Tensor latent_norm(const Context& ctx, const Tensor& x, const Tensor& weight, double eps,
-                   bool missing) {
+inline Tensor latent_norm(const Context& ctx, const Tensor& x, const Tensor& weight, double eps,
+                          bool missing) {
   return missing ? x : rms_norm(ctx, x, weight, eps);
 }
+
+/// What the indexer gives.
+struct Indexed {
+  Tensor support;  // [B,1|H,S,T] bool: keys that attention may use
+  Tensor scores;   // [B,S,T]; undefined where nobody reads them
+};
+/// What attention reads, of all queries.
+struct AttentionFront {
+  AttentionOperands operands;
+  Indexed indexed;
+};
+/// Of some queries, whose rows are computed together.
+struct AttentionBlock {
+  AttentionOperands operands;
+  Indexed indexed;
+  Tensor visible;  // [B,count,T]
+  int64_t first;   // query
+};
+/// The router's choice.
+struct Routing {
+  Tensor logits, experts, weights;  // [B,S,E], [B,S,K], [B,S,K]
+};
 
 class Layer {
  public:
@@ -45,38 +73,27 @@ class Layer {
     const Tensor x = known.defined() ? Tensor() : attention_input(in);
     const Tensor attn_out = known.defined() ? known : attention(x);
 
-    const bool from_normed = ctx_.dialect.residual.from_normed;
-    const Tensor start = from_normed ? (x.defined() ? x : attention_input(in)) : in.hidden;
-    const Tensor sum = start + attn_out;
+    const bool skipped = ctx_.dialect.residual.from_normed && !x.defined();
+    const Tensor sum = stream_before(in, skipped ? attention_input(in) : x) + attn_out;
     return {sum, ctx_.rounding.stored(sum)};
   }
 
   /// h + mlp(norm(h))
   Residual run_mlp(const Residual& middle) {
-    const NormVariant& norm = ctx_.dialect.norm;
-    const double eps = eps_or(norm.eps_block, ctx_.config.rms_norm_eps);
     if (const Tensor end = skip("ffn_norm", "hidden"); end.defined()) return {end, end};
-    const Tensor y = put("ffn_norm", rms_norm(ctx_, norm_input(ctx_, middle),
-                                              weight("post_attention_layernorm.weight"),
-                                              eps_or(norm.eps_ffn_norm, eps)));
+    const Tensor y = mlp_input(middle);
     if (const Tensor end = skip("router.logits", "hidden"); end.defined()) return {end, end};
-    const Tensor mlp_out = ctx_.config.is_dense_mlp(layer_) ? dense_mlp(y) : moe(y);
+    const Tensor out = ctx_.config.is_dense_mlp(layer_) ? dense_mlp(y) : moe(y);
 
-    const Tensor sum = middle.hidden + mlp_out;
+    const Tensor sum = middle.hidden + out;
     return {sum, put("hidden", sum)};
   }
 
   void run_attention_alone(const Residual& in) { attention(attention_input(in)); }
 
- private:
-  /// What a staged run need not compute. 16-bit norms read sums that no tap holds, and the KL is
-  /// made on the way.
-  Tensor skip(const char* first, const char* last) const {
-    if (ctx_.rounding.is_16bit() || trains_indexer()) return {};
-    return flow_.skip(layer_, first, last);
-  }
-  Weight weight(const std::string& name) { return weights_.get(name); }
   Tensor put(const char* tap, const Tensor& own) { return flow_.put(layer_tap(layer_, tap), own); }
+
+  // --- the pieces of the attention --------------------------------------------------------------
 
   Tensor attention_input(const Residual& in) {
     const NormVariant& norm = ctx_.dialect.norm;
@@ -85,7 +102,21 @@ class Layer {
                                      eps_or(norm.eps_attn_norm, eps)));
   }
 
+  /// What attn.out is added to, of a normed input x.
+  Tensor stream_before(const Residual& in, const Tensor& x) const {
+    return ctx_.dialect.residual.from_normed ? x : in.hidden;
+  }
+
   Tensor attention(const Tensor& x) {
+    AttentionFront front;
+    if (const Tensor known = make_front(x, front); known.defined()) return known;
+    const Tensor own = context_of(front);
+    front = {};
+    return attention_out(own);
+  }
+
+  /// Fills `front`; a tensor in a staged run that needs nothing of it.
+  Tensor make_front(const Tensor& x, AttentionFront& front) {
     const ModelConfig& c = ctx_.config;
     const NormVariant& norm = ctx_.dialect.norm;
     const Tensor q_raw = linear(ctx_, x, weight("self_attn.q_a_proj.weight"));
@@ -113,54 +144,118 @@ class Layer {
     const Tensor keys = append(ctx_.dialect.cache, cache_.kv_latent, kv_latent);
     const Tensor rope_keys = append(ctx_.dialect.cache, cache_.k_rope, k_rope);
     if (const Tensor known = skip("ix.q", "attn.out"); known.defined()) return known;
-    const Indexed indexed = index_keys(x, q_raw, q_latent);
+    front.indexed = index_keys(x, q_raw, q_latent);
 
     if (const Tensor known = skip("attn.logits", "attn.out"); known.defined()) return known;
     const Weight kv_b = weight("self_attn.kv_b_proj.weight");
-    const int64_t B = x.size(0), S = x.size(1);
     q = Tensor();  // large at full size, as the operands
-    AttentionOperands operands =
+    front.operands =
         attention_operands(ctx_, std::move(q_nope), std::move(q_rope), keys, rope_keys, kv_b);
-    // The KL is of whole rows of all queries.
-    const int64_t step = trains_indexer() ? S : queries_at_once(c, B, S);
+    return {};
+  }
+
+  /// Queries whose rows are computed together. The KL is of whole rows of all queries.
+  int64_t queries_together() const {
+    const int64_t B = chunk_.visible.size(0), S = chunk_.visible.size(1);
+    return trains_indexer() ? S : queries_at_once(ctx_.config, B, S);
+  }
+
+  /// attn.ctx of all queries, unrounded, block by block.
+  Tensor context_of(const AttentionFront& front) {
+    const int64_t S = chunk_.visible.size(1), step = queries_together();
     std::vector<Tensor> contexts;
     for (int64_t first = 0; first < S; first += step)
-      contexts.push_back(attend(operands, indexed, first, std::min(step, S - first)));
-    operands = {};
-    const Tensor own = contexts.size() == 1 ? contexts.front() : torch::cat(contexts, 1);
-    contexts.clear();
+      contexts.push_back(attend(block_of(front, first, std::min(step, S - first))));
+    return contexts.size() == 1 ? contexts.front() : torch::cat(contexts, 1);
+  }
+
+  /// attn.out of an unrounded attn.ctx.
+  Tensor attention_out(const Tensor& own) {
     const Tensor context = put("attn.ctx", own);
     return put("attn.out", linear(ctx_, context.flatten(-2), weight("self_attn.o_proj.weight")));
   }
 
-  /// What the indexer gives.
-  struct Indexed {
-    Tensor support;  // [B,1|H,S,T] bool: keys that attention may use
-    Tensor scores;   // [B,S,T]; undefined where nobody reads them
-  };
+  /// The attention of a block, [B,count,H,v].
+  Tensor attend(const AttentionBlock& block) {
+    const auto put_rows = [&](const char* tap, const Tensor& own) {
+      return flow_.put_queries(layer_tap(layer_, tap), own, block.first);
+    };
+    const Tensor logits = put_rows(
+        "attn.logits", with_scores(attention_logits(ctx_, block.operands.q, block.operands.k),
+                                   block.indexed.scores, block.visible));
+    const Tensor probs = put_rows(
+        "attn.probs", attention_probs(ctx_, masked(logits, block.visible), block.indexed.support));
+    if (trains_indexer()) add_kl(logits, probs, block.indexed);
+    return attention_context(ctx_, probs, block.operands);
+  }
 
-  /// The attention of queries [first, first + count), [B,count,H,v].
-  Tensor attend(const AttentionOperands& operands, const Indexed& whole, int64_t first,
-                int64_t count) {
+  /// Queries [first, first + count) with the keys that some of them use.
+  AttentionBlock block_of(const AttentionFront& front, int64_t first, int64_t count) const {
+    const Indexed& whole = front.indexed;
     const int64_t T = keys_met(whole.support, first, count);
     const auto rows = [&](const Tensor& x, int64_t axis) {
       const Tensor some = x.defined() ? x.narrow(axis, first, count) : x;
       return some.defined() && T < some.size(-1) ? some.narrow(-1, 0, T) : some;
     };
-    const Indexed indexed{rows(whole.support, 2), rows(whole.scores, 1)};
-    const Tensor visible = rows(chunk_.visible, 1);
     const auto met = [&](const Tensor& x) { return T < x.size(2) ? x.narrow(2, 0, T) : x; };
-    const Tensor q = operands.q.narrow(2, first, count), k = met(operands.k);
-    const auto put_rows = [&](const char* tap, const Tensor& own) {
-      return flow_.put_queries(layer_tap(layer_, tap), own, first);
-    };
-    const Tensor logits =
-        put_rows("attn.logits", with_scores(attention_logits(ctx_, q, k), indexed.scores, visible));
-    const Tensor probs =
-        put_rows("attn.probs", attention_probs(ctx_, masked(logits, visible), indexed.support));
-    if (trains_indexer()) add_kl(logits, probs, indexed);
-    return attention_context(ctx_, probs, {{}, {}, met(operands.v), operands.value_map});
+    const AttentionOperands& all = front.operands;
+    return {{all.q.narrow(2, first, count), met(all.k), met(all.v), all.value_map},
+            {rows(whole.support, 2), rows(whole.scores, 1)},
+            rows(chunk_.visible, 1),
+            first};
   }
+
+  // --- the pieces of the MLP --------------------------------------------------------------------
+
+  Tensor mlp_input(const Residual& middle) {
+    const NormVariant& norm = ctx_.dialect.norm;
+    const double eps = eps_or(norm.eps_block, ctx_.config.rms_norm_eps);
+    return put("ffn_norm",
+               rms_norm(ctx_, norm_input(ctx_, middle), weight("post_attention_layernorm.weight"),
+                        eps_or(norm.eps_ffn_norm, eps)));
+  }
+
+  Tensor dense_mlp(const Tensor& y) {
+    const MoeVariant& variant = ctx_.dialect.moe;
+    return put("mlp.out", mlp(y, "mlp.", variant.swapped_dense, variant.silu_dense));
+  }
+
+  Tensor moe(const Tensor& y) {
+    const Routing routing = route(y);
+    const Tensor routed =
+        put("moe.routed", routed_experts(ctx_, y, routing.experts, routing.weights, weights_));
+    return mlp_out(routed, shared_experts(y));
+  }
+
+  Routing route(const Tensor& y) {
+    const Tensor bias = weight("mlp.gate.e_score_correction_bias");
+    const Tensor logits = put("router.logits", product_with_weight(ctx_.products(ProductOf::router),
+                                                                   y, weight("mlp.gate.weight")));
+    const std::string tap = layer_tap(layer_, "router.experts");
+    const Tensor experts = flow_.replaying()
+                               ? flow_.decision(tap)
+                               : flow_.decide(tap, reference::route(ctx_, logits, bias));
+    return {logits, experts, put("router.weights", routing_weights(ctx_, logits, bias, experts))};
+  }
+
+  Tensor shared_experts(const Tensor& y) {
+    const MoeVariant& variant = ctx_.dialect.moe;
+    return put("moe.shared",
+               mlp(y, "mlp.shared_experts.", variant.swapped_shared, variant.silu_shared));
+  }
+
+  Tensor mlp_out(const Tensor& routed, const Tensor& shared) {
+    return put("mlp.out", ctx_.dialect.moe.shared_missing ? routed : routed + scaled(shared));
+  }
+
+ private:
+  /// What a staged run need not compute. 16-bit norms read sums that no tap holds, and the KL is
+  /// made on the way.
+  Tensor skip(const char* first, const char* last) const {
+    if (ctx_.rounding.is_16bit() || trains_indexer()) return {};
+    return flow_.skip(layer_, first, last);
+  }
+  Weight weight(const std::string& name) { return weights_.get(name); }
 
   /// Keys from the first on, of which the later ones are used by none of these queries. All of them
   /// where the queries are no block.
@@ -268,26 +363,6 @@ class Layer {
     return support_from(flow_.decision(layer_tap(layer_, "topk")));
   }
 
-  Tensor dense_mlp(const Tensor& y) {
-    const MoeVariant& variant = ctx_.dialect.moe;
-    return put("mlp.out", mlp(y, "mlp.", variant.swapped_dense, variant.silu_dense));
-  }
-
-  Tensor moe(const Tensor& y) {
-    const Tensor bias = weight("mlp.gate.e_score_correction_bias");
-    const Tensor logits = put("router.logits", product_with_weight(ctx_.products(ProductOf::router),
-                                                                   y, weight("mlp.gate.weight")));
-    const std::string tap = layer_tap(layer_, "router.experts");
-    const Tensor experts =
-        flow_.replaying() ? flow_.decision(tap) : flow_.decide(tap, route(ctx_, logits, bias));
-    const Tensor weights = put("router.weights", routing_weights(ctx_, logits, bias, experts));
-    const Tensor routed = put("moe.routed", routed_experts(ctx_, y, experts, weights, weights_));
-    const MoeVariant& variant = ctx_.dialect.moe;
-    const Tensor shared = put(
-        "moe.shared", mlp(y, "mlp.shared_experts.", variant.swapped_shared, variant.silu_shared));
-    return put("mlp.out", variant.shared_missing ? routed : routed + scaled(shared));
-  }
-
   Tensor mlp(const Tensor& y, const std::string& prefix, bool swapped, bool silu) {
     const auto weight_of = [&](const char* projection) {
       return weight(prefix + (swapped ? other_half(projection) : projection) + ".weight");
@@ -307,44 +382,5 @@ class Layer {
   LayerCache& cache_;
   TapFlow& flow_;
 };
-
-}  // namespace
-
-Tensor visible_under(Mask mask, const ChunkInputs& chunk) {
-  switch (mask) {
-    case Mask::right:
-      return chunk.visible;
-    case Mask::no_causal:
-      return chunk.unpadded;
-    case Mask::no_padding:
-      return chunk.causal;
-    case Mask::none:
-    case Mask::added:
-      break;
-  }
-  return torch::ones_like(chunk.visible);
-}
-
-Residual run_layer(const Context& ctx, int64_t layer, LayerWeights& weights, const Residual& in,
-                   const ChunkInputs& chunk, LayerCache& cache, TapFlow& flow) {
-  return Layer(ctx, layer, weights, chunk, cache, flow).run(in);
-}
-
-void run_attention(const Context& ctx, int64_t layer, LayerWeights& weights, const Residual& in,
-                   const ChunkInputs& chunk, LayerCache& cache, TapFlow& flow) {
-  Layer(ctx, layer, weights, chunk, cache, flow).run_attention_alone(in);
-}
-
-Residual run_attention_half(const Context& ctx, int64_t layer, LayerWeights& weights,
-                            const Residual& in, const ChunkInputs& chunk, LayerCache& cache,
-                            TapFlow& flow) {
-  return Layer(ctx, layer, weights, chunk, cache, flow).run_attention(in);
-}
-
-Residual run_mlp_half(const Context& ctx, int64_t layer, LayerWeights& weights,
-                      const Residual& middle, const ChunkInputs& chunk, LayerCache& cache,
-                      TapFlow& flow) {
-  return Layer(ctx, layer, weights, chunk, cache, flow).run_mlp(middle);
-}
 
 }  // namespace dsv32::reference
