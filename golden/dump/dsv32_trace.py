@@ -762,8 +762,9 @@ class Trace:
     """The taps of one run, checked as they come; `write` makes the file that the judge reads.
 
     mode: forward, backward, kl-warmup, kl-sparse, train, ops or generate. dtype: what the engine
-    computes in (values may be stored wider). engine: name and version, for people. forced: decisions of another
-    run were replayed. rank of world: this file is one rank's; `put` says where its tensors stand.
+    computes in (values may be stored wider). engine: name and version, for people. forced:
+    decisions of another run were replayed. rank of world: this file is one rank's; `put` says where
+    its tensors stand.
     decoding: of mode generate, {"eos": ID or None, "steps": N}; default: the listed case's.
     Other metadata by name; a dict or list becomes JSON.
     """

@@ -105,7 +105,8 @@ class Layers(CliTest):
 
     def test_equal_runs_give_equal_reports(self) -> None:
         def text(*more: object) -> dict:
-            report = self.report_of("--case", "small-train", "--layers", "3", "--dtype", "float32", *more)
+            words = ("--case", "small-train", "--layers", "3", "--dtype", "float32")
+            report = self.report_of(*words, *more)
             del report["timing"]
             return report
 
@@ -149,7 +150,8 @@ class Layers(CliTest):
         self.refused(run("weights", "make", "--out", folder), USAGE, "--case NAME")
 
     def test_a_killed_run_goes_on(self) -> None:
-        job = ("--case", "small-train", "--layers", "0,1,2,3", "--dtype", "float32", "--device", "cpu")
+        job = ("--case", "small-train", "--layers", "0,1,2,3", "--dtype", "float32",
+               "--device", "cpu")
         whole, killed = scratch / "whole", scratch / "killed"
         self.ended(run(*job, "--out", whole), OK)
         child = subprocess.Popen([PROGRAM, *map(str, (*job, "--out", killed))], env=environment(),
