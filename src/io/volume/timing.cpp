@@ -153,6 +153,12 @@ std::string times_text(double ratio) {
   return text;
 }
 
+/// The folder's own name, with a slash behind it or not.
+fs::path name_of(const fs::path& folder) {
+  const fs::path whole = fs::absolute(folder).lexically_normal();
+  return whole.has_filename() ? whole.filename() : whole.parent_path().filename();
+}
+
 }  // namespace
 
 double ReadingTimes::copy_seconds() const {
@@ -194,7 +200,7 @@ std::string ReadingTimes::text() const {
            "for each of its passes (--dry-run)\n";
   return out + "a copy is worth it for streamed runs, which read each layer once for each of " +
          "their passes (--dry-run): " + cost + "\n  dsv32-verify weights copy " + from.string() +
-         " " + fast.string() + "\n";
+         " " + (fast / name_of(from)).string() + "\n";
 }
 
 ReadingTimes time_reading(const fs::path& dir, const fs::path& fast, const TimingLimits& limits,
