@@ -109,8 +109,7 @@ void add_how(CLI::App& app, Raw& raw) {
       ->delimiter(',')
       ->allow_extra_args(false);
   add(app, "--layers", o.layers, "N,..",
-      "these layers alone, from made-up streams; also embed, head; with --suite backward back too",
-      kHow);
+      "these layers alone, from made-up streams; also embed, head", kHow);
   add(app, "--timeout", raw.timeout, "SECONDS", "give up after this time (exit 6)", kHow);
   add_flag(app, "--resume", o.resume, "go on from the journal that a streamed run left in --out",
            kOther);

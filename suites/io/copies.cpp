@@ -146,16 +146,29 @@ TEST(Copy, ReadsBackWhatAnEarlierRunWrote) {
 }
 
 TEST(Copy, GoesOnAfterAKillAtAnyMoment) {
+  using Clock = std::chrono::steady_clock;
   const World world;
-  std::mt19937 random(32);
-  int killed = 0;
-  for (int i = 0; i < 20; ++i) {
+  const auto start_copy = [&] {
     const pid_t child = ::fork();
     if (child == 0) {
       world.copy();
       ::_exit(0);
     }
-    std::this_thread::sleep_for(std::chrono::microseconds(random() % 120'000));
+    return child;
+  };
+  const auto clear = [&] {
+    for (const auto& entry : fs::directory_iterator(world.to.path())) fs::remove_all(entry.path());
+  };
+  const auto begin = Clock::now();
+  ::waitpid(start_copy(), nullptr, 0);
+  const auto whole = std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - begin);
+  clear();
+  std::mt19937 random(32);
+  constexpr int kKills = 12, kTries = 400;  // a copy that goes on may be through before its kill
+  int killed = 0;
+  for (int i = 0; killed < kKills && i < kTries; ++i) {
+    const pid_t child = start_copy();
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % whole.count()));
     ::kill(child, SIGKILL);
     int status = 0;
     ::waitpid(child, &status, 0);
@@ -164,10 +177,9 @@ TEST(Copy, GoesOnAfterAKillAtAnyMoment) {
     for (const auto& [name, bytes] : files_in(world.to.path()))
       EXPECT_TRUE(bytes == bytes_of(world.from / name)) << name << " after kill " << i;
     if (world.is_checkpoint()) world.expect_equal();
-    if (!finished) continue;
-    for (const auto& entry : fs::directory_iterator(world.to.path())) fs::remove_all(entry.path());
+    if (finished) clear();
   }
-  EXPECT_GT(killed, 5);
+  EXPECT_EQ(killed, kKills);
   world.copy();
   world.expect_equal();
 }

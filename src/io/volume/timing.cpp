@@ -153,10 +153,12 @@ std::string times_text(double ratio) {
   return text;
 }
 
-/// The folder's own name, with a slash behind it or not.
-fs::path name_of(const fs::path& folder) {
-  const fs::path whole = fs::absolute(folder).lexically_normal();
-  return whole.has_filename() ? whole.filename() : whole.parent_path().filename();
+/// A folder of the same name in `fast`; of another one where that would be `from` itself.
+fs::path place_of_copy(const fs::path& from, const fs::path& fast) {
+  fs::path whole = fs::absolute(from).lexically_normal();
+  if (!whole.has_filename()) whole = whole.parent_path();  // a slash behind it
+  const bool same = fs::absolute(fast / whole.filename()).lexically_normal() == whole;
+  return fast / (whole.filename().string() + (same ? "-copy" : ""));
 }
 
 }  // namespace
@@ -200,7 +202,7 @@ std::string ReadingTimes::text() const {
            "for each of its passes (--dry-run)\n";
   return out + "a copy is worth it for streamed runs, which read each layer once for each of " +
          "their passes (--dry-run): " + cost + "\n  dsv32-verify weights copy " + from.string() +
-         " " + (fast / name_of(from)).string() + "\n";
+         " " + place_of_copy(from, fast).string() + "\n";
 }
 
 ReadingTimes time_reading(const fs::path& dir, const fs::path& fast, const TimingLimits& limits,
