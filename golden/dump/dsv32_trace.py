@@ -873,7 +873,7 @@ class Trace:
         index: b * S + s of each row.
         """
         if self.steps:
-            raise DumpError(2, "trace", f"tensor {name}#rows", "another mode than generate")
+            raise DumpError(2, "trace", f"tensor {name}#rows", "a whole tensor", "rows")
         array, index = np.stack([as_array(row) for row in rows]), np.asarray(list(index), np.int64)
         shape, _ = self._expected(name, name, array)
         want = (len(index), *shape[2:])

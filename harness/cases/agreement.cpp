@@ -22,7 +22,8 @@ struct Layout {
   std::vector<uint8_t> keys;
 };
 
-Layout layout_of(const CaseRun& run, const JudgedTrace& judged, const Batch& batch, TapName tap) {
+Layout layout_of(const CaseRun& run, const JudgedTrace& judged, TapName tap) {
+  const Batch& batch = run.batch_of(judged);
   Layout layout{.tap = tap, .keys = {}};
   if (tap.info.name == "attn.logits") {
     const HostTensor* topk = judged.trace->find(layer_tap(*tap.layer, "topk"));
@@ -169,10 +170,6 @@ const HostTensor* Agreement::input(const std::string& tap) const {
   return (judged_.fed != nullptr ? judged_.fed : judged_.trace)->find(tap);
 }
 
-const Batch& Agreement::batch() const {
-  return judged_.batch != nullptr ? *judged_.batch : run_.batch();
-}
-
 bool Agreement::comparable(const std::string& tap, const HostTensor* oracle) const {
   const HostTensor* judged = judged_.trace->find(tap);
   return judged != nullptr && oracle != nullptr && judged->shape() == oracle->shape();
@@ -182,13 +179,13 @@ double Agreement::gap(const std::string& name, const HostTensor* oracle,
                       const Dialect& dialect) const {
   if (!comparable(name, oracle)) return kInfinity;
   const HostTensor& judged = *judged_.trace->find(name);
-  const Batch& batch = this->batch();
+  const Batch& batch = run_.batch_of(judged_);
   const TapName tap = *parse_tap(name);
   if (tap.info.is_decision()) {
     const RowCount count = other_choices(name, *oracle, dialect);
     return static_cast<double>(count.other) / static_cast<double>(std::max<int64_t>(count.rows, 1));
   }
-  const Layout layout = layout_of(run_, judged_, batch, tap);
+  const Layout layout = layout_of(run_, judged_, tap);
   const RowLayout rows(layout.tap, oracle->shape(), &batch, &layout.keys, RowView::judged);
   double distance = 0, norm = 0;
   std::vector<double> k, o;
@@ -224,7 +221,7 @@ Agreement::RowCount Agreement::other_choices(const std::string& name, const Host
 }
 
 Agreement::RowCount Agreement::count_rows(const std::function<bool(int64_t)>& same) const {
-  const Batch& batch = this->batch();
+  const Batch& batch = run_.batch_of(judged_);
   RowCount count;
   for (int64_t row = 0; row < batch.B * batch.S; ++row) {
     if (!batch.valid(row / batch.S, row % batch.S)) continue;
@@ -268,8 +265,8 @@ bool Agreement::same_values(const std::string& name, const Expected& expected, M
   const HostTensor& judged = *judged_.trace->find(name);
   const HostTensor& oracle = *expected.oracle;
   const bool scores = tap.info.kind == TapKind::scores;
-  if (scores && !same_infinities(judged, oracle, batch())) return false;
-  const Layout layout = layout_of(run_, judged_, batch(), tap);
+  if (scores && !same_infinities(judged, oracle, run_.batch_of(judged_))) return false;
+  const Layout layout = layout_of(run_, judged_, tap);
   const auto part = [&](const HostTensor* values) {
     return values == nullptr ? HostTensor() : scores ? finite_part(*values, oracle) : *values;
   };
@@ -277,7 +274,7 @@ bool Agreement::same_values(const std::string& name, const Expected& expected, M
                    t = part(expected.twin);
   Comparison c;
   c.config = &run_.the_case().config;
-  c.batch = &batch();
+  c.batch = &run_.batch_of(judged_);
   c.tap = layout.tap;
   c.mode = mode;
   c.dtype = judged_.dtype;

@@ -44,8 +44,6 @@ class Agreement {
                                             const Dialect& dialect) const;
   bool same_values(const std::string& tap, const Expected& expected, Mode mode) const;
   const HostTensor* input(const std::string& tap) const;
-  /// With the rows that are looked at.
-  const Batch& batch() const;
 
   const CaseRun& run_;
   const JudgedTrace& judged_;

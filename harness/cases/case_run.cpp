@@ -193,7 +193,7 @@ HostTensor CaseRun::router_bias(int64_t layer) const {
 Evidence CaseRun::evidence_of(const JudgedTrace& judged) const {
   return {.subject = judged.subject,
           .c = &case_,
-          .batch = judged.batch != nullptr ? judged.batch : &batch_,
+          .batch = &batch_of(judged),
           .objective = objective_,
           .dtype = judged.dtype,
           .excluded_experts_at_zero = judged.dialect.router.group_fill_zero,

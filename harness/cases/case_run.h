@@ -78,6 +78,10 @@ class CaseRun {
   /// Under the warm-up its config says dense attention, which is what that stage computes.
   const Case& the_case() const { return case_; }
   const Batch& batch() const { return batch_; }
+  /// The batch, with the rows that are looked at of this trace.
+  const Batch& batch_of(const JudgedTrace& judged) const {
+    return judged.batch != nullptr ? *judged.batch : batch_;
+  }
   bool backward() const { return backward_; }
   const Objective& objective() const { return objective_; }
   const WeightSource& weights() const { return weights_; }

@@ -324,7 +324,7 @@ class Doctor {
     }
     Comparison c;
     c.config = &run_.the_case().config;
-    c.batch = judged_.batch != nullptr ? judged_.batch : &run_.batch();
+    c.batch = &run_.batch_of(judged_);
     c.tap = *parse_tap(tap);
     c.judged = judged_.trace->find(tap);
     c.yardstick.oracle = oracle_->find(tap);

@@ -1,6 +1,6 @@
 #include <iostream>
 
-#include "harness/cases/layer_selection.h"
+#include "harness/cases/layers/selection.h"
 #include "harness/cli/commands.h"
 #include "harness/cli/watch.h"
 #include "src/io/io.h"

@@ -6,7 +6,7 @@
 #include <optional>
 #include <string>
 
-#include "harness/cases/layer_run.h"
+#include "harness/cases/layers/run.h"
 
 namespace dsv32::harness {
 

@@ -7,7 +7,7 @@
 #include "harness/cases/diagnosis.h"
 #include "harness/cases/gradient_patterns.h"
 #include "harness/cases/implementations.h"
-#include "harness/cases/layer_run.h"
+#include "harness/cases/layers/run.h"
 #include "harness/cases/sketched.h"
 #include "harness/job/estimate.h"
 #include "harness/job/memory.h"

@@ -4,7 +4,7 @@
 #include <cstdio>
 
 #include "harness/cases/implementations.h"
-#include "harness/cases/layer_run.h"
+#include "harness/cases/layers/run.h"
 #include "harness/job/backward_work.h"
 #include "harness/job/estimate.h"
 #include "harness/job/memory.h"

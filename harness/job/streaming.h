@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "harness/cases/layer_selection.h"
+#include "harness/cases/layers/selection.h"
 #include "harness/job/job.h"
 
 /// What a streamed run costs (docs/architecture.md 7): one segment of the model after the other.

@@ -1,6 +1,6 @@
 #include "harness/job/weights.h"
 
-#include "harness/cases/layer_selection.h"
+#include "harness/cases/layers/selection.h"
 #include "src/io/io.h"
 
 namespace dsv32::harness {

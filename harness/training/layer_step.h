@@ -1,6 +1,6 @@
 #pragma once
 
-#include "harness/cases/layer_run.h"
+#include "harness/cases/layers/run.h"
 #include "src/training/bugs.h"
 
 namespace dsv32::harness {

@@ -8,10 +8,11 @@
 
 #include "harness/cases/gradient_patterns.h"
 #include "harness/cases/implementations.h"
-#include "harness/cases/layer_run.h"
+#include "harness/cases/layers/run.h"
 #include "harness/judge/limits.h"
 #include "harness/judge/measure/metrics.h"
 #include "src/io/io.h"
+#include "suites/kit/own_subject.h"
 
 namespace dsv32::suites {
 namespace {
@@ -131,15 +132,6 @@ INSTANTIATE_TEST_SUITE_P(Tiny, AloneAndInTheModel,
                                          std::tuple("optimized", DType::float32)));
 
 // --- judged -------------------------------------------------------------------------------------
-
-JudgedTrace own(const std::string& impl, DType dtype) {
-  JudgedTrace judged{
-      .subject = harness::implementation_subject(impl, ""), .impl = impl, .dtype = dtype};
-  judged.against_reference = judged.subject.party != harness::Party::reference;
-  if (is_narrow(dtype) && harness::rounds_every_op(impl))
-    judged.dialect.rounding = RoundingStyle::transformers;
-  return judged;
-}
 
 std::vector<Verdict> verdicts_of(const CaseRun& run, const JudgedTrace& subject,
                                  const std::string& words, bool twins = true) {

@@ -9,11 +9,12 @@
 #include <set>
 
 #include "harness/cases/implementations.h"
-#include "harness/cases/layer_run.h"
+#include "harness/cases/layers/run.h"
 #include "harness/judge/limits.h"
 #include "src/io/io.h"
 #include "src/model/errors.h"
 #include "src/model/philox.h"
+#include "suites/kit/own_subject.h"
 
 namespace dsv32::suites {
 namespace {
@@ -24,15 +25,6 @@ using harness::LayerRunOptions;
 using harness::LayerVerdicts;
 using harness::Trust;
 using harness::Verdict;
-
-JudgedTrace own(const std::string& impl, DType dtype) {
-  JudgedTrace judged{
-      .subject = harness::implementation_subject(impl, ""), .impl = impl, .dtype = dtype};
-  judged.against_reference = judged.subject.party != harness::Party::reference;
-  if (is_narrow(dtype) && harness::rounds_every_op(impl))
-    judged.dialect.rounding = RoundingStyle::transformers;
-  return judged;
-}
 
 /// The reference with a bug in one layer, judged as anybody's implementation.
 JudgedTrace mutant(int64_t layer, const std::function<void(Dialect&)>& plant) {

@@ -310,6 +310,15 @@ class RealTransformers(CliTest):
         producer = json.loads(metadata_of(out / "traces" / traces[0])["producer"])
         self.assertIn("transformers", producer)
 
+    def test_the_full_set_has_a_decoding(self) -> None:
+        out = scratch / "decoding"
+        python = ROOT / ".venv-golden" / "bin" / "python"
+        one = "tiny-wide/generate/candidate tiny-wide.generate.safetensors/"
+        self.ended(run("fork", "--python", python, "--full-set", "-k", one, "--out", out), OK)
+        self.assertEqual(len(list((out / "traces").glob("*.safetensors"))), 1)
+        passed = {v["tap"] for v in report_of(out)["verdicts"] if v["trust"] == "pass"}
+        self.assertLessEqual({"gen.tokens", "gen.logits", "layers.1.topk"}, passed)
+
 
 if __name__ == "__main__":
     unittest.main()

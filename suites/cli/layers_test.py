@@ -149,16 +149,13 @@ class Layers(CliTest):
                      USAGE, "layer out of range")
         self.refused(run("weights", "make", "--out", folder), USAGE, "--case NAME")
 
-    def test_a_killed_run_goes_on(self) -> None:
-        job = ("--case", "small-train", "--layers", "0,1,2,3", "--dtype", "float32",
-               "--device", "cpu")
-        whole, killed = scratch / "whole", scratch / "killed"
+    def expect_resumed(self, job: tuple[str, ...], whole: Path, killed: Path) -> None:
+        """Killed once it has a journal, the job goes on to the report of a run without a stop."""
         self.ended(run(*job, "--out", whole), OK)
-        child = subprocess.Popen([PROGRAM, *map(str, (*job, "--out", killed))], env=environment(),
+        child = subprocess.Popen([PROGRAM, *job, "--out", killed], env=environment(),
                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        journal = killed / "small-train.journal"
-        while not journal.exists() and child.poll() is None:
-            time.sleep(0.05)
+        while not list(killed.glob("*.journal")) and child.poll() is None:
+            time.sleep(0.02)
         child.kill()
         self.assertNotEqual(child.wait(), OK, "it ended before it could be killed")
         self.ended(run(*job, "--out", killed, "--resume"), OK)
@@ -166,6 +163,12 @@ class Layers(CliTest):
         for report in (first, second):
             report["command"] = ""
         self.assertEqual(first, second)
+
+    def test_a_killed_run_goes_on(self) -> None:
+        job = ("--case", "small-train", "--layers", "0,1,2,3", "--dtype", "float32",
+               "--device", "cpu")
+        whole, killed = scratch / "whole", scratch / "killed"
+        self.expect_resumed(job, whole, killed)
         beat = json.loads((killed / "heartbeat.json").read_text())
         self.assertEqual(beat["segments_done"], beat["segments"])
         # A finished run prints its report again, and does nothing else.
@@ -182,18 +185,7 @@ class Layers(CliTest):
         job = ("--case", case, "--layers", "0,3", "--suite", "backward", "--dtype", "float32",
                "--impl", "optimized", "--device", "cpu")
         whole, killed = scratch / "back", scratch / "back-killed"
-        self.ended(run(*job, "--out", whole), OK)
-        child = subprocess.Popen([PROGRAM, *map(str, (*job, "--out", killed))], env=environment(),
-                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not list(killed.glob("*.journal")) and child.poll() is None:
-            time.sleep(0.02)
-        child.kill()
-        self.assertNotEqual(child.wait(), OK, "it ended before it could be killed")
-        self.ended(run(*job, "--out", killed, "--resume"), OK)
-        first, second = without_timing(whole), without_timing(killed)
-        for report in (first, second):
-            report["command"] = ""
-        self.assertEqual(first, second)
+        self.expect_resumed(job, whole, killed)
 
     def test_resume_needs_a_journal(self) -> None:
         self.refused(run("--case", "tiny", "--resume"), USAGE, "--layers")

@@ -31,6 +31,10 @@ SYSTEM_PYTHON = "/usr/bin/python3"  # has python3-fusepy
 RATE_MIB = 20
 
 
+def one_layer() -> tuple[str, ...]:
+    return ("--case", wide_case(), "--layers", "1", "--dtype", "float32")
+
+
 class Mount:
     """A folder, seen through a slow volume while this lives."""
 
@@ -91,39 +95,13 @@ class Latency(CliTest):
             self.assertEqual(files_in(scratch / "from-slow"), files_in(source))
             self.assertGreaterEqual(max(others for *_, others in slow.reads()), 6)
         with Slow(source, "--latency", 0.01) as slow:
-            self.ended(
-                run(
-                    "--case",
-                    wide_case(),
-                    "--layers",
-                    "1",
-                    "--dtype",
-                    "float32",
-                    "--impl",
-                    "reference",
-                    "--weights",
-                    slow.path,
-                ),
-                OK,
-            )
+            self.ended(run(*one_layer(), "--impl", "reference", "--weights", slow.path), OK)
             self.assertGreaterEqual(max(others for *_, others in slow.reads()), 6)
 
     def test_every_byte_of_a_layer_is_read_once(self) -> None:
         source = large()
         with Slow(source, "--direct") as slow:
-            self.ended(
-                run(
-                    "--case",
-                    wide_case(),
-                    "--layers",
-                    "1",
-                    "--dtype",
-                    "float32",
-                    "--weights",
-                    slow.path,
-                ),
-                OK,
-            )
+            self.ended(run(*one_layer(), "--weights", slow.path), OK)
             seen = {(name, at) for name, at, *_ in slow.reads()}
             self.assertLess(len(slow.reads()), 1.2 * len(seen))
 

@@ -412,6 +412,8 @@ class Words(unittest.TestCase):
                 self.assertEqual(done.returncode, 4, done.stdout)
                 own = str(caught.exception).partition("; hint")[0].removeprefix("trace: ")
                 self.assertIn(own.replace("'", ""), done.stderr)
+        with self.assertRaisesRegex(kit.DumpError, "#rows: expected a whole tensor"):
+            kit.Trace(case, mode="generate").put_rows("gen.logits", [np.zeros(100)], [0])
         for decoding in ({"steps": 0}, {"steps": None}, {"eos": 100}, {"eos": -1}):
             with self.assertRaisesRegex(kit.DumpError, r"metadata.decoding: \w+: expected \d+\.\."):
                 kit.Trace(case, mode="generate", decoding=decoding)

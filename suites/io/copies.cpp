@@ -2,7 +2,6 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/file.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -183,21 +182,6 @@ TEST(Copy, GoesOnAfterAKillAtAnyMoment) {
   world.copy();
   world.expect_equal();
 }
-
-/// No file may grow beyond `bytes` while this lives: a full disk for everybody.
-class FileSizeLimit {
- public:
-  explicit FileSizeLimit(rlim_t bytes) {
-    std::signal(SIGXFSZ, SIG_IGN);
-    ::getrlimit(RLIMIT_FSIZE, &before_);
-    const struct rlimit limit = {bytes, before_.rlim_max};
-    ::setrlimit(RLIMIT_FSIZE, &limit);
-  }
-  ~FileSizeLimit() { ::setrlimit(RLIMIT_FSIZE, &before_); }
-
- private:
-  struct rlimit before_ = {};
-};
 
 TEST(Copy, SaysThatTheDiskIsFullAndGoesOnWhenItIsNot) {
   const World world;

@@ -2,13 +2,12 @@
 #include "src/io/scratch.h"
 
 #include <gtest/gtest.h>
-#include <sys/resource.h>
 
-#include <csignal>
 #include <cstdlib>
 #include <numeric>
 
 #include "src/model/errors.h"
+#include "suites/kit/io_files.h"
 
 namespace dsv32::suites {
 namespace {
@@ -64,13 +63,10 @@ ExitCode refusal() {
 }
 
 TEST(Scratch, SaysThatThereIsNoRoom) {
-  std::signal(SIGXFSZ, SIG_IGN);
-  struct rlimit before = {};
-  ::getrlimit(RLIMIT_FSIZE, &before);
-  const struct rlimit little = {.rlim_cur = 1 << 20, .rlim_max = before.rlim_max};
-  ::setrlimit(RLIMIT_FSIZE, &little);
-  EXPECT_EQ(refusal(), ExitCode::environment);
-  ::setrlimit(RLIMIT_FSIZE, &before);
+  {
+    const FileSizeLimit full(1 << 20);
+    EXPECT_EQ(refusal(), ExitCode::environment);
+  }
   EXPECT_EQ(refusal(), ExitCode::ok);
 }
 

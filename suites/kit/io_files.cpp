@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <csignal>
 #include <cstdlib>
 #include <fstream>
 #include <new>
@@ -48,6 +49,18 @@ static void remove_tree(const fs::path& path) {
 }
 
 Folder::~Folder() { remove_tree(path_); }
+
+FileSizeLimit::FileSizeLimit(rlim_t bytes) {
+  std::signal(SIGXFSZ, SIG_IGN);
+  ::getrlimit(RLIMIT_FSIZE, &before_);
+  const struct rlimit limit = {bytes, before_.rlim_max};
+  ::setrlimit(RLIMIT_FSIZE, &limit);
+}
+
+FileSizeLimit::~FileSizeLimit() {
+  ::setrlimit(RLIMIT_FSIZE, &before_);
+  std::signal(SIGXFSZ, SIG_DFL);
+}
 
 void put(const fs::path& path, const std::string& bytes) {
   std::error_code ignored;

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/resource.h>
+
 #include <cstdint>
 #include <filesystem>
 #include <functional>
@@ -27,6 +29,16 @@ class Folder {
 
  private:
   fs::path path_;
+};
+
+/// No file may grow beyond `bytes` while this lives: a full disk for everybody.
+class FileSizeLimit {
+ public:
+  explicit FileSizeLimit(rlim_t bytes);
+  ~FileSizeLimit();
+
+ private:
+  struct rlimit before_ = {};
 };
 
 /// Writes plain bytes to a file, without the writer under test.

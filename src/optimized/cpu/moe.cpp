@@ -312,6 +312,16 @@ void moe_add(const at::Tensor& sum, const at::Tensor& x, const at::Tensor& exper
   });
 }
 
+void fill(const char* op, const at::Tensor& dout, const MoeArguments& arguments,
+          const MoeGradients& out) {
+  expect_experts(op, arguments);
+  const at::Tensor dout_rows = dout.contiguous();
+  dispatch_real({op, "x", arguments.x}, [&](auto type) {
+    using T = decltype(type);
+    backward(Experts<T>(arguments), pointer<T>(dout_rows), out);
+  });
+}
+
 std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>,
            std::vector<at::Tensor>>
 moe_backward(const at::Tensor& dout, const at::Tensor& x, const at::Tensor& experts,
@@ -319,12 +329,7 @@ moe_backward(const at::Tensor& dout, const at::Tensor& x, const at::Tensor& expe
              at::TensorList down) {
   const MoeArguments arguments{x, experts, weights, gate, up, down};
   const MoeGradients out = moe_gradients(dout, arguments);
-  expect_experts("moe_backward", arguments);
-  const at::Tensor dout_rows = dout.contiguous();
-  dispatch_real({"moe_backward", "x", x}, [&](auto type) {
-    using T = decltype(type);
-    backward(Experts<T>(arguments), pointer<T>(dout_rows), out);
-  });
+  fill("moe_backward", dout, arguments, out);
   return out.tuple();
 }
 
@@ -335,13 +340,8 @@ moe_backward_add(const at::Tensor& sum, const at::Tensor& dout, const at::Tensor
                  at::TensorList up, at::TensorList down) {
   const MoeArguments arguments{x, experts, weights, gate, up, down};
   const MoeGradients out = moe_added_gradients(sum, dout, arguments);
-  expect_experts("moe_backward_add", arguments);
-  const at::Tensor dout_rows = dout.contiguous();
-  dispatch_real({"moe_backward_add", "x", x}, [&](auto type) {
-    using T = decltype(type);
-    backward(Experts<T>(arguments), pointer<T>(dout_rows), out);
-  });
-  return out.sum_tuple();
+  fill("moe_backward_add", dout, arguments, out);
+  return out.tuple();
 }
 
 TORCH_LIBRARY_IMPL(dsv32, CPU, m) {

@@ -117,7 +117,7 @@ void moe_add_meta(const at::Tensor& sum, const at::Tensor& x, const at::Tensor& 
 auto moe_backward_add_meta(const at::Tensor& sum, const at::Tensor& dout, const at::Tensor& x,
                            const at::Tensor& experts, const at::Tensor& weights,
                            at::TensorList gate, at::TensorList up, at::TensorList down) {
-  return moe_added_gradients(sum, dout, {x, experts, weights, gate, up, down}).sum_tuple();
+  return moe_added_gradients(sum, dout, {x, experts, weights, gate, up, down}).tuple();
 }
 
 void schemas(torch::Library& m) {

@@ -34,8 +34,9 @@ struct MoeGradients {
   at::Tensor dweights;                        // as weights, zeros
   std::vector<at::Tensor> dgate, dup, ddown;  // as the weights, not filled
 
-  auto tuple() const { return std::make_tuple(dx, dweights, dgate, dup, ddown); }
-  auto sum_tuple() const { return std::make_tuple(dx_sum, dweights, dgate, dup, ddown); }
+  auto tuple() const {
+    return std::make_tuple(dx.defined() ? dx : dx_sum, dweights, dgate, dup, ddown);
+  }
 };
 
 /// Checks the arguments; returns out, as x.

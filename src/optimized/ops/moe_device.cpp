@@ -130,6 +130,16 @@ void moe_add(const at::Tensor& sum, const at::Tensor& x, const at::Tensor& exper
   });
 }
 
+void fill(const char* op, const at::Tensor& dout, const MoeArguments& arguments,
+          const MoeGradients& out) {
+  expect_experts(op, arguments);
+  const DeviceScope device(arguments.x);
+  dispatch_real({op, "x", arguments.x}, [&](auto type) {
+    Call<decltype(type)> call(arguments);
+    launch_moe_backward(call.backward(dout, out), device.stream());
+  });
+}
+
 std::tuple<at::Tensor, at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>,
            std::vector<at::Tensor>>
 moe_backward(const at::Tensor& dout, const at::Tensor& x, const at::Tensor& experts,
@@ -137,13 +147,8 @@ moe_backward(const at::Tensor& dout, const at::Tensor& x, const at::Tensor& expe
              at::TensorList down) {
   const MoeArguments arguments{x, experts, weights, gate, up, down};
   const MoeGradients out = moe_gradients(dout, arguments);
-  expect_experts("moe_backward", arguments);
   if (experts.numel() == 0) out.dx.zero_();
-  const DeviceScope device(x);
-  dispatch_real({"moe_backward", "x", x}, [&](auto type) {
-    Call<decltype(type)> call(arguments);
-    launch_moe_backward(call.backward(dout, out), device.stream());
-  });
+  fill("moe_backward", dout, arguments, out);
   return out.tuple();
 }
 
@@ -154,13 +159,8 @@ moe_backward_add(const at::Tensor& sum, const at::Tensor& dout, const at::Tensor
                  at::TensorList up, at::TensorList down) {
   const MoeArguments arguments{x, experts, weights, gate, up, down};
   const MoeGradients out = moe_added_gradients(sum, dout, arguments);
-  expect_experts("moe_backward_add", arguments);
-  const DeviceScope device(x);
-  dispatch_real({"moe_backward_add", "x", x}, [&](auto type) {
-    Call<decltype(type)> call(arguments);
-    launch_moe_backward(call.backward(dout, out), device.stream());
-  });
-  return out.sum_tuple();
+  fill("moe_backward_add", dout, arguments, out);
+  return out.tuple();
 }
 
 }  // namespace

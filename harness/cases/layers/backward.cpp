@@ -1,4 +1,4 @@
-#include "harness/cases/layer_backward.h"
+#include "harness/cases/layers/backward.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,4 +1,4 @@
-#include "harness/cases/layer_sides.h"
+#include "harness/cases/layers/sides.h"
 
 #include <algorithm>
 #include <cstring>

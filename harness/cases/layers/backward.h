@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "harness/cases/layer_options.h"
-#include "harness/cases/layer_sides.h"
+#include "harness/cases/layers/options.h"
+#include "harness/cases/layers/sides.h"
 
 /// The backward pass of a streamed run: back over the segments that all sides have gone over.
 namespace dsv32::harness {

@@ -1,4 +1,4 @@
-#include "harness/cases/layer_selection.h"
+#include "harness/cases/layers/selection.h"
 
 #include <algorithm>
 #include <charconv>

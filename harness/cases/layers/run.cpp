@@ -1,4 +1,4 @@
-#include "harness/cases/layer_run.h"
+#include "harness/cases/layers/run.h"
 
 #include <algorithm>
 #include <chrono>
@@ -6,8 +6,8 @@
 #include <optional>
 #include <utility>
 
-#include "harness/cases/layer_backward.h"
-#include "harness/cases/layer_sides.h"
+#include "harness/cases/layers/backward.h"
+#include "harness/cases/layers/sides.h"
 
 namespace dsv32::harness {
 namespace {

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "harness/cases/layer_selection.h"
+#include "harness/cases/layers/selection.h"
 #include "harness/judge/adamw.h"
 #include "harness/judge/verdict.h"
 #include "src/model/tensor.h"

@@ -3,7 +3,7 @@
 #include <vector>
 
 #include "harness/cases/case_run.h"
-#include "harness/cases/layer_options.h"
+#include "harness/cases/layers/options.h"
 
 namespace dsv32::harness {
 
