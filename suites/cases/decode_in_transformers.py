@@ -2,7 +2,9 @@
 
     python decode_in_transformers.py CHECKPOINT OUT LABEL...
 
-LABEL is a cache (dynamic, static) or one of FAULTS; OUT gets LABEL.safetensors.
+LABEL is a cache (dynamic, static, offloaded) or one of FAULTS; OUT gets LABEL.safetensors. Without
+a CUDA device the offloaded cache moves its keys from the host to the host: its own code runs, the
+copies and their streams do not.
 """
 
 from __future__ import annotations
@@ -128,6 +130,43 @@ def k_of_queries(model: nn.Module) -> Iterator[None]:
         yield
 
 
+class _HostStream:
+    """In the place of a CUDA stream: the host does one thing after the other."""
+
+    def __enter__(self) -> _HostStream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def wait_stream(self, other: _HostStream) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def offloaded_to_the_host(model: nn.Module) -> Iterator[None]:
+    if torch.cuda.is_available():
+        yield
+        return
+    moved: list[int] = []
+    layer = importlib.import_module("transformers.cache_utils").CacheLayerMixin
+    offload = layer.offload
+
+    def counted(self: Any) -> None:
+        moved.append(0)
+        offload(self)
+
+    with (
+        mock.patch("dsv32_dump.generate.check_cache"),
+        mock.patch.object(torch, "Stream", _HostStream),
+        mock.patch.object(torch.cuda, "default_stream", lambda device=None: _HostStream()),
+        mock.patch.object(layer, "offload", counted),
+    ):
+        yield
+    if not moved:
+        raise SystemExit("offloaded: no layer of the cache was moved")
+
+
 FAULTS: dict[str, Fault] = {
     "position-off-by-one": position_off_by_one,
     "cache-of-another-row": cache_of_another_row,
@@ -137,6 +176,7 @@ FAULTS: dict[str, Fault] = {
     "padding-attended": padding_attended,
     "k-of-queries": k_of_queries,
 }
+CONDITIONS: dict[str, Fault] = {**FAULTS, "offloaded": offloaded_to_the_host}
 
 
 def main(checkpoint: Path, out: Path, labels: list[str]) -> None:
@@ -147,7 +187,7 @@ def main(checkpoint: Path, out: Path, labels: list[str]) -> None:
     decoding = decoding_of_case(case, None, None)
     for label in labels:
         cache = label if label in CACHES else "dynamic"
-        plant = FAULTS.get(label, lambda model: contextlib.nullcontext())
+        plant = CONDITIONS.get(label, lambda model: contextlib.nullcontext())
         with plant(model):
             options = Options(decoding=decoding, cache=cache)
             run = dump(model, case, out / f"{label}.safetensors", options, checkpoint=checkpoint)

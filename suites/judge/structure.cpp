@@ -129,7 +129,26 @@ TEST(SelfStructureValues, AreAFunctionOfTheRightOnes) {
                          [](int64_t, double x) {
                            return bfloat16_to_float(float_to_bfloat16(static_cast<float>(x)));
                          }),
-                    "bfloat16 number"));
+                    "bfloat16 number: the right one, rounded"));
+}
+
+/// A float16 number some steps of that type from x, to no side.
+float some_steps_off(int64_t i, double x) {
+  const auto rounded = [](double value) {
+    return float16_to_float(float_to_float16(static_cast<float>(value)));
+  };
+  const int steps = 4 - static_cast<int>(i * 7 % 9);
+  return rounded(x + steps * std::ldexp(1.0, std::ilogb(x) - 10));
+}
+
+TEST(SelfStructureValues, SumsOfA16BitTypeAreMoreThanOneRoundingOff) {
+  const std::string tap = "layers.1.moe.shared", summed = "as sums made in float16 are";
+  EXPECT_TRUE(names(each(tap, some_steps_off), summed));
+  const std::string gained = each(tap, [](int64_t, double x) {
+    return float16_to_float(float_to_float16(static_cast<float>(1.01 * x)));
+  });
+  EXPECT_TRUE(names(gained, "every value is a float16 number"));
+  EXPECT_FALSE(names(gained, summed));
 }
 
 TEST(SelfStructureCommon, RowsThatFailAreToldByWhatTheyShare) {

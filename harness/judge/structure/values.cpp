@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <cstring>
 #include <numeric>
@@ -84,23 +85,68 @@ std::string lane_shift(const Sample& sample) {
   return fits ? "each lane is off by a constant of its own (a bias missing or added)" : "";
 }
 
-/// Of the whole judged tensor: numbers that a 16-bit type holds.
-std::string coarse_numbers(const Comparison& c) {
-  if (c.judged->dtype() != DType::float32) return "";
+/// A 16-bit type, by the numbers that it holds.
+struct NarrowType {
+  const char* name;
+  float (*rounded)(float);
+  int digits;  // of the mantissa, the leading one too
+};
+constexpr NarrowType kNarrowTypes[] = {
+    {"bfloat16", [](float x) { return bfloat16_to_float(float_to_bfloat16(x)); }, 8},
+    {"float16", [](float x) { return float16_to_float(float_to_float16(x)); }, 11},
+};
+
+/// The first type that holds every value of the judged tensor; nullptr: none.
+const NarrowType* type_of_values(const HostTensor& judged) {
   constexpr int64_t kFewest = 16;
-  const auto values = c.judged->data<float>();
-  bool bfloat = true, half = true;
+  if (judged.dtype() != DType::float32) return nullptr;
+  const auto values = judged.data<float>();
+  const auto counts = [](float x) { return x != 0 && std::isfinite(x); };
+  if (std::count_if(values.begin(), values.end(), counts) < kFewest) return nullptr;
+  for (const NarrowType& type : kNarrowTypes)
+    if (std::all_of(values.begin(), values.end(),
+                    [&](float x) { return !counts(x) || type.rounded(x) == x; }))
+      return &type;
+  return nullptr;
+}
+
+/// How far the sampled values are from the right ones, in steps of the type at the right value.
+struct StepsOff {
+  double rms = 0;
+  double away = 0;  // mean away from zero: a gain has one, roundings have none
+};
+StepsOff steps_off(const Sample& sample, const NarrowType& type) {
+  StepsOff off;
   int64_t counted = 0;
-  for (const float x : values) {
-    if (x == 0 || !std::isfinite(x)) continue;
-    ++counted;
-    bfloat = bfloat && bfloat16_to_float(float_to_bfloat16(x)) == x;
-    half = half && float16_to_float(float_to_float16(x)) == x;
-    if (!bfloat && !half) return "";
-  }
-  if (counted < kFewest) return "";
-  return bfloat ? "every value is a bfloat16 number (the low 16 bits are zero)"
-                : "every value is a float16 number";
+  for (size_t r = 0; r < sample.o.size(); ++r)
+    for (size_t i = 0; i < sample.o[r].size(); ++i) {
+      const double right = sample.o[r][i];
+      if (right == 0 || !std::isfinite(right)) continue;
+      const double steps =
+          (sample.k[r][i] - right) / std::ldexp(1.0, std::ilogb(right) + 1 - type.digits);
+      off.rms += steps * steps;
+      off.away += right > 0 ? steps : -steps;
+      ++counted;
+    }
+  const auto n = static_cast<double>(std::max<int64_t>(counted, 1));
+  return {std::sqrt(off.rms / n), off.away / n};
+}
+
+/// Numbers of a 16-bit type, and whether the result alone was rounded to it. One rounding is off by
+/// 0.29 steps on average; a sum that is rounded on its way by some steps, to no side.
+std::string coarse_numbers(const Comparison& c, const Sample& sample) {
+  constexpr double kOneRounding = 0.75, kSummed = 1.5, kMostSteps = 64, kToNoSide = 0.3;
+  const NarrowType* type = type_of_values(*c.judged);
+  if (type == nullptr) return "";
+  const std::string text = std::string("every value is a ") + type->name + " number";
+  const StepsOff off = steps_off(sample, *type);
+  if (off.rms <= kOneRounding) return text + ": the right one, rounded to that type";
+  if (off.rms < kSummed || off.rms > kMostSteps || std::fabs(off.away) > kToNoSide * off.rms)
+    return text;
+  std::array<char, 16> steps{};
+  std::snprintf(steps.data(), steps.size(), "%.2g", off.rms);
+  return text + ", " + steps.data() + " of its steps off on average: as sums made in " +
+         type->name + " are";
 }
 
 }  // namespace
@@ -115,7 +161,7 @@ std::string describe_values(const Comparison& c, const RowLayout&, const Sample&
     for (const auto& part : {clipped, function_of_right, softmaxed, lane_shift})
       if (text.empty()) text = part(sample);
   }
-  const std::string coarse = coarse_numbers(c);
+  const std::string coarse = coarse_numbers(c, sample);
   return text.empty() || coarse.empty() ? text + coarse : text + "; " + coarse;
 }
 
