@@ -230,12 +230,21 @@ Options help_of(Parser& parser) {
   return options;
 }
 
+/// As CLI11 takes them, the last one first. "help WORD.." is "WORD.. --help".
+std::vector<std::string> words_for_parser(const std::vector<std::string>& arguments) {
+  std::vector<std::string> words(arguments.rbegin(), arguments.rend());
+  if (words.empty() || words.back() != "help") return words;
+  words.pop_back();
+  words.insert(words.begin(), "--help");
+  return words;
+}
+
 }  // namespace
 
 Options parse_command_line(const std::vector<std::string>& arguments) {
   const std::unique_ptr<Parser> parser = make_parser();
   try {
-    parser->app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
+    parser->app.parse(words_for_parser(arguments));
   } catch (const CLI::CallForHelp&) {
     return help_of(*parser);
   } catch (const CLI::ParseError& error) {

@@ -4,7 +4,7 @@
 #include "harness/cli/commands.h"
 #include "harness/cli/names.h"
 #include "harness/report/limits.h"
-#include "harness/report/text.h"
+#include "harness/report/listing.h"
 #include "harness/training/step/updates.h"
 #include "harness/training/suite.h"
 #include "src/io/io.h"
@@ -15,16 +15,10 @@
 namespace dsv32::harness {
 namespace {
 
-constexpr size_t kNameWidth = 24;  // "layers.N.router.weights"
-
-std::string row(const std::string& name, const std::string& about) {
-  return "  " + padded(name, kNameWidth) + " " + about + "\n";
-}
-
-std::string list_suites() {
-  std::string text;
-  for (const SuiteInfo& suite : suites()) text += row(suite.name, suite.about);
-  return text;
+Listing list_suites() {
+  Listing listing;
+  for (const SuiteInfo& suite : suites()) listing.push_back({suite.name, suite.about});
+  return listing;
 }
 
 std::string describe(const Case& c) {
@@ -35,10 +29,10 @@ std::string describe(const Case& c) {
   return text.str();
 }
 
-std::string list_cases() {
-  std::string text;
-  for (const Case& c : io::cases()) text += row(c.name, describe(c));
-  return text;
+Listing list_cases() {
+  Listing listing;
+  for (const Case& c : io::cases()) listing.push_back({c.name, describe(c)});
+  return listing;
 }
 
 std::string_view shape_of(TapKind kind) {
@@ -72,60 +66,74 @@ std::string_view shape_of(const TapInfo& tap) {
   return shape_of(tap.kind);
 }
 
-std::string list_taps() {
-  std::string text;
+Listing list_taps() {
+  Listing listing;
   for (const TapInfo& tap : tap_vocabulary()) {
     const std::string prefix = tap.per_layer ? "layers.N." : "";
-    text += row(prefix + std::string(tap.name), std::string(shape_of(tap)));
+    listing.push_back({prefix + std::string(tap.name), std::string(shape_of(tap))});
   }
-  text += row("grad.<weight>", std::string(shape_of(TapKind::gradient)));
-  text += row("dtap.<tap>", "the tap's shape: the gradient by it");
-  return text + row("step.N.update.<weight>", std::string(shape_of(TapKind::gradient)));
+  const std::string of_weight(shape_of(TapKind::gradient));
+  listing.push_back({"grad.<weight>", of_weight});
+  listing.push_back({"dtap.<tap>", "the tap's shape: the gradient by it"});
+  listing.push_back({"step.N.update.<weight>", of_weight});
+  return listing;
 }
 
-std::string list_dialects() {
-  std::string text;
-  for (const Dialect& dialect : dialect_presets()) {
-    text += row(dialect.name, dialect_consequence(dialect.name));
-  }
-  text += "  toggles, alone or in a sum (spec-1+kl-sum-over-layers, hf+k-norm-eps):\n";
-  for (const KnownBug& bug : known_bugs()) text += row(bug.name, bug.description);
-  text += "  toggles of 16-bit models:\n";
-  for (const KnownBug& bug : fp8_toggles()) text += row(bug.name, bug.description);
-  return text;
+Listing list_dialects() {
+  const std::string toggle =
+      "toggles, alone or in a sum (spec-1+kl-sum-over-layers, hf+k-norm-eps)";
+  Listing listing;
+  for (const Dialect& dialect : dialect_presets())
+    listing.push_back({dialect.name, dialect_consequence(dialect.name)});
+  for (const KnownBug& bug : known_bugs()) listing.push_back({bug.name, bug.description, toggle});
+  for (const KnownBug& bug : fp8_toggles())
+    listing.push_back({bug.name, bug.description, "toggles of 16-bit models"});
+  return listing;
 }
 
 /// The catalogue of the diagnosis.
-std::string list_bugs() {
-  std::string text;
+Listing list_bugs() {
+  Listing listing;
   for (const KnownBug& bug : known_bugs())
-    text += row(bug.name, bug.description + " (first seen in " + bug.first_tap + ")");
+    listing.push_back({bug.name, bug.description + " (first seen in " + bug.first_tap + ")"});
   for (const auto& [name, words] : step_fault_names())
-    text += row(name, words + " (seen in step.N.update.*)");
-  return text;
+    listing.push_back({name, words + " (seen in step.N.update.*)"});
+  return listing;
 }
 
-std::string list_configs() {
-  std::string text;
+Listing list_configs() {
+  Listing listing;
   for (const std::string& name : io::config_names()) {
     const ModelConfig config = io::read_config(name);
     std::ostringstream about;
     about << config.num_hidden_layers << " layers, hidden " << config.hidden_size << ", "
           << config.num_attention_heads << " heads, " << config.n_routed_experts
           << " experts, top-k " << config.index_topk;
-    text += row(name, about.str());
+    listing.push_back({name, about.str()});
   }
-  return text;
+  return listing;
 }
 
-std::string list_group(const std::string& group) {
+constexpr char kLimits[] = "limits";  // tables of numbers, with a form of their own
+
+Listing list_group(const std::string& group) {
   if (group == "suites") return list_suites();
   if (group == "cases") return list_cases();
   if (group == "taps") return list_taps();
   if (group == "dialects") return list_dialects();
-  if (group == "bugs") return list_bugs();
-  if (group == "limits") return limits_text();
-  return list_configs();
+  return group == "bugs" ? list_bugs() : list_configs();
+}
+
+std::string group_text(const std::string& group) {
+  return group == kLimits ? limits_text() : listing_text(list_group(group));
+}
+
+/// Of all groups: but for the limits, which are asked for by name.
+std::string group_json(const std::vector<std::string>& groups) {
+  std::vector<std::pair<std::string, Listing>> listings;
+  for (const std::string& group : groups)
+    if (group != kLimits) listings.emplace_back(group, list_group(group));
+  return listing_json(listings);
 }
 
 }  // namespace
@@ -149,21 +157,14 @@ const std::vector<SuiteInfo>& suites() {
 }
 
 ExitCode list_command(const Options& options) {
+  const bool one = !options.arguments.empty();
+  const std::vector<std::string>& groups = one ? options.arguments : list_groups();
   if (options.json) {
-    if (options.arguments != std::vector<std::string>{"limits"})
-      throw Error(ExitCode::usage,
-                  {.where = "list",
-                   .what = "--json",
-                   .expected = "the group limits",
-                   .got = options.arguments.empty() ? "no group" : options.arguments.front()});
-    std::cout << limits_json();
+    std::cout << (one && groups.front() == kLimits ? limits_json() : group_json(groups));
     return ExitCode::ok;
   }
-  if (!options.arguments.empty()) {
-    std::cout << list_group(options.arguments.front());
-    return ExitCode::ok;
-  }
-  for (const std::string& group : list_groups()) std::cout << group << ":\n" << list_group(group);
+  for (const std::string& group : groups)
+    std::cout << (one ? "" : group + ":\n") << group_text(group);
   return ExitCode::ok;
 }
 

@@ -352,7 +352,8 @@ void add_list(Parser& parser) {
   CLI::App& list = *add_verb(parser, parser.app, Command::list, "list",
                              "list suites, cases, taps, dialects, limits, configs");
   add_words(list, parser.raw, "group", "[GROUP]")->required(false)->expected(0, 1);
-  add_flag(list, "--json", parser.raw.options.json, "print the group limits as JSON", kOutput);
+  add_flag(list, "--json", parser.raw.options.json, "as JSON; the limits only when they are named",
+           kOutput);
 }
 
 }  // namespace
@@ -373,7 +374,7 @@ std::unique_ptr<Parser> make_parser() {
       ->group(kOther);
   app.add_flag("--show-config", parser->raw.show_config, "the config and what follows from it")
       ->group(kOther);
-  app.add_flag("--version", parser->raw.version, "versions of the tool and its libraries")
+  app.add_flag("-V,--version", parser->raw.version, "versions of the tool and its libraries")
       ->group(kOther);
   add_dump(*parser);
   add_fork(*parser);

@@ -174,10 +174,12 @@ class Usage(CliTest):
             text = run(*words, "--help").stdout
             self.assertIn("Usage: " + " ".join(["dsv32-verify", *words]), text)
             self.assertLessEqual(max(map(len, text.splitlines())), 100)
+            self.assertEqual(run("help", *words).stdout, text)
 
     def test_version(self) -> None:
         done = run("--version")
         self.ended(done, OK)
+        self.assertEqual(run("-V").stdout, done.stdout)
         for word in ("dsv32-verify", "torch", "CUDA", "HDF5", "report schema"):
             self.assertRegex(done.stdout, rf"(?m)^{word} \S+")
 
@@ -204,7 +206,19 @@ class Usage(CliTest):
         self.assertEqual(len(lines), len(rows) + len(tables))  # a line of headers each
         for row in rows:
             self.assertTrue(any(line.endswith(" " + row["basis"]) for line in lines), row)
-        self.refused(run("list", "suites", "--json"), USAGE, "limits")
+
+    def test_every_list_is_there_as_data(self) -> None:
+        everything = json.loads(run("list", "--json").stdout)
+        self.assertEqual(list(everything), ["suites", "cases", "taps", "dialects", "bugs", "configs"])
+        for group, entries in everything.items():
+            one = run("list", group, "--json")
+            self.ended(one, OK)
+            self.assertEqual(json.loads(one.stdout), {group: entries})
+            lines = [line.split()[0] for line in run("list", group).stdout.splitlines()
+                     if not line.endswith(":")]
+            self.assertEqual([entry["name"] for entry in entries], lines)
+        kinds = {entry.get("kind", "") for entry in everything["dialects"]}
+        self.assertEqual(len(kinds), 3, kinds)
 
 
 class Streams(CliTest):
