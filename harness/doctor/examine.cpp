@@ -154,7 +154,7 @@ Line python(const PythonFacts& facts) {
     return {Health::note, topic, inventory(facts) + ": this transformers has no deepseek_v32",
             "pip install 'transformers>=5.12', or --transformers PATH of the fork's tree, on the "
             "branch that has the model"};
-  std::string does = inventory(facts) + ": dumps forward, backward, KL, train";
+  std::string does = inventory(facts) + ": dumps forward, backward, KL, train, generate";
   if (!version_of(facts, "peft").empty()) does += ", dual_lora";
   if (version_of(facts, "fast-hadamard-transform").empty())
     return {Health::ok, topic, does + "; no fast-hadamard-transform, plain torch stands in", ""};

@@ -4,7 +4,6 @@
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
-#include <nlohmann/json.hpp>
 
 #include "src/io/output.h"
 #include "src/model/errors.h"
@@ -12,31 +11,10 @@
 namespace dsv32::harness {
 namespace {
 
-using Json = nlohmann::json;
 namespace fs = std::filesystem;
 
 constexpr const char* kSuffix = ".json";
 constexpr size_t kMostKept = 500;
-
-Json json_of(const std::vector<Witness>& witnesses) {
-  Json list = Json::array();
-  for (const Witness& w : witnesses)
-    list.push_back({{"party", static_cast<int>(w.subject.party)},
-                    {"label", w.subject.label},
-                    {"checks", w.checks},
-                    {"failed", w.failed}});
-  return list;
-}
-
-std::vector<Witness> witnesses_of(const Json& list) {
-  std::vector<Witness> witnesses;
-  for (const Json& w : list)
-    witnesses.push_back(
-        {.subject = {.party = static_cast<Party>(w.at("party").get<int>()), .label = w.at("label")},
-         .checks = w.at("checks"),
-         .failed = w.at("failed")});
-  return witnesses;
-}
 
 /// Entries of the folder, oldest first.
 std::vector<fs::path> by_age(const fs::path& folder) {
@@ -60,18 +38,14 @@ std::optional<std::vector<Witness>> WitnessStore::find(const std::string& key) c
   if (folder_.empty()) return std::nullopt;
   std::ifstream in(file_of(key));
   const std::string text{std::istreambuf_iterator<char>(in), {}};
-  try {
-    return witnesses_of(Json::parse(text));
-  } catch (const Json::exception&) {
-    return std::nullopt;
-  }
+  return read_witnesses(text);
 }
 
 void WitnessStore::keep(const std::string& key, const std::vector<Witness>& witnesses) const {
   if (folder_.empty()) return;
   try {
     fs::create_directories(folder_);
-    const std::string text = json_of(witnesses).dump();
+    const std::string text = witnesses_json(witnesses);
     io::OutputFile file(file_of(key));
     file.write(0, text.data(), text.size());
     file.commit();

@@ -5,19 +5,12 @@
 #include <string>
 #include <vector>
 
-#include "harness/judge/verdict.h"
+#include "harness/report/witness.h"
 
 /// The golden and our own models are the witnesses of a case. Their verdicts depend on this program
 /// and on the case alone, so a run that judges a large candidate does not ask them again: it reads
 /// here what an earlier run of the same program found.
 namespace dsv32::harness {
-
-/// What was found about one witness.
-struct Witness {
-  Subject subject;
-  size_t checks = 0;  // that ran
-  size_t failed = 0;
-};
 
 /// A folder of small files, one for each set of verdicts; safe for several runs at once.
 class WitnessStore {
