@@ -141,7 +141,9 @@ class Choice {
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(),
                      [&](int64_t a, int64_t b) { return sums[a] > sums[b]; });
-    for (size_t i = config_.topk_group; i < order.size(); ++i)
+    const int64_t kept =
+        std::clamp<int64_t>(config_.topk_group + variant_.topk_group_delta, 1, config_.n_group);
+    for (int64_t i = kept; i < std::ssize(order); ++i)
       for (int64_t e = 0; e < size; ++e)
         scores[order[i] * size + e] = variant_.group_fill_zero ? 0 : -kInfinity;
   }
@@ -161,6 +163,7 @@ bool is_best(const std::vector<double>& values, const std::set<int64_t>& chosen,
     bound = chosen.contains(e) ? std::min(bound, values[e]) : std::max(bound, values[e]);
   }
   if (lowest == -kInfinity) return false;
+  if (highest == -kInfinity) return true;  // all that are left
   return lowest >= highest - kRoundings * ulp_at(highest, DType::float32);
 }
 

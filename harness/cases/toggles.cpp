@@ -108,7 +108,7 @@ std::vector<Toggle> toggles_for(const ModelConfig& config, const Objective& obje
                                          [&](const Norm& norm) { return norm.name == bug.name; });
     if (of_one_norm || bug.name == "k-norm-eps") toggle.taps = {bug.first_tap};
     if (bug.name == "silu-missing") toggle.taps = {"moe.routed", "moe.shared", "mlp.out"};
-    if (bug.name == "norm-weight-plus-one")
+    if (bug.name == "norm-weight-plus-one" || bug.name == "norm-subtracts-mean")
       toggle.taps = {"attn_norm", "q_latent", "kv_latent", "ffn_norm", "final_norm"};
     toggles.push_back(std::move(toggle));
   }
@@ -163,6 +163,8 @@ std::vector<std::string> changed_ops(const Dialect& a, const Dialect& b) {
   add(!(a.cache == b.cache), {"ix.scores", "attn.logits", "attn.ctx"});
   add(!(a.attention == b.attention),
       {"attn.logits", "attn.probs", "kl.student", "kl.rows", "kl.dscores"});
+  add(a.attention.kv_b_blocks != b.attention.kv_b_blocks, {"attn.ctx"});
+  add(a.attention.q_b_rope_first != b.attention.q_b_rope_first, {"q_nope", "q_rope"});
   add(!(a.router == b.router), {"router.experts", "router.weights"});
   add(!(a.moe == b.moe), {"moe.routed", "moe.shared", "mlp.out"});
   add(!(a.residual == b.residual), {"attn_norm", "ffn_norm", "hidden"});

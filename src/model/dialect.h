@@ -22,11 +22,15 @@ struct NormVariant {
   double eps_kv_latent = 0;
   double eps_final = 0;
   bool weight_plus_one = false;   // every norm multiplies by 1 + weight
+  bool subtracts_mean = false;    // every RMSNorm subtracts the mean first, as LayerNorm does
   bool q_latent_missing = false;  // its projection is used as it is
   bool kv_latent_missing = false;
 
   bool operator==(const NormVariant&) const = default;
 };
+
+/// What of the rotation is rounded to bfloat16 in a model of any dtype.
+enum class CoarseRope { none, table, angles, frequencies };
 
 struct RopeVariant {
   RopePairing mla = RopePairing::interleaved;
@@ -43,6 +47,9 @@ struct RopeVariant {
   int offset_after_prompt = 0;  // added to the positions of every chunk but the first
   bool q_reversed = false;      // rotated in the opposite sense
   bool k_reversed = false;
+  bool q_missing = false;  // not rotated at all
+  bool k_missing = false;
+  CoarseRope coarse = CoarseRope::none;
   bool angles_along_heads = false;  // indexer q: cos/sin along the head axis (needs S == H_I)
   bool angles_not_halved = false;   // indexer: full-width table used for half vectors
 
@@ -100,7 +107,7 @@ struct CacheVariant {
   bool operator==(const CacheVariant&) const = default;
 };
 
-enum class SoftmaxScale { qk, nope, none };
+enum class SoftmaxScale { qk, nope, v, none };
 
 struct AttentionVariant {
   Mask mask = Mask::right;  // of the selected keys
@@ -108,6 +115,8 @@ struct AttentionVariant {
   int mscale_power = 2;             // 0: missing, 4: applied twice
   bool mscale_from_mscale = false;  // uses `mscale` in place of `mscale_all_dim`
   bool absorbed = false;            // MQA on the latent; the same function
+  bool kv_b_blocks = false;         // rows of kv_b: the keys of all heads, then the values of all
+  bool q_b_rope_first = false;      // rows of q_b, in each head: the rotated lanes first
 
   bool operator==(const AttentionVariant&) const = default;
 };
@@ -123,6 +132,8 @@ struct RouterVariant {
   GroupScore group_score = GroupScore::top2;
   bool group_fill_zero = false;
   bool normalise = true;
+  bool normalise_over_all = false;  // divides by the scores of all experts
+  int topk_group_delta = 0;         // added to topk_group
   double norm_eps = 1e-20;
   int scale_times = 1;  // routed_scaling_factor applied 0, 1 or 2 times
   int expert_id_shift = 0;

@@ -115,6 +115,12 @@ class Layer {
     return attention_out(own);
   }
 
+  /// Lanes of the attention at their positions.
+  Tensor rotated(const Tensor& lanes, bool missing, bool reversed) const {
+    if (missing) return lanes;
+    return rotate(ctx_, lanes, in_sense(chunk_.rope, reversed), ctx_.dialect.rope.mla);
+  }
+
   /// Fills `front`; a tensor in a staged run that needs nothing of it.
   Tensor make_front(const Tensor& x, AttentionFront& front) {
     const ModelConfig& c = ctx_.config;
@@ -132,14 +138,15 @@ class Layer {
 
     Tensor q = linear(ctx_, q_latent, weight("self_attn.q_b_proj.weight"))
                    .unflatten(-1, {c.num_attention_heads, c.qk_head_dim()});
-    const RopePairing pairing = ctx_.dialect.rope.mla;
-    Tensor q_nope = put("q_nope", q.narrow(-1, 0, c.qk_nope_head_dim));
+    const RopeVariant& rope = ctx_.dialect.rope;
+    const bool rope_first = ctx_.dialect.attention.q_b_rope_first;
+    Tensor q_nope =
+        put("q_nope", q.narrow(-1, rope_first ? c.qk_rope_head_dim : 0, c.qk_nope_head_dim));
     Tensor q_rope =
-        put("q_rope", rotate(ctx_, q.narrow(-1, c.qk_nope_head_dim, c.qk_rope_head_dim),
-                             in_sense(chunk_.rope, ctx_.dialect.rope.q_reversed), pairing));
-    const Tensor k_rope =
-        put("k_rope", rotate(ctx_, kv.narrow(-1, c.kv_lora_rank, c.qk_rope_head_dim),
-                             in_sense(chunk_.rope, ctx_.dialect.rope.k_reversed), pairing));
+        put("q_rope", rotated(q.narrow(-1, rope_first ? 0 : c.qk_nope_head_dim, c.qk_rope_head_dim),
+                              rope.q_missing, rope.q_reversed));
+    const Tensor k_rope = put("k_rope", rotated(kv.narrow(-1, c.kv_lora_rank, c.qk_rope_head_dim),
+                                                rope.k_missing, rope.k_reversed));
 
     const Tensor keys = append(ctx_.dialect.cache, cache_.kv_latent, kv_latent);
     const Tensor rope_keys = append(ctx_.dialect.cache, cache_.k_rope, k_rope);

@@ -41,11 +41,14 @@ Tensor linear(const Context& ctx, const Tensor& x, const Weight& weight) {
 
 ExpandedKv expand_kv(const Context& ctx, const Tensor& kv_latent, const Weight& kv_b) {
   const ModelConfig& config = ctx.config;
-  const Tensor kv =
-      linear(ctx, kv_latent, kv_b)
-          .unflatten(-1, {config.num_attention_heads, config.qk_nope_head_dim + config.v_head_dim});
-  return {kv.narrow(-1, 0, config.qk_nope_head_dim),
-          kv.narrow(-1, config.qk_nope_head_dim, config.v_head_dim)};
+  const int64_t heads = config.num_attention_heads, nope = config.qk_nope_head_dim;
+  const Tensor rows = linear(ctx, kv_latent, kv_b);
+  if (ctx.dialect.attention.kv_b_blocks)
+    return {rows.narrow(-1, 0, heads * nope).unflatten(-1, {heads, nope}),
+            rows.narrow(-1, heads * nope, heads * config.v_head_dim)
+                .unflatten(-1, {heads, config.v_head_dim})};
+  const Tensor kv = rows.unflatten(-1, {heads, nope + config.v_head_dim});
+  return {kv.narrow(-1, 0, nope), kv.narrow(-1, nope, config.v_head_dim)};
 }
 
 AttentionOperands attention_operands(const Context& ctx, Tensor q_nope, Tensor q_rope,

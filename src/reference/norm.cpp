@@ -11,8 +11,9 @@ Tensor mean(const Context& ctx, const Tensor& x) {
 }  // namespace
 
 Tensor rms_norm(const Context& ctx, const Tensor& x, const Tensor& weight, double eps) {
-  const Tensor mean_square = mean(ctx, x.pow(2));
-  const Tensor normed = x * torch::rsqrt(mean_square + eps);
+  const Tensor read = ctx.dialect.norm.subtracts_mean ? x - mean(ctx, x) : x;
+  const Tensor mean_square = mean(ctx, read.pow(2));
+  const Tensor normed = read * torch::rsqrt(mean_square + eps);
   const Tensor factor = ctx.dialect.norm.weight_plus_one ? weight + 1 : weight;
   return factor * ctx.rounding.cast(normed);
 }

@@ -22,18 +22,18 @@ Tensor powers(const Context& ctx, double theta, const Tensor& exponent) {
   return torch::exp(exponent * -std::log(theta));
 }
 
-/// f_i, [d/2].
-Tensor frequencies(const Context& ctx) {
+/// f_i, [d/2], in the type of `real`.
+Tensor frequencies(const Context& ctx, const torch::TensorOptions& real) {
   const ModelConfig& config = ctx.config;
   const int64_t d = config.qk_rope_head_dim;
-  const Tensor exponent = torch::arange(0, d, 2, ctx.real()) / static_cast<double>(d);
+  const Tensor exponent = torch::arange(0, d, 2, real) / static_cast<double>(d);
   constexpr double kDefaultTheta = 10000;
   const double theta = ctx.dialect.rope.default_theta ? kDefaultTheta : config.rope_theta;
   const Tensor plain = powers(ctx, theta, exponent);
   if (!config.yarn || ctx.dialect.rope.yarn_ignored) return plain;
 
   const YarnNumbers yarn = *config.yarn_numbers();
-  const Tensor pair = torch::arange(d / 2, ctx.real());
+  const Tensor pair = torch::arange(d / 2, real);
   const Tensor ramp = ((pair - yarn.low) / yarn.width).clamp(0, 1);
   return plain / interpolation_factor(ctx) * ramp + plain * (1 - ramp);
 }
@@ -52,6 +52,25 @@ Tensor broadcast_to_heads(const Tensor& table, const Tensor& x) {
   return x.dim() == 4 ? table.unsqueeze(2) : table;
 }
 
+Tensor through_bfloat16(const Tensor& x) { return x.to(torch::kBFloat16).to(x.scalar_type()); }
+
+/// cos and sin of positions [..], of which something is rounded to bfloat16. A number near a tie
+/// goes where float32 code takes it, whatever the type of the run.
+RopeTable coarse_table(const Context& ctx, const Tensor& positions) {
+  const CoarseRope coarse = ctx.dialect.rope.coarse;
+  const auto rounded = [coarse](const Tensor& x, CoarseRope where) {
+    return coarse == where ? through_bfloat16(x) : x;
+  };
+  const auto real = ctx.real().dtype(torch::kFloat32);
+  const Tensor factors = rounded(frequencies(ctx, real), CoarseRope::frequencies);
+  const Tensor angles = rounded(positions.to(torch::kFloat32) * factors, CoarseRope::angles);
+  const auto table = [&](const Tensor& x) {
+    return ctx.rounding.cast(
+        rounded(x * amplitude(ctx), CoarseRope::table).to(ctx.rounding.compute_type()));
+  };
+  return {table(angles.cos()), table(angles.sin())};
+}
+
 }  // namespace
 
 RopeTable rope_table(const Context& ctx, const Tensor& positions) {
@@ -59,7 +78,9 @@ RopeTable rope_table(const Context& ctx, const Tensor& positions) {
   Tensor used = positions + variant.position_offset;
   if (variant.positions_of_row0) used = used.slice(0, 0, 1).expand_as(positions);
   const Tensor wide = used.to(ctx.rounding.compute_type());
-  const Tensor angles = (wide.dim() == 2 ? wide.unsqueeze(-1) : wide) * frequencies(ctx);
+  const Tensor by_pair = wide.dim() == 2 ? wide.unsqueeze(-1) : wide;
+  if (variant.coarse != CoarseRope::none) return coarse_table(ctx, by_pair);
+  const Tensor angles = by_pair * frequencies(ctx, ctx.real());
   return {ctx.rounding.cast(angles.cos() * amplitude(ctx)),
           ctx.rounding.cast(angles.sin() * amplitude(ctx))};
 }
@@ -84,8 +105,9 @@ RopeTable in_sense(const RopeTable& table, bool reversed) {
 
 double softmax_scale(const ModelConfig& config, const AttentionVariant& variant) {
   if (variant.scale == SoftmaxScale::none) return 1;
-  const bool nope = variant.scale == SoftmaxScale::nope;
-  const int64_t width = nope ? config.qk_nope_head_dim : config.qk_head_dim();
+  const int64_t width = variant.scale == SoftmaxScale::nope ? config.qk_nope_head_dim
+                        : variant.scale == SoftmaxScale::v  ? config.v_head_dim
+                                                            : config.qk_head_dim();
   const double plain = std::pow(static_cast<double>(width), -0.5);
   if (!config.yarn) return plain;
   const double source =

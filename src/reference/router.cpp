@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "src/reference/ops.h"
 
 namespace dsv32::reference {
@@ -29,10 +31,12 @@ Tensor keep_best_groups(const Context& ctx, const Tensor& choice) {
   const Tensor grouped =
       choice.unflatten(-1, {config.n_group, config.n_routed_experts / config.n_group});
   const int64_t counted = counted_in_group(ctx);
+  const int64_t groups = std::clamp<int64_t>(
+      config.topk_group + ctx.dialect.router.topk_group_delta, 1, config.n_group);
   const Tensor group_score =
       std::get<0>(grouped.topk(std::min(counted, grouped.size(-1)), -1)).sum(-1);
-  const Tensor kept = torch::zeros_like(group_score, torch::kBool)
-                          .scatter_(-1, first_k(group_score, config.topk_group), true);
+  const Tensor kept =
+      torch::zeros_like(group_score, torch::kBool).scatter_(-1, first_k(group_score, groups), true);
   const double fill =
       ctx.dialect.router.group_fill_zero ? 0.0 : -std::numeric_limits<double>::infinity();
   return grouped.masked_fill(~kept.unsqueeze(-1), fill).flatten(-2);
@@ -57,7 +61,8 @@ Tensor routing_weights(const Context& ctx, const Tensor& logits, const Tensor& b
   if (variant.bias_in_weights) scores = scores + bias;
   Tensor weights = scores.gather(-1, experts);
   if (variant.normalise && ctx.config.norm_topk_prob) {
-    weights = weights / (weights.sum(-1, /*keepdim=*/true) + variant.norm_eps);
+    const Tensor& summed = variant.normalise_over_all ? scores : weights;
+    weights = weights / (summed.sum(-1, /*keepdim=*/true) + variant.norm_eps);
   }
   for (int i = 0; i < variant.scale_times; ++i)
     weights = weights * ctx.config.routed_scaling_factor;

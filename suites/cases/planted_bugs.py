@@ -29,8 +29,8 @@ def known(name: str, *edits: Edit, case: str = "tiny-wide", dialect: str = "") -
     return Bug(name, edits, name, case=case, dialect=dialect)
 
 
-def unknown(label: str, tap: str, *edits: Edit, words: str = "", case: str = "tiny-wide") -> Bug:
-    return Bug(label, edits, tap=tap, words=words, case=case)
+def unknown(label: str, tap: str, *edits: Edit, words: str = "", attn: str = "default") -> Bug:
+    return Bug(label, edits, tap=tap, words=words, attn=attn)
 
 
 K_NORM = "self.k_norm = nn.LayerNorm(self.head_dim, eps=1e-6)"
@@ -53,6 +53,8 @@ LOSS = "loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.
 EXPERT_OUT = "current_hidden_states = current_hidden_states * top_k_weights[token_idx, top_k_pos, None]"
 EXPERT_WEIGHTS = "current_hidden_states = nn.functional.linear(current_hidden_states, self.down_proj[expert_idx])"
 LOGITS = "logits = self.lm_head(hidden_states)"
+MASKED_LOGITS = "attn_weights = attn_weights + attention_mask\n"
+SOFTMAX = "attn_weights = nn.functional.softmax(attn_weights, dim=-1, dtype=torch.float32).to(query.dtype)"
 TOPK = "topk = min(self.index_topk, index_scores.shape[-1])"
 OUT = "attn_output = attn_output.reshape(batch_size, seq_length, -1).contiguous()"
 ATTENTION_RESIDUAL = "hidden_states = residual + hidden_states\n\n        # Fully Connected"
@@ -90,6 +92,15 @@ KNOWN = (
     known("indexer-causal-missing", (ADDED_MASK, "index_scores = index_scores + attention_mask[:, -1:, :]\n")),
     known("indexer-mask-added", (ADDED_MASK, "index_scores = index_scores + (attention_mask == 0)\n")),
     known("topk-minus-one", (TOPK, TOPK + " - 1")),
+    known("rope-table-bfloat16", ("return cos.to(dtype=x.dtype), sin.to(dtype=x.dtype)", "return cos.bfloat16().to(dtype=x.dtype), sin.bfloat16().to(dtype=x.dtype)")),
+    known("rope-angles-bfloat16", ("emb = torch.cat((freqs, freqs), dim=-1)", "emb = torch.cat((freqs, freqs), dim=-1).bfloat16().float()")),
+    known("rope-frequencies-bfloat16", ("* self.inv_freq.to(device=x.device, dtype=torch.float)", "* self.inv_freq.bfloat16().float()")),
+    known("kv-b-blocks", ("kv_nope = self.kv_b_proj(kv_nope).view(key_shape).transpose(1, 2)", "keys, values = self.kv_b_proj(kv_nope)[:, 0].split([self.num_heads * self.qk_nope_head_dim, self.num_heads * self.v_head_dim], -1)\n        kv_nope = torch.cat([t.unflatten(-1, (self.num_heads, -1)) for t in (keys, values)], -1).transpose(1, 2)")),
+    known("q-b-rope-first", ("q_pass, q_rot = torch.split(q_states, [self.qk_nope_head_dim, self.qk_rope_head_dim], dim=-1)", "q_rot, q_pass = torch.split(q_states, [self.qk_rope_head_dim, self.qk_nope_head_dim], dim=-1)")),
+    known("softmax-scale-v", (SCALE, SCALE.replace("qk_head", "v_head")), case="tiny-odd"),
+    known("weights-over-all-experts", (GATHER, GATHER + "\n        everyone = scores.sum(dim=-1, keepdim=True)"), ("denominator = topk_weights.sum(dim=-1, keepdim=True) + 1e-20", "denominator = everyone + 1e-20")),
+    known("topk-group-minus-one", ("k=self.topk_group", "k=self.topk_group - 1")),
+    known("norm-subtracts-mean", ("variance = hidden_states.pow(2).mean(-1, keepdim=True)", "hidden_states = hidden_states - hidden_states.mean(-1, keepdim=True)\n        variance = hidden_states.pow(2).mean(-1, keepdim=True)")),
     known("softmax-scale-nope", (SCALE, SCALE.replace("qk_head", "qk_nope_head"))),
     known("softmax-scale-missing", (SCALE, "1.0")),
     known("mscale-missing", (SCALE, "self.qk_head_dim ** (-0.5)"), case="tiny-yarn", dialect="hf"),
@@ -123,6 +134,10 @@ KNOWN = (
 # The name of a place, never of a bug.
 UNKNOWN = (
     unknown("GELU for SiLU in the experts", "moe.routed", (EXPERT, "current_hidden_states = F.gelu(gate) * up")),
+    unknown("attention window of 16", "attn.logits", (MASKED_LOGITS, MASKED_LOGITS + "        steps = torch.arange(attn_weights.shape[-1])\n        attn_weights = attn_weights.masked_fill(steps[:, None] - steps >= 16, torch.finfo(torch.float32).min)\n"), words="masked: keys 16 tokens and more behind the query", attn="eager"),
+    unknown("key 9 hidden from the indexer", "ix.scores", (ADDED_MASK, ADDED_MASK + "            index_scores[..., 9] = float('-inf')\n"), words="masked: key 9"),
+    unknown("softmax with one term more", "attn.probs", (SOFTMAX, "attn_weights = torch.softmax(nn.functional.pad(attn_weights, (0, 1)), -1)[..., :-1]"), words="the rows sum up to", attn="eager"),
+    unknown("weights sorted apart from their experts", "router.weights", (GATHER, GATHER + ".sort(-1, descending=True).values"), words="the right values in another order"),
     unknown("logits halved", "logits", (LOGITS, LOGITS + " / 2"), words="gain 0.5"),
     unknown("logits capped at 1", "logits", (LOGITS, LOGITS + "\n        logits = logits.tanh()")),
     unknown("heads in reverse order", "attn.ctx", (OUT, OUT.replace("attn_output.reshape", "attn_output.flip(2).reshape")), words="heads in reverse order"),

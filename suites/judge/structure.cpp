@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <limits>
 
 #include "harness/judge/compare.h"
 #include "harness/judge/decisions/decisions.h"
@@ -149,6 +151,54 @@ TEST(SelfStructureValues, SumsOfA16BitTypeAreMoreThanOneRoundingOff) {
   });
   EXPECT_TRUE(names(gained, "every value is a float16 number"));
   EXPECT_FALSE(names(gained, summed));
+}
+
+TEST(SelfStructureEachRow, HasANumberOrAnOrderOfItsOwn) {
+  const std::string out = "layers.0.attn.out", weights = "layers.1.router.weights";
+  EXPECT_TRUE(names(each(out, [](int64_t i, double x) { return x * (1 + i / 64 % 5 * 0.1); }),
+                    "a number of its own (1 to 1.4)"));
+  EXPECT_TRUE(names(each("layers.0.attn.probs",
+                         [](int64_t i, double x) { return x / (1.25 + i / 33 % 2 * 2.75); }),
+                    "the rows sum up to 0.25 to 0.8, not to 1"));
+  const World world(31);
+  const int64_t size = world.truth(weights).shape().back();
+  const std::string sorted = structure_of(weights, [size](Values values) {
+    for (auto row = values.begin(); row != values.end(); row += size)
+      std::sort(row, row + size, std::greater<>());
+    return values;
+  });
+  EXPECT_TRUE(names(sorted, "the right values in another order"));
+}
+
+/// Logits or scores [.., S, T] of which a rule masks some keys.
+std::string masked(const std::string& tap, double value,
+                   const std::function<bool(int64_t s, int64_t t)>& hides) {
+  return each(tap, [&](int64_t i, double x) {
+    return hides(i / 33 % 33, i % 33) && std::isfinite(x) ? value : x;
+  });
+}
+
+TEST(SelfStructureMask, TellsWhichKeysAreMaskedThatCount) {
+  const std::string logits = "layers.0.attn.logits", scores = "layers.0.ix.scores";
+  const double lowest = std::numeric_limits<float>::lowest(), infinite = -INFINITY;
+  EXPECT_TRUE(names(masked(logits, lowest, [](auto s, auto t) { return s == t; }),
+                    "masked: the query's own key;"));
+  EXPECT_TRUE(names(masked(scores, infinite, [](auto s, auto t) { return s == t && s > 9; }),
+                    "the query's own key, in queries from 10 on"));
+  EXPECT_TRUE(names(masked(scores, infinite, [](auto s, auto t) { return s - t >= 16; }),
+                    "keys 16 tokens and more behind the query"));
+  EXPECT_TRUE(names(masked(scores, infinite, [](auto s, auto t) { return s - t <= 2; }),
+                    "keys fewer than 3 tokens behind the query"));
+  EXPECT_TRUE(names(masked(scores, infinite, [](auto, auto t) { return t == 9 || t == 12; }),
+                    "masked: keys 9, 12;"));
+  const std::string odd = masked(scores, infinite, [](auto s, auto t) { return (s + t) % 2 == 0; });
+  EXPECT_TRUE(names(odd, "keys that count are masked;"));
+}
+
+TEST(SelfStructureMask, TellsWhichKeysAreSeenThatDoNotCount) {
+  const auto future = [](int64_t i, double x) { return i % 33 == i / 33 % 33 + 1 ? 0.5 : x; };
+  EXPECT_TRUE(names(each("layers.0.attn.probs", future), "rows attend to future keys"));
+  EXPECT_TRUE(names(each("layers.0.ix.scores", future), "rows score future keys"));
 }
 
 TEST(SelfStructureCommon, RowsThatFailAreToldByWhatTheyShare) {

@@ -40,6 +40,13 @@ std::string describe_lanes(const Comparison& c, const Sample& sample);
 /// An elementwise function of the right result: "clipped at 1", "rounded to bfloat16", "constant".
 std::string describe_values(const Comparison& c, const RowLayout& layout, const Sample& sample);
 
+/// What is wrong with each row by itself: a number of its own, an order of its own.
+std::string describe_each_row(const Comparison& c, const Sample& sample);
+
+/// Of attention and index scores: keys that count and are masked, keys that do not count and are
+/// seen, and the rule that masks them: "keys 16 tokens and more behind the query".
+std::string describe_mask(const Comparison& c, const RowLayout& layout);
+
 /// What the failing rows, and no others, have in common.
 std::string describe_common(const Comparison& c, const RowLayout& layout, const TapError& error);
 

@@ -151,6 +151,13 @@ std::string name_row_groups(const RowLayout& layout, const TapError& error) {
   return text;
 }
 
+std::string joined(std::initializer_list<std::string> parts) {
+  std::string text;
+  for (const std::string& part : parts)
+    if (!part.empty()) text += (text.empty() ? "" : "; ") + part;
+  return text;
+}
+
 }  // namespace
 
 std::string describe_gain(double oo, double ko, double kk, int64_t count) {
@@ -177,16 +184,16 @@ std::string describe_rows(const TapName& tap, const RowLayout& layout, const Tap
 
 std::string describe_structure(const Comparison& c, const RowLayout& layout,
                                const TapError& error) {
+  if (const std::string mask = describe_mask(c, layout); !mask.empty())
+    return joined({mask, describe_common(c, layout, error)});
   const Sums sums = sum_products(c, layout);
   if (sums.not_finite > 0) return name_not_finite(layout, sums);
   const Sample sample = take_sample(c, layout, error);
-  std::string text;
-  for (const std::string& part :
-       {name_gain(c, sums), name_shift(sums), describe_blocks(c, sample), describe_lanes(c, sample),
-        describe_values(c, layout, sample), describe_rows(c.tap, layout, error),
-        describe_common(c, layout, error)})
-    if (!part.empty()) text += (text.empty() ? "" : "; ") + part;
-  return text;
+  const std::string where = joined({describe_blocks(c, sample), describe_lanes(c, sample)});
+  const std::string each = where.empty() ? describe_each_row(c, sample) : "";
+  const std::string whole = each.empty() ? joined({name_gain(c, sums), name_shift(sums)}) : each;
+  return joined({whole, where, describe_values(c, layout, sample),
+                 describe_rows(c.tap, layout, error), describe_common(c, layout, error)});
 }
 
 }  // namespace dsv32::harness
