@@ -10,27 +10,32 @@ namespace {
 
 constexpr size_t kFewestRows = 4;
 
-/// The number that brings a row of the oracle nearest to the judged one.
+/// The number that brings a row of the oracle nearest to the judged one; NaN for a row of zeros.
 double gain_of_row(const std::vector<double>& o, const std::vector<double>& k) {
   double oo = 0, ko = 0;
   for (size_t i = 0; i < o.size(); ++i) {
     oo += o[i] * o[i];
     ko += k[i] * o[i];
   }
-  return oo > 0 ? ko / oo : 1;
+  return ko / oo;
 }
 
 /// A norm over other values, a softmax with one term more, weights that are normed otherwise.
 std::string row_gains(const Comparison& c, const Sample& sample) {
   constexpr double kApart = 1e-4;
   std::vector<double> gains;
-  for (size_t r = 0; r < sample.o.size(); ++r)
-    gains.push_back(gain_of_row(sample.o[r], sample.k[r]));
-  const auto [least, most] = std::minmax_element(gains.begin(), gains.end());
-  if (!(*most - *least > kApart) ||
+  double least = INFINITY, most = -INFINITY;
+  for (size_t r = 0; r < sample.o.size(); ++r) {
+    const double gain = gain_of_row(sample.o[r], sample.k[r]);
+    gains.push_back(std::isfinite(gain) ? gain : 0);
+    if (!std::isfinite(gain)) continue;
+    least = std::min(least, gain);
+    most = std::max(most, gain);
+  }
+  if (!(most - least > kApart) ||
       !explains(sample, [&](size_t r, size_t i) { return gains[r] * sample.o[r][i]; }))
     return "";
-  const std::string range = text_of(*least) + " to " + text_of(*most);
+  const std::string range = text_of(least) + " to " + text_of(most);
   return c.tap.full.ends_with("attn.probs")
              ? "the rows sum up to " + range + ", not to 1"
              : "each row is the right one times a number of its own (" + range + ")";
