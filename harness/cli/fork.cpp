@@ -74,7 +74,7 @@ class ForkRun {
     const Report old = judged(before, out_ / "base");
     write_only(old, out_ / "base", repro_of(before, out_ / "base"));
     const Report report = judged(fork, out_);
-    const ExitCode code = deliver(report, delivered(fork));
+    const ExitCode code = deliver(report, delivered(fork), &old);
     const ReportDiff diff = compare_reports(old, report);
     io::write_file(out_ / "changes.md", diff_markdown(diff));
     if (!options_.json) std::cout << diff_text(diff);
@@ -165,6 +165,9 @@ class ForkRun {
     if (options_.fork.full_set) command += " --full-set";
     if (options_.dialect) command += " --dialect " + shell_word(*options_.dialect);
     if (options_.accept_weak) command += " --accept-weak";
+    if (options_.fork.job_seconds)
+      command += " --job-timeout " + number(*options_.fork.job_seconds);
+    if (options_.fork.job_gib) command += " --job-memory " + number(*options_.fork.job_gib);
     for (const std::string& word : fork.words) command += " " + shell_word(word);
     return command + " --out " + shell_word(folder.string());
   }

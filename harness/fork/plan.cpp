@@ -78,6 +78,7 @@ class Planner {
                      .mode = mode,
                      .suite = suite,
                      .out = folder_ / "traces" / file,
+                     .sketch = large,
                      .seconds = plan_.seconds.value_or(large ? kLargeSeconds : kTinySeconds),
                      .gib = plan_.gib.value_or(large ? kLargeGib : kTinyGib)});
   }

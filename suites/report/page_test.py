@@ -13,7 +13,7 @@ import unittest
 from pathlib import Path
 
 import numpy as np
-from page import Element, browser, parse, screenshot
+from page import Element, browser, can_print, parse, printed, screenshot
 from program import NOTHING, OK, PARITY, ROOT, clean_up, run, scratch, variant
 from program import make_good as make_good_trace
 from safetensors.numpy import load_file
@@ -345,6 +345,43 @@ class Pixels(unittest.TestCase):
                 if kind in ("three", "large"):
                     self.assertEqual(seen, ["s0", "s9"])
                 self.assertTrue((pixels == named["fg"]).all(axis=2).any())
+
+
+class Paper(unittest.TestCase):
+    """What Chromium prints; a machine without it or without poppler has the tests above."""
+
+    def setUp(self) -> None:
+        if not can_print():
+            self.skipTest("no Chromium, or no pdftotext and pdftoppm")
+
+    def test_nothing_is_cut_off_and_a_dark_screen_prints_light(self) -> None:
+        margin = 18  # points; Chromium leaves 29
+        for kind in ("three", "large", "crash", "hostile"):
+            with self.subTest(kind):
+                for sheet in printed(pages[kind], dark=True):
+                    boxes = np.array([word[:4] for word in sheet.words])
+                    self.assertGreater(boxes[:, :2].min(), margin)
+                    self.assertLess(boxes[:, 2].max(), sheet.width - margin)
+                    self.assertLess(boxes[:, 3].max(), sheet.height - margin)
+                    self.assertTrue((sheet.pixels[:8] == 255).all(), "a dark edge")
+                    self.assertTrue((sheet.pixels[:, :8] == 255).all(), "a dark edge")
+
+    def test_what_is_folded_is_printed_and_no_row_is_torn(self) -> None:
+        sheets = [sheet.text() for sheet in printed(pages["three"])]
+        first = next(i for i, text in enumerate(sheets) if "All numbers" in text)
+        self.assertIn("Where the limits come from", " ".join(sheets[first:]))
+        rows = [len(re.findall(r"row ratio \S+ /", text)) for text in sheets]
+        ends = [len(re.findall(r"max tail \S+ /", text)) for text in sheets]
+        self.assertGreater(sum(rows), len(sheets[first:]))
+        self.assertEqual(rows, ends)
+
+    def test_no_title_stands_alone(self) -> None:
+        heads = [e.text() for tag in ("h2", "h3", "summary") for e in page("three").all(tag)]
+        titles = {" ".join(head.split()) for head in heads} | {"limit 10x 100x 1000x"}
+        for sheet in printed(pages["three"]):
+            bottom = max(word[3] for word in sheet.words)
+            last = " ".join(word[-1] for word in sheet.words if bottom - word[3] < 2)
+            self.assertNotIn(last, titles)
 
 
 if __name__ == "__main__":

@@ -414,6 +414,62 @@ TEST(SelfReportDiff, TellsDefectsByName) {
   EXPECT_TRUE(holds(diff_markdown(diff), "- **new defect** words of four"));
 }
 
+/// A head with a defect that its base does not have, one that both have, and without a third.
+std::string against_base(std::string (*render)(const Report&, const Beside&)) {
+  const Report before = three_defects();
+  Report after = before;
+  after.findings[0].defects = {defect("four", "layers.0.q_rope", 0.9),
+                               defect("two", "layers.0.ix.k", 0.5)};
+  after.verdicts[2].trust = Trust::pass;
+  return render(after, {.link = "https://forge/run", .base = &before});
+}
+
+TEST(SelfReportDiff, TheCommentTellsWhatTheChangeDidInTwelveLines) {
+  std::istringstream lines(against_base(to_markdown));
+  std::string head;
+  for (int i = 0; i < 12; ++i) {
+    std::string line;
+    std::getline(lines, line);
+    head += line + "\n";
+  }
+  EXPECT_TRUE(holds(head,
+                    "Worse than the base: 1 new defect, 2 fixed, 1 left; "
+                    "checks: 1 fixed, 3 still broken."))
+      << head;
+  EXPECT_TRUE(holds(head, "1. new: **words of four**: logits 90 % off")) << head;
+  EXPECT_TRUE(holds(head, "2. in the base too: **words of two**")) << head;
+  EXPECT_TRUE(holds(head, "(<https://forge/run>)")) << head;
+  EXPECT_TRUE(holds(against_base(to_markdown), "- **fixed defect** words of one"));
+}
+
+TEST(SelfReportDiff, ThePageTellsWhatTheChangeDid) {
+  const std::string page = against_base(to_html);
+  EXPECT_TRUE(holds(page, "<p>Worse than the base: 1 new defect"));
+  EXPECT_TRUE(holds(page, "<h3>1. new: words of four</h3>"));
+  EXPECT_TRUE(holds(page, "<h3>2. in the base too: words of two</h3>"));
+  EXPECT_TRUE(holds(page, "<li><b>fixed defect</b> words of one"));
+  EXPECT_TRUE(holds(page, "<summary>Checks still broken: 3</summary>"));
+  EXPECT_FALSE(holds(to_html(three_defects()), "than the base"));
+}
+
+TEST(SelfReportDiff, CommentsStaySmallWhateverChanged) {
+  constexpr size_t kMost = 65536;
+  Report before = three_defects(), after = before;
+  for (int i = 0; i < 400; ++i) {
+    const std::string tap = "layers." + std::to_string(i) + ".mlp.out";
+    for (Report* report : {&before, &after}) {
+      const Trust trust = report == &before ? Trust::fail : Trust::pass;
+      report->verdicts.push_back(check(tap, Mode::staged, trust, 7));
+      report->verdicts.back().case_name = std::string(60, 'c');
+    }
+    after.findings[0].defects.push_back(
+        defect("x" + std::to_string(i) + std::string(290, '*'), "layers.0.ix.k", 1));
+  }
+  EXPECT_LT(diff_markdown(compare_reports(before, after)).size(), kMost);
+  EXPECT_LT(diff_markdown(compare_reports(after, before)).size(), kMost);
+  EXPECT_LT(to_markdown(after, {.link = "", .base = &before}).size(), kMost);
+}
+
 TEST(SelfReportDiff, EqualReportsAreNotWorse) {
   const ReportDiff diff = compare_reports(three_defects(), three_defects());
   EXPECT_FALSE(diff.worse());

@@ -8,7 +8,7 @@
 namespace dsv32::harness::html {
 namespace {
 
-constexpr size_t kBytes = 60000, kProfileBytes = 10000;
+constexpr size_t kBytes = 60000, kProfileBytes = 10000, kChangeBytes = 80000;
 constexpr size_t kTaps = 6;
 
 std::string line(const std::string& label, const std::string& value) {
@@ -54,7 +54,11 @@ std::string check_of(const Problem& problem) {
 }
 
 std::string article(const Page& page, const Problem& problem, size_t number) {
-  std::string inside = element("h3", "", std::to_string(number) + ". " + text(problem.words, 600));
+  const char* since = page.diff == nullptr            ? ""
+                      : page.diff->is_new[number - 1] ? "new: "
+                                                      : "in the base too: ";
+  std::string inside =
+      element("h3", "", std::to_string(number) + ". " + since + text(problem.words, 600));
   if (!problem.severity.empty())
     inside += element("p", " class=\"grave\"", text(problem.severity, 400)) + "\n";
   std::string where = name_of(*problem.groups.front());
@@ -72,6 +76,38 @@ std::string article(const Page& page, const Problem& problem, size_t number) {
 }
 
 }  // namespace
+
+std::string changes_part(const Page& page) {
+  if (page.diff == nullptr) return "";
+  Bounded defects(kChangeBytes / 2);
+  for (const DefectChapter& chapter : chapters_of_defects(*page.diff))
+    for (const ChangedDefect& defect : *chapter.defects)
+      defects.add(
+          element("li", "",
+                  "<b>" + std::string(chapter.title) + "</b> " + text(change_text(defect), 700)) +
+          "\n");
+  std::string checks;
+  for (const Chapter& chapter : chapters_of(*page.diff)) {
+    Bounded rows(kChangeBytes / 4);
+    for (const ChangedCheck& check : *chapter.checks)
+      rows.add(table_row({text(check.group), element("code", "", text(check.check)),
+                          text(check.before), text(check.after)}));
+    checks +=
+        rows.empty()
+            ? ""
+            : folded("Checks " + std::string(chapter.title) + ": " +
+                         std::to_string(chapter.checks->size()),
+                     table({"Subject", "Check", "Base", "Head"}, rows.blocks()) + rows.rest());
+  }
+  const std::string about = remark(
+      "The <b>base</b> is the source tree before the change, the <b>head</b> the one after it; "
+      "both "
+      "were judged alike. A check is <b>newly untested</b> when it told something of the base and "
+      "tells nothing of the head.");
+  const std::string list = defects.empty() ? "" : "<ul>" + defects.blocks() + "</ul>\n";
+  return section("changes", "What changed against the base",
+                 about + list + defects.rest() + checks);
+}
 
 std::string engines_part(const Page& page) {
   std::string tables;

@@ -1,3 +1,5 @@
+#include <optional>
+
 #include "harness/report/html/html.h"
 #include "harness/report/text.h"
 
@@ -15,17 +17,20 @@ constexpr char kHead[] =
 
 }  // namespace
 
-std::string to_html(const Report& report) {
+std::string to_html(const Report& report, const Beside& beside) {
   const std::vector<Group> groups = group_verdicts(report);
   const std::vector<Problem> problems = problems_of(groups);
-  const html::Page page{report, groups, problems};
+  std::optional<ReportDiff> diff;
+  if (beside.base != nullptr) diff = compare_reports(*beside.base, report);
+  const html::Page page{report, groups, problems, diff ? &*diff : nullptr};
   std::string out = kHead;
   out += "<title>dsv32-verify: " + html::text(verdict_word(report)) + "</title>\n<style>" +
          html::style() + "</style>\n</head>\n<body>\n<main>\n";
   for (const auto& part :
-       {html::verdict_part, html::defects_part, html::engines_part, html::where_part,
-        html::looks_part, html::decisions_part, html::gradients_part, html::training_part,
-        html::answers_part, html::untested_part, html::judged_part, html::numbers_part}) {
+       {html::verdict_part, html::defects_part, html::changes_part, html::engines_part,
+        html::where_part, html::looks_part, html::decisions_part, html::gradients_part,
+        html::training_part, html::answers_part, html::untested_part, html::judged_part,
+        html::numbers_part}) {
     out += part(page);
   }
   return out + "</main>\n</body>\n</html>\n";
@@ -96,6 +101,7 @@ std::string verdict_part(const Page& page) {
   const char* look = code == ExitCode::ok ? "pass" : code == ExitCode::parity ? "fail" : "open";
   std::string inside = element("p", " class=\"word\"", text(verdict_word(page.report)));
   inside += element("h1", "", text(verdict_sentence(page.report, page.groups, page.problems), 800));
+  if (page.diff != nullptr) inside += element("p", "", text(diff_sentence(*page.diff), 400));
   inside +=
       element("p", " class=\"soft\"",
               text(counts_text(counts)) + ", " + text(counted(page.groups.size(), "subject")) +
