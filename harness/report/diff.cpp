@@ -77,13 +77,10 @@ void sort_in(const Key& key, const Verdict* before, const Verdict* after, Report
 }
 
 const Problem* same_problem(const Problem& problem, const std::vector<Problem>& others) {
-  for (const Problem& other : others) {
-    const bool same_party = other.finding->subject.party == problem.finding->subject.party;
-    const bool named = !problem.name.empty() && other.name == problem.name;
-    if (same_party && (named || (problem.name.empty() && other.words == problem.words)))
-      return &other;
-  }
-  return nullptr;
+  const auto same = std::find_if(others.begin(), others.end(), [&](const Problem& other) {
+    return is_same_problem(problem, other);
+  });
+  return same == others.end() ? nullptr : &*same;
 }
 
 std::string weight_text(const Problem& problem) {

@@ -70,12 +70,12 @@ class Screen {
     out_ << padded_state("FAIL") << verdict_sentence(report_, groups_, problems) << "\n";
     for (size_t i = 0; i < std::min(problems.size(), kProblems); ++i) {
       const Problem& problem = problems[i];
-      out_ << "    " << i + 1 << ". " << printable(problem.words, 300);
+      out_ << "  " << i + 1 << ". " << printable(problem.words, 300);
       if (!problem.severity.empty()) out_ << ": " << printable(problem.severity, 300);
       out_ << " (" << places_text(problem.groups, kPlaces) << ")\n";
     }
     if (problems.size() > kProblems)
-      out_ << "    " << problems.size() - kProblems << " more, see report.json\n";
+      out_ << "  " << problems.size() - kProblems << " more, see report.json\n";
     out_ << "\n";
   }
 

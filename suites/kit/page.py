@@ -132,8 +132,8 @@ def printed(page: Path, dark: bool = False) -> list[Sheet]:
         ]
         subprocess.run(command, capture_output=True, timeout=180, check=True)
         subprocess.run(["pdftotext", "-bbox", paper, words], check=True)
-        subprocess.run(["pdftoppm", "-r", "36", "-png", paper, f"{folder}/sheet"], check=True)
-        pixels = [read_png(image) for image in sorted(Path(folder).glob("sheet-*.png"))]
+        subprocess.run(["pdftoppm", "-r", "36", paper, f"{folder}/sheet"], check=True)
+        pixels = [_read_ppm(image) for image in sorted(Path(folder).glob("sheet-*.ppm"))]
         texts = words.read_text().split("<page ")[1:]
         return [_sheet(text, image) for text, image in zip(texts, pixels, strict=True)]
 
@@ -145,6 +145,13 @@ def _sheet(text: str, pixels: np.ndarray) -> Sheet:
     assert size, text[:100]
     words = [(*map(float, box), html.unescape(word)) for *box, word in re.findall(boxes, text)]
     return Sheet(float(size[1]), float(size[2]), words, pixels)
+
+
+def _read_ppm(path: Path) -> np.ndarray:
+    """8 bits a channel, RGB: uint8 [height, width, 3]."""
+    head = re.match(rb"P6\n(\d+) (\d+)\n255\n", data := path.read_bytes())
+    assert head, path
+    return np.frombuffer(data, np.uint8, offset=head.end()).reshape(int(head[2]), int(head[1]), 3)
 
 
 def read_png(path: Path) -> np.ndarray:

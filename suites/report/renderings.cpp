@@ -113,6 +113,26 @@ TEST(SelfReportProblems, OneDefectInTwoCasesIsOne) {
   EXPECT_EQ(places_text(problems[0].groups, 1), "tiny-wide and 1 more");
 }
 
+TEST(SelfReportProblems, WhatOneCaseCannotTellApartAnotherMay) {
+  for (const bool clear_one_first : {true, false}) {
+    Report report = three_defects();
+    Finding more = report.findings.front();
+    more.case_name = "tiny-wide";
+    more.defects = {defect("four or two", "layers.0.ix.k", clear_one_first ? 0.7 : 0.3)};
+    report.findings.insert(clear_one_first ? report.findings.end() : report.findings.begin(), more);
+    Verdict v = check("layers.0.ix.k", Mode::staged, Trust::fail, 9);
+    v.case_name = "tiny-wide";
+    report.verdicts.insert(clear_one_first ? report.verdicts.end() : report.verdicts.begin(), v);
+    const std::vector<Group> groups = group_verdicts(report);
+    const std::vector<Problem> problems = problems_of(groups);
+    ASSERT_EQ(problems.size(), 3u);
+    EXPECT_EQ(problems[0].name, "two");
+    EXPECT_EQ(problems[0].words, "words of two");
+    EXPECT_EQ(problems[0].groups.size(), 2u);
+    EXPECT_EQ(problems[0].severity, clear_one_first ? "logits 70 % off" : "logits 50 % off");
+  }
+}
+
 TEST(SelfReportProblems, ACrashStandsAboveAllElse) {
   Report report = three_defects();
   const Subject other{.party = Party::candidate, .label = "candidate b"};

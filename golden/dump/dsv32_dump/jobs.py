@@ -4,8 +4,9 @@ Nearly all of the time of a dump goes into imports. So the implementation is imp
 job runs in a child of that process (bounds.py).
 
 The file is JSON, `{"version": 1, "import_seconds": 300, "modular": false, "jobs": [...]}`; a job is
-an object: checkpoint, mode and out, and if wanted case, suite, sketch, seconds and gib. modular: first see
-whether the generated files of the source tree are what its modular files say (modular.py).
+an object: checkpoint, mode and out, and if wanted case, suite, sketch, seconds and gib. modular:
+first see whether the generated files of the source tree are what its modular files say
+(modular.py).
 
 Progress is one JSON object a line on standard output: `event` is `imported`, `modular`, `start` or
 `end`. docs/formats.md 4 has their fields.

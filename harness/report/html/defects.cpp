@@ -119,7 +119,12 @@ std::string engines_part(const Page& page) {
     if (!engine.profile.empty()) name += ": " + element("code", "", text(engine.profile, 500));
     tables += element("p", "", name) + table({"part", "verdict", "evidence"}, rows);
   }
-  return section("engines", "Each engine, all its files together", tables);
+  if (tables.empty()) return "";
+  const std::string about = remark(
+      "Each part of the model over all files of one implementation. <b>by what begins "
+      "elsewhere</b>: its own operations are right on the inputs that they were given, and those "
+      "inputs were wrong.");
+  return section("engines", "Each engine, all its files together", about + tables);
 }
 
 std::string defects_part(const Page& page) {
@@ -135,7 +140,10 @@ std::string defects_part(const Page& page) {
             element("li", "", name_of(g) + ": " + element("code", "", text(f->profile, 500))));
   const std::string about = remark(
       "The gravest first. How grave: the float64 model with this defect alone against the one "
-      "without. <code>off</code> is the relative L2 error of the whole tensor.");
+      "without. <b>off</b>: relative L2 error of the whole tensor. <b>where</b>: the cases that "
+      "show it. <b>explains</b>: the taps (named intermediate values) whose errors are its own. "
+      "<b>first check</b>: the first of them, <b>staged</b>: on the implementation's own inputs, "
+      "or <b>forced</b>: end to end. In the box: the command that judges this check alone.");
   const std::string profile = profiles.empty()
                                   ? ""
                                   : folded("What each implementation is",

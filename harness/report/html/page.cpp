@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <optional>
 
 #include "harness/report/html/html.h"
@@ -95,12 +96,29 @@ std::string name_of(const Group& group) {
   return group.suite.empty() ? name : name + ", " + text(group.suite, 60);
 }
 
+namespace {
+
+/// What is wrong, in a line each: the first screen of a small one holds all of it.
+std::string problem_list(const Page& page) {
+  constexpr size_t kShown = 6;
+  if (page.problems.size() < 2) return "";
+  std::string items;
+  for (size_t i = 0; i < std::min(page.problems.size(), kShown); ++i)
+    items += element("li", "", text(page.problems[i].words, 160));
+  const std::string list = element("ol", "", items) + "\n";
+  if (page.problems.size() <= kShown) return list;
+  return list + element("p", "", std::to_string(page.problems.size() - kShown) + " more below.");
+}
+
+}  // namespace
+
 std::string verdict_part(const Page& page) {
   const Counts counts = count(page.report.verdicts);
   const ExitCode code = page.report.exit_code();
   const char* look = code == ExitCode::ok ? "pass" : code == ExitCode::parity ? "fail" : "open";
   std::string inside = element("p", " class=\"word\"", text(verdict_word(page.report)));
   inside += element("h1", "", text(verdict_sentence(page.report, page.groups, page.problems), 800));
+  inside += problem_list(page);
   if (page.diff != nullptr) inside += element("p", "", text(diff_sentence(*page.diff), 400));
   inside +=
       element("p", " class=\"soft\"",

@@ -21,7 +21,7 @@ body{margin:0;background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,-appl
 main{max-width:72rem;margin:0 auto;padding:1rem 1rem 4rem}
 header{border-left:.5rem solid var(--weak);padding:.25rem 0 .25rem 1rem;margin:.5rem 0 1.5rem}
 header.pass{border-color:var(--good)}header.fail{border-color:var(--bad)}
-header p{margin:.2rem 0}
+header p{margin:.2rem 0}header ol{margin:.2rem 0;padding-left:1.3rem}
 .word{font-weight:700;letter-spacing:.06em;color:var(--weak)}
 .pass .word,.ok{color:var(--good)}.fail .word,.no{color:var(--bad)}.weak{color:var(--weak)}
 h1{font-size:1.35rem;line-height:1.3;margin:.2rem 0 .4rem}
@@ -52,7 +52,7 @@ fill:var(--soft)}
 .frame{fill:none;stroke:var(--line)}.cut{stroke:var(--soft);stroke-width:1;stroke-dasharray:3 3}
 .band{fill:var(--s1)}.expected{fill:none;stroke:var(--soft);stroke-width:1.5;stroke-dasharray:5 4}
 .judged{fill:none;stroke:var(--bad);stroke-width:2}.inside{stroke:var(--link)}
-.tables{overflow-x:auto}
+.tables{overflow-x:auto}.ok,.no,.weak{white-space:nowrap}
 table{border-collapse:collapse;font-size:.875rem;width:100%}
 th,td{text-align:left;vertical-align:top;padding:.3rem .6rem .3rem 0;
 border-bottom:1px solid var(--line);overflow-wrap:break-word}
