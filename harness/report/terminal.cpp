@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <set>
 #include <sstream>
@@ -337,7 +338,11 @@ class Screen {
         width_ > 0 && columns(counts) + columns(printable(report_.command)) + kRest > width_;
     if (own_line) out_ << "run " << printable(report_.command) << "\n";
     out_ << painted(verdict_word(report_)) << " | " << counts;
-    if (report_.seconds > 0) out_ << " | " << number(report_.seconds) << " s";
+    constexpr double kLong = 999;  // 2170 s, not 2.17e+03 s
+    if (report_.seconds > kLong)
+      out_ << " | " << std::llround(report_.seconds) << " s";
+    else if (report_.seconds > 0)
+      out_ << " | " << number(report_.seconds) << " s";
     if (!report_.command.empty() && !own_line) out_ << " | " << printable(report_.command);
     out_ << "\n";
   }

@@ -318,6 +318,39 @@ TEST(SelfReportFit, AReportFits) {
   EXPECT_TRUE(holds(to_terminal(report, true, false, 40), "\x1b[1;31mFAIL\x1b[0m     tiny"));
 }
 
+// --- the terminal
+// ----------------------------------------------------------------------------------
+
+TEST(SelfReportScreen, ALongRunHasSecondsWithoutAnExponent) {
+  Report report = three_defects();
+  report.seconds = 2168.4;
+  EXPECT_NE(to_terminal(report, false, false).find(" | 2168 s"), std::string::npos);
+}
+
+TEST(SelfReportScreen, SeveralFailuresBeginWithWhatIsWrongInAll) {
+  Report report = three_defects();
+  const Finding finding = report.findings.front();
+  for (const char* name : {"layers.0.q_rope", "layers.0.ix.k"}) {
+    Verdict v = check(name, Mode::staged, Trust::fail, 9);
+    v.case_name = "tiny-wide";
+    report.verdicts.push_back(v);
+  }
+  report.findings.push_back(finding);
+  report.findings.back().case_name = "tiny-wide";
+  const std::string text = to_terminal(report, false, false);
+  EXPECT_TRUE(
+      text.starts_with("FAIL     candidate is wrong in 3 ways, the gravest: words of two.\n"
+                       "  1. words of two: logits 50 % off (tiny, tiny-wide)\n"
+                       "  2. words of three: "))
+      << text;
+  const size_t second = text.find("tiny-wide  candidate");
+  ASSERT_NE(second, std::string::npos) << text;
+  EXPECT_EQ(text.find("    first ", second), std::string::npos) << "told above";
+  EXPECT_NE(text.find("explained above", second), std::string::npos);
+  const std::string verbose = to_terminal(report, false, true);
+  EXPECT_EQ(verbose.find("explained above"), std::string::npos);
+}
+
 // --- what a reader refuses
 // ------------------------------------------------------------------------
 
