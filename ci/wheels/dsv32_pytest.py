@@ -25,7 +25,7 @@ class Judge:
     """What a test asks for; checkpoints are made once a session."""
 
     def __init__(self, program: str | None, folder: Path) -> None:
-        self.program, self.folder = program, folder
+        self.program, self.folder, self.judged = program, folder, 0
 
     def checkpoint(self, case: str) -> Path:
         """The folder of the case's synthetic checkpoint, for from_pretrained."""
@@ -35,10 +35,15 @@ class Judge:
         return path if path.is_dir() else make_checkpoint(case, path, self.program)
 
     def assert_parity(self, model: Any, case: Any, options: Any = None, **how: Any) -> dict:
-        """dsv32_dump.assert_parity with the program that pytest was given."""
+        """dsv32_dump.assert_parity with the program that pytest was given.
+
+        Trace and reports are in a folder of pytest's, which keeps those of its last runs.
+        """
         from dsv32_dump import assert_parity
 
-        return assert_parity(model, case, options, **({"program": self.program} | how))
+        self.judged += 1
+        ours = {"program": self.program, "out": self.folder / f"report-{self.judged}"}
+        return assert_parity(model, case, options, **(ours | how))
 
 
 @pytest.fixture(scope="session")

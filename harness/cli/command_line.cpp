@@ -194,6 +194,7 @@ Options finish(Parser& parser) {
   options.dialect = given(raw.dialect);
   options.batch = given(raw.batch);
   options.noise = given(raw.noise);
+  options.base_report = given(raw.base_report);
   options.out = given(raw.out);
   options.junit = given(raw.junit);
   options.markdown = given(raw.markdown);

@@ -83,10 +83,11 @@ void probe_outputs(const Options& options);
 
 /// Writes and prints a finished report. The exit code is the report's, or worse when it could not
 /// be written.
-ExitCode deliver(Report report, const Options& options);
+ExitCode deliver(Report report, const Options& options, const Report* base = nullptr);
 /// All that the options want written of a report, and the report on stdout unless data is there.
 /// `ok`, or why something could not be written.
-ExitCode write_renderings(const Report& report, const Options& options);
+ExitCode write_renderings(const Report& report, const Options& options,
+                          const Report* base = nullptr);
 
 /// `report render`: `ok` when it could be written, whatever the report says.
 ExitCode report_render_command(const Options& options);

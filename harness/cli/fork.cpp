@@ -49,6 +49,14 @@ std::optional<fs::path> tree_of(const std::optional<std::string>& path) {
                                 .hint = "leave it out to judge the installed transformers"});
 }
 
+/// Several dumps of a case leave out the same things.
+void keep_first(std::vector<std::string>& lines) {
+  std::vector<std::string> kept;
+  for (std::string& line : lines)
+    if (std::find(kept.begin(), kept.end(), line) == kept.end()) kept.push_back(std::move(line));
+  lines = std::move(kept);
+}
+
 /// What a failed dump printed last, where people see it.
 void show_output(const FailedDump& failed) {
   const std::string name = failed.job.out.filename().string();
@@ -71,10 +79,10 @@ class ForkRun {
     if (!base) return deliver(judged(fork, out_), delivered(fork));
     Fork before = fork;
     before.tree = base;
-    const Report old = judged(before, out_ / "base");
+    const Report old = judged(before, out_ / "base", "base ");
     write_only(old, out_ / "base", repro_of(before, out_ / "base"));
-    const Report report = judged(fork, out_);
-    const ExitCode code = deliver(report, delivered(fork));
+    const Report report = judged(fork, out_, "head ");
+    const ExitCode code = deliver(report, delivered(fork), &old);
     const ReportDiff diff = compare_reports(old, report);
     io::write_file(out_ / "changes.md", diff_markdown(diff));
     if (!options_.json) std::cout << diff_text(diff);
@@ -83,8 +91,9 @@ class ForkRun {
   }
 
  private:
-  Report judged(const Fork& fork, const fs::path& folder) {
-    const ForkDumps dumps = dumped(fork, folder);
+  /// `which`: of two trees, before what is said of its dumps.
+  Report judged(const Fork& fork, const fs::path& folder, const std::string& which = "") {
+    const ForkDumps dumps = dumped(fork, folder, which);
     std::vector<FailedDump> shown;
     for (const FailedDump& failed : dumps.failed) {
       const bool told = std::any_of(shown.begin(), shown.end(), [&](const FailedDump& other) {
@@ -95,19 +104,24 @@ class ForkRun {
     Report report = dumps.traces.empty() ? Report{.suites = {"forward", "backward"}}
                                          : judge_candidates(judging(dumps));
     add_findings(fork, dumps, report);
+    for (const std::string& line : left_out(plan())) report.not_tested.push_back(line);
+    keep_first(report.not_tested);
     report.seconds = seconds_since(start_);
     return report;
   }
 
-  ForkDumps dumped(const Fork& fork, const fs::path& folder) {
+  ForkPlan plan() const {
     const ForkOptions& o = options_.fork;
-    const ForkPlan plan{.cases = o.cases,
-                        .full_set = o.full_set,
-                        .dialect = options_.dialect.value_or("spec-1"),
-                        .filter = options_.filter,
-                        .seconds = o.job_seconds,
-                        .gib = o.job_gib};
-    const std::vector<io::DumpJob> jobs = plan_dumps(plan, folder, out_ / "checkpoints");
+    return {.cases = o.cases,
+            .full_set = o.full_set,
+            .dialect = options_.dialect.value_or("spec-1"),
+            .filter = options_.filter,
+            .seconds = o.job_seconds,
+            .gib = o.job_gib};
+  }
+
+  ForkDumps dumped(const Fork& fork, const fs::path& folder, const std::string& which) {
+    const std::vector<io::DumpJob> jobs = plan_dumps(plan(), folder, out_ / "checkpoints");
     if (jobs.empty())
       throw Error(ExitCode::usage, {.where = "-k " + options_.filter,
                                     .what = "names no dump",
@@ -123,11 +137,11 @@ class ForkRun {
     };
     make_checkpoints(jobs, step);
     const auto done = [&](const std::string& line) {
-      if (style == Progress::Style::lines) log_info(line);
+      if (style == Progress::Style::lines) log_info(which + line);
     };
     ForkDumps dumps =
         dump_fork(fork, jobs,
-                  {.progress = [&](const std::string& text) { progress.update(text); },
+                  {.progress = [&](const std::string& text) { progress.update(which + text); },
                    .done = done,
                    .interrupted = [&] { return stop.asked(); }});
     stop.disarm();
@@ -165,6 +179,9 @@ class ForkRun {
     if (options_.fork.full_set) command += " --full-set";
     if (options_.dialect) command += " --dialect " + shell_word(*options_.dialect);
     if (options_.accept_weak) command += " --accept-weak";
+    if (options_.fork.job_seconds)
+      command += " --job-timeout " + number(*options_.fork.job_seconds);
+    if (options_.fork.job_gib) command += " --job-memory " + number(*options_.fork.job_gib);
     for (const std::string& word : fork.words) command += " " + shell_word(word);
     return command + " --out " + shell_word(folder.string());
   }

@@ -103,11 +103,12 @@ struct Options {
   std::vector<std::string> arguments;  // compare A B, list GROUP, launch -- COMMAND, ...
   int64_t nproc = 0, nnodes = 1, node_rank = 0, master_port = 0;  // launch
   std::optional<std::string> master_addr;                         // launch
-  std::string link;              // report render: where the page is
-  std::string fail_on = "new";   // report diff
-  std::optional<int64_t> width;  // report render: columns of the terminal report
-  std::optional<int64_t> rank;   // adapter check
-  std::optional<double> scale;   // adapter check
+  std::string link;                        // report render and fork: where the page is
+  std::optional<std::string> base_report;  // report render
+  std::string fail_on = "new";             // report diff
+  std::optional<int64_t> width;            // report render: columns of the terminal report
+  std::optional<int64_t> rank;             // adapter check
+  std::optional<double> scale;             // adapter check
 
   ForkOptions fork;
 

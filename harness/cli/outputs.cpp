@@ -69,6 +69,7 @@ std::vector<Named> input_files(const Options& options) {
   std::vector<Named> files;
   for (const std::string& path : options.candidates) files.push_back({"--candidate", path});
   if (options.batch) files.push_back({"--batch", *options.batch});
+  if (options.base_report) files.push_back({"--base", *options.base_report});
   if (options.command == Command::compare)
     for (const std::string& path : options.arguments) files.push_back({"compare", path});
   if (options.command == Command::report_render || options.command == Command::report_diff)
@@ -172,20 +173,21 @@ void probe_outputs(const Options& options) {
   }
 }
 
-ExitCode deliver(Report report, const Options& options) {
+ExitCode deliver(Report report, const Options& options, const Report* base) {
   report.tool_version = DSV32_VERSION;
   report.environment["commit"] = DSV32_COMMIT;
   report.command = options.repro;
-  return worst(report.exit_code(), write_renderings(report, options));
+  return worst(report.exit_code(), write_renderings(report, options, base));
 }
 
-ExitCode write_renderings(const Report& report, const Options& options) {
+ExitCode write_renderings(const Report& report, const Options& options, const Report* base) {
   ExitCode code = ExitCode::ok;
-  if (options.out) attempt(code, [&] { write_report(report, *options.out); });
+  const Beside beside{.link = options.link, .base = base};
+  if (options.out) attempt(code, [&] { write_report(report, *options.out, beside); });
   if (options.junit) attempt(code, [&] { io::write_file(*options.junit, to_junit(report)); });
   if (options.markdown)
-    attempt(code, [&] { io::write_file(*options.markdown, to_markdown(report, options.link)); });
-  if (options.html) attempt(code, [&] { io::write_file(*options.html, to_html(report)); });
+    attempt(code, [&] { io::write_file(*options.markdown, to_markdown(report, beside)); });
+  if (options.html) attempt(code, [&] { io::write_file(*options.html, to_html(report, beside)); });
   if (options.annotations)
     attempt(code, [&] { io::write_file(*options.annotations, to_annotations(report)); });
   const auto owner = owner_of_stdout(options, output_files(options));

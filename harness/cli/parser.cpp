@@ -198,6 +198,8 @@ void add_fork(Parser& parser) {
   add(fork, "--job-memory", raw.job_gib, "GIB", "limit of one dump; default 8", kHow);
   add(fork, "--timeout", raw.timeout, "SECONDS", "give up after this time (exit 6)", kHow);
   add_reports(fork, raw);
+  add(fork, "--link", raw.options.link, "URL", "where the page will be, for the Markdown report",
+      kOutput);
   fork.get_option("--out")->required();
 }
 
@@ -282,6 +284,8 @@ void add_report(Parser& parser) {
   add_words(render, raw, "report", "REPORT.json")->expected(1);
   add_reports(render, raw);
   add(render, "--link", o.link, "URL", "where the page is, for the Markdown report", kOutput);
+  add(render, "--base", raw.base_report, "REPORT.json",
+      "of the tree before the change: what was fixed and broken", kOutput);
   add(render, "--width", raw.width, "N", "columns of the report on stdout; default the terminal's",
       kOutput);
   CLI::App& validate = *add_verb(parser, report, Command::report_validate, "validate",

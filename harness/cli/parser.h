@@ -24,6 +24,7 @@ struct Raw {
       format;
   std::vector<std::string> dtypes;
   std::string path, base, python, cls, device_map, attn, experts, job_seconds, job_gib;  // fork
+  std::string base_report;  // report render
   std::vector<std::string> cases;
   bool list = false, show_config = false, version = false;
 };

@@ -16,7 +16,9 @@ Report read_report(const std::string& path) { return parse_report(io::read_file(
 
 ExitCode report_render_command(const Options& options) {
   probe_outputs(options);
-  return write_renderings(read_report(options.arguments.front()), options);
+  std::optional<Report> base;
+  if (options.base_report) base = read_report(*options.base_report);
+  return write_renderings(read_report(options.arguments.front()), options, base ? &*base : nullptr);
 }
 
 ExitCode report_validate_command(const Options& options) {

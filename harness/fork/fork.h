@@ -32,6 +32,8 @@ struct ForkPlan {
 /// The dumps of a plan; files go to `folder`/traces, checkpoints to `checkpoints`.
 std::vector<io::DumpJob> plan_dumps(const ForkPlan& plan, const std::filesystem::path& folder,
                                     const std::filesystem::path& checkpoints);
+/// The cases that a full set would have and leaves out, with the reason: a line each.
+std::vector<std::string> left_out(const ForkPlan& plan);
 /// The checkpoints that the jobs want and that are not there yet. Throws Error.
 void make_checkpoints(const std::vector<io::DumpJob>& jobs,
                       const std::function<void(const std::string&)>& progress);

@@ -83,7 +83,7 @@ double pass_bytes(const Work& work, bool backward) {
 
 std::string rounded(double value, const char* unit) {
   char text[64];
-  std::snprintf(text, sizeof text, "%.2g %s", value, unit);
+  std::snprintf(text, sizeof text, value < 99.5 ? "%.2g %s" : "%.0f %s", value, unit);  // no 1e+02
   return text;
 }
 

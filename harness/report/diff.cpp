@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "harness/report/problems.h"
+#include "harness/report/section.h"
 #include "harness/report/text.h"
 
 namespace dsv32::harness {
@@ -76,13 +77,10 @@ void sort_in(const Key& key, const Verdict* before, const Verdict* after, Report
 }
 
 const Problem* same_problem(const Problem& problem, const std::vector<Problem>& others) {
-  for (const Problem& other : others) {
-    const bool same_party = other.finding->subject.party == problem.finding->subject.party;
-    const bool named = !problem.name.empty() && other.name == problem.name;
-    if (same_party && (named || (problem.name.empty() && other.words == problem.words)))
-      return &other;
-  }
-  return nullptr;
+  const auto same = std::find_if(others.begin(), others.end(), [&](const Problem& other) {
+    return is_same_problem(problem, other);
+  });
+  return same == others.end() ? nullptr : &*same;
 }
 
 std::string weight_text(const Problem& problem) {
@@ -97,6 +95,7 @@ void sort_defects(const std::vector<Problem>& before, const std::vector<Problem>
                                .before = was == nullptr ? "" : weight_text(*was),
                                .after = weight_text(problem)};
     (was == nullptr ? diff.new_defects : diff.left_defects).push_back(defect);
+    diff.is_new.push_back(was == nullptr);
   }
   for (const Problem& problem : before)
     if (same_problem(problem, after) == nullptr)
@@ -107,44 +106,33 @@ void sort_defects(const std::vector<Problem>& before, const std::vector<Problem>
 // --- words
 // ----------------------------------------------------------------------------------------
 
-/// What happened, with the checks that it happened to.
-struct Chapter {
-  const char* title;
-  const std::vector<ChangedCheck>* checks;
-};
-
-std::vector<Chapter> chapters_of(const ReportDiff& diff) {
-  return {{"broken", &diff.broken},      {"newly untested", &diff.untested},
-          {"fixed", &diff.fixed},        {"changed in size", &diff.changed},
-          {"still broken", &diff.still}, {"newly tested", &diff.tested}};
+/// "14 broken, 3 fixed"; "" where no check changed.
+std::string checks_text(const ReportDiff& diff) {
+  std::string text;
+  for (const Chapter& chapter : chapters_of(diff)) {
+    if (chapter.checks->empty()) continue;
+    text += (text.empty() ? "" : ", ") + std::to_string(chapter.checks->size()) + " ";
+    text += chapter.title;
+  }
+  return text;
 }
 
 std::string summary(const ReportDiff& diff) {
-  std::string text;
-  const auto add = [&](size_t n, const char* word) {
-    if (n > 0) text += (text.empty() ? "" : ", ") + std::to_string(n) + " " + word;
-  };
-  for (const Chapter& chapter : chapters_of(diff)) add(chapter.checks->size(), chapter.title);
-  if (text.empty()) text = "no check changed";
-  return text + " (" + counted(diff.common, "check") + " in both)";
+  const std::string text = checks_text(diff);
+  return (text.empty() ? "no check changed" : text) + " (" + counted(diff.common, "check") +
+         " in both)";
 }
 
-std::string change_text(const ChangedDefect& defect) {
-  if (defect.before.empty()) return defect.words + ": " + defect.after;
-  if (defect.after.empty() || defect.before == defect.after)
-    return defect.words + ": " + defect.before;
-  return defect.words + ": " + defect.before + "; now " + defect.after;
-}
-
-struct DefectChapter {
-  const char* title;
-  const std::vector<ChangedDefect>* defects;
-};
-
-std::vector<DefectChapter> defect_chapters(const ReportDiff& diff) {
-  return {{"new defect", &diff.new_defects},
-          {"fixed defect", &diff.fixed_defects},
-          {"defect left", &diff.left_defects}};
+std::string chapter_markdown(const Chapter& chapter, size_t bytes) {
+  const std::string head = "<details><summary>" + std::string(chapter.title) + ": " +
+                           std::to_string(chapter.checks->size()) +
+                           "</summary>\n\n| Subject | Check | Base | Head |\n|--|--|--|--|\n";
+  const std::string end = "\n</details>\n";
+  Section rows(bytes - std::min(bytes, head.size() + end.size()));
+  for (const ChangedCheck& check : *chapter.checks)
+    rows.add("| " + markdown_text(check.group) + " | " + markdown_code(check.check) + " | " +
+             markdown_text(check.before) + " | " + markdown_text(check.after) + " |\n");
+  return head + rows.text() + end;
 }
 
 }  // namespace
@@ -164,10 +152,44 @@ ReportDiff compare_reports(const Report& before, const Report& after) {
   return diff;
 }
 
+std::vector<Chapter> chapters_of(const ReportDiff& diff) {
+  return {{"broken", &diff.broken},      {"newly untested", &diff.untested},
+          {"fixed", &diff.fixed},        {"changed in size", &diff.changed},
+          {"still broken", &diff.still}, {"newly tested", &diff.tested}};
+}
+
+std::vector<DefectChapter> chapters_of_defects(const ReportDiff& diff) {
+  return {{"new defect", &diff.new_defects},
+          {"fixed defect", &diff.fixed_defects},
+          {"defect left", &diff.left_defects}};
+}
+
+std::string change_text(const ChangedDefect& defect) {
+  if (defect.before.empty()) return defect.words + ": " + defect.after;
+  if (defect.after.empty() || defect.before == defect.after)
+    return defect.words + ": " + defect.before;
+  return defect.words + ": " + defect.before + "; now " + defect.after;
+}
+
+std::string diff_sentence(const ReportDiff& diff) {
+  const size_t fixed = diff.fixed_defects.size(), left = diff.left_defects.size();
+  std::string text;
+  if (!diff.is_new.empty() || fixed > 0) {
+    const size_t added = diff.new_defects.size();
+    text = added == 0 ? "no new defect" : counted(added, "new defect");
+    if (fixed > 0) text += ", " + std::to_string(fixed) + " fixed";
+    if (left > 0) text += ", " + std::to_string(left) + " left";
+  }
+  const std::string checks = checks_text(diff);
+  if (!checks.empty()) text += (text.empty() ? "checks: " : "; checks: ") + checks;
+  return std::string(diff.worse() ? "Worse" : "Not worse") +
+         " than the base: " + (text.empty() ? "no check changed" : text) + ".";
+}
+
 std::string diff_text(const ReportDiff& diff) {
   constexpr size_t kShown = 12;
   std::string out = "before: " + diff.before + "\nafter:  " + diff.after + "\n";
-  for (const DefectChapter& chapter : defect_chapters(diff))
+  for (const DefectChapter& chapter : chapters_of_defects(diff))
     for (const ChangedDefect& defect : *chapter.defects)
       out += padded(chapter.title, 14) + change_text(defect) + "\n";
   for (const Chapter& chapter : chapters_of(diff)) {
@@ -182,36 +204,28 @@ std::string diff_text(const ReportDiff& diff) {
   return out + (diff.worse() ? "WORSE" : "NOT WORSE") + " | " + summary(diff) + "\n";
 }
 
-std::string diff_markdown(const ReportDiff& diff) {
-  constexpr size_t kDefects = 20, kChecks = 40;
-  std::string out = std::string(kDiffMarker) + "\n## dsv32-verify: " +
-                    (diff.worse() ? "worse than base" : "not worse than base") + "\n\n";
-  out += "Base: " + markdown_text(diff.before, 600) +
-         "  \nHead: " + markdown_text(diff.after, 600) + "\n\n" +
-         markdown_text(summary(diff), 400) + "\n\n";
-  size_t told = 0;
-  for (const DefectChapter& chapter : defect_chapters(diff))
+std::string diff_details(const ReportDiff& diff, size_t bytes) {
+  Section defects(bytes / 4);
+  for (const DefectChapter& chapter : chapters_of_defects(diff))
     for (const ChangedDefect& defect : *chapter.defects)
-      if (told++ < kDefects)
-        out += "- **" + std::string(chapter.title) + "** " +
-               markdown_text(change_text(defect), 700) + "\n";
-  if (told > 0) out += "\n";
-  for (const Chapter& chapter : chapters_of(diff)) {
-    const auto& checks = *chapter.checks;
-    if (checks.empty()) continue;
-    out += "<details><summary>" + std::string(chapter.title) + ": " +
-           std::to_string(checks.size()) +
-           "</summary>\n\n| Subject | Check | Base | Head |\n"
-           "|--|--|--|--|\n";
-    for (size_t i = 0; i < std::min(checks.size(), kChecks); ++i)
-      out += "| " + markdown_text(checks[i].group) + " | " + markdown_code(checks[i].check) +
-             " | " + markdown_text(checks[i].before) + " | " + markdown_text(checks[i].after) +
-             " |\n";
-    if (checks.size() > kChecks)
-      out += "\nand " + std::to_string(checks.size() - kChecks) + " more\n";
-    out += "\n</details>\n";
-  }
+      defects.add("- **" + std::string(chapter.title) + "** " +
+                  markdown_text(change_text(defect), 700) + "\n");
+  std::string out = defects.text();
+  if (!out.empty()) out += "\n";
+  std::vector<Chapter> chapters = chapters_of(diff);
+  std::erase_if(chapters, [](const Chapter& chapter) { return chapter.checks->empty(); });
+  for (const Chapter& chapter : chapters)
+    out += chapter_markdown(chapter, bytes * 3 / 4 / chapters.size());
   return out;
+}
+
+std::string diff_markdown(const ReportDiff& diff) {
+  constexpr size_t kBytes = 50000;
+  return std::string(kDiffMarker) +
+         "\n## dsv32-verify: " + (diff.worse() ? "worse than base" : "not worse than base") +
+         "\n\nBase: " + markdown_text(diff.before, 600) +
+         "  \nHead: " + markdown_text(diff.after, 600) + "\n\n" +
+         markdown_text(summary(diff), 400) + "\n\n" + diff_details(diff, kBytes);
 }
 
 }  // namespace dsv32::harness

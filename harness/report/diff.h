@@ -25,6 +25,7 @@ struct ChangedDefect {
 struct ReportDiff {
   std::string before, after;  // the verdict of each, in one sentence
   std::vector<ChangedDefect> fixed_defects, new_defects, left_defects;
+  std::vector<bool> is_new;  // of each defect after, in the order of problems_of
   std::vector<ChangedCheck> fixed, broken;
   std::vector<ChangedCheck> still;     // fails in both, as much as before
   std::vector<ChangedCheck> changed;   // fails in both, and is off by another amount
@@ -41,9 +42,27 @@ struct ReportDiff {
 /// subjects of a party.
 ReportDiff compare_reports(const Report& before, const Report& after);
 
+/// What happened, with the checks that it happened to.
+struct Chapter {
+  const char* title;
+  const std::vector<ChangedCheck>* checks;
+};
+std::vector<Chapter> chapters_of(const ReportDiff& diff);
+struct DefectChapter {
+  const char* title;
+  const std::vector<ChangedDefect>* defects;
+};
+std::vector<DefectChapter> chapters_of_defects(const ReportDiff& diff);
+/// How grave it is, and was where that differs.
+std::string change_text(const ChangedDefect& defect);
+
+/// "Worse than the base: 2 new defects, 1 left; checks: 14 broken, 3 fixed."
+std::string diff_sentence(const ReportDiff& diff);
 std::string diff_text(const ReportDiff& diff);
 /// For a comment; begins with kDiffMarker. < 64 KiB.
 std::string diff_markdown(const ReportDiff& diff);
+/// Its defects and checks alone, within a number of bytes.
+std::string diff_details(const ReportDiff& diff, size_t bytes);
 
 inline constexpr const char* kDiffMarker = "<!-- dsv32-verify diff -->";
 

@@ -1,8 +1,11 @@
 #include <algorithm>
+#include <optional>
 
+#include "harness/report/diff.h"
 #include "harness/report/engines.h"
 #include "harness/report/problems.h"
 #include "harness/report/report.h"
+#include "harness/report/section.h"
 #include "harness/report/text.h"
 
 /// report.md: the comment under a pull request. Fixed order of sections, each with its own share of
@@ -10,45 +13,24 @@
 namespace dsv32::harness {
 namespace {
 
-constexpr size_t kMaxBytes = 65536;  // what the hosts of pull requests accept for one comment
+// What the hosts of pull requests accept for one comment is 65536; ci/action/comment cuts here.
+constexpr size_t kMaxBytes = 60000;
 
 constexpr size_t kHeadBytes = 4096;
-constexpr size_t kFailureBytes = 16384;
+constexpr size_t kChangeBytes = 8192;
+constexpr size_t kFailureBytes = 12288;
 constexpr size_t kEngineBytes = 2048;
-constexpr size_t kTableBytes = 16384;
-constexpr size_t kNoteBytes = 4096;  // each of: judged, figures, not green, not tested, warnings
+constexpr size_t kTableBytes = 10240;
+// Each of: judged, figures, answers, not green, not tested, warnings.
+constexpr size_t kNoteBytes = 2816;
 constexpr size_t kFooterBytes = 4096;
 constexpr size_t kFoldBytes = 1024;  // around the folded parts
-static_assert(kHeadBytes + kFailureBytes + kTableBytes + 5 * kNoteBytes + kFooterBytes +
-                  kFoldBytes <
+static_assert(kHeadBytes + kChangeBytes + kFailureBytes + kEngineBytes + kTableBytes +
+                  6 * kNoteBytes + kFooterBytes + kFoldBytes <
               kMaxBytes);
 
 constexpr size_t kFurther = 5;  // more failing taps of one subject
 constexpr size_t kCauses = 10;
-
-/// Whole lines up to a number of bytes; tells at the end how many blocks did not fit.
-class Section {
- public:
-  explicit Section(size_t bytes) : bytes_(bytes) {}
-
-  void add(const std::string& block) {
-    constexpr size_t kReserve = 100;  // for the line that tells what was left out
-    if (left_out_ > 0 || text_.size() + block.size() + kReserve > bytes_) {
-      ++left_out_;
-    } else {
-      text_ += block;
-    }
-  }
-
-  std::string text() const {
-    if (left_out_ == 0) return text_;
-    return text_ + "\n_" + std::to_string(left_out_) + " more: see report.json._\n";
-  }
-
- private:
-  size_t bytes_, left_out_ = 0;
-  std::string text_;
-};
 
 std::string row(const std::string& label, const std::string& value) {
   return "| " + label + " | " + value + " |\n";
@@ -67,8 +49,10 @@ std::vector<const Group*> failing_first(const std::vector<Group>& groups) {
   return order;
 }
 
-std::string problem_line(const Problem& problem, size_t number) {
-  std::string text = std::to_string(number) + ". **" + markdown_text(problem.words, 300) + "**";
+/// `since`: whether it is new against a base; "" without one.
+std::string problem_line(const Problem& problem, size_t number, const std::string& since) {
+  std::string text = std::to_string(number) + ". " + since;
+  text += "**" + markdown_text(problem.words, 300) + "**";
   if (!problem.severity.empty()) text += ": " + markdown_text(problem.severity, 200);
   std::string where = places_text(problem.groups, 5);
   if (problem.defect != nullptr && !problem.defect->layers.empty())
@@ -76,15 +60,20 @@ std::string problem_line(const Problem& problem, size_t number) {
   return text + " (" + markdown_text(where, 200) + ")\n";
 }
 
-/// Twelve lines: marker, verdict, what is wrong, where to read on.
+/// Twelve lines: marker, verdict, what the change did, what is wrong, where to read on.
 std::string head(const Report& report, const std::vector<Group>& groups,
-                 const std::vector<Problem>& problems, const std::string& link) {
+                 const std::vector<Problem>& problems, const ReportDiff* diff,
+                 const std::string& link) {
   constexpr size_t kShown = 4;
   Section section(kHeadBytes);
   section.add(std::string(kCommentMarker) + "\n## dsv32-verify: " + verdict_word(report) + "\n\n");
-  section.add(markdown_text(verdict_sentence(report, groups, problems), 600) + "\n\n");
-  for (size_t i = 0; i < std::min(problems.size(), kShown); ++i)
-    section.add(problem_line(problems[i], i + 1));
+  const std::string change =
+      diff == nullptr ? "" : "  \n" + markdown_text(diff_sentence(*diff), 400);
+  section.add(markdown_text(verdict_sentence(report, groups, problems), 600) + change + "\n\n");
+  for (size_t i = 0; i < std::min(problems.size(), kShown); ++i) {
+    const char* since = diff == nullptr ? "" : diff->is_new[i] ? "new: " : "in the base too: ";
+    section.add(problem_line(problems[i], i + 1, since));
+  }
   std::string last = problems.empty() ? "" : "\n";
   last += counts_text(count(report.verdicts)) + ", " + counted(groups.size(), "subject") + ".";
   if (problems.size() > kShown)
@@ -278,12 +267,16 @@ std::string engine_section(const Report& report, const std::vector<Group>& group
 
 }  // namespace
 
-std::string to_markdown(const Report& report, const std::string& link) {
+std::string to_markdown(const Report& report, const Beside& beside) {
   const std::vector<Group> groups = group_verdicts(report);
   const std::vector<Problem> problems = problems_of(groups);
+  std::optional<ReportDiff> diff;
+  if (beside.base != nullptr) diff = compare_reports(*beside.base, report);
   const std::string open =
       not_green_section(groups) + not_tested_section(report, groups) + warning_section(report);
-  return head(report, groups, problems, link) +
+  return head(report, groups, problems, diff ? &*diff : nullptr, beside.link) +
+         folded("What changed against the base",
+                diff ? diff_details(*diff, kChangeBytes) : std::string()) +
          folded("Each engine, all its files together", engine_section(report, groups)) +
          folded("Failures in detail", failure_section(report, groups)) +
          folded("All subjects", table_section(groups) + figure_section(report, groups)) +

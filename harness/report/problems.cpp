@@ -27,16 +27,33 @@ const Verdict* failure_of(const Group& group, const std::vector<std::string>& ta
   return found != nullptr ? found : group.first_failure;
 }
 
-/// Two of them are one when the same party does the same thing.
-bool is_same(const Problem& a, const Problem& b) {
-  if (a.finding->subject.party != b.finding->subject.party) return false;
-  return a.name.empty() ? b.name.empty() && a.words == b.words : a.name == b.name;
+/// The names of bugs that give the same numbers: "a or b or 3 more" is a and b.
+std::set<std::string> alternatives(const std::string& name) {
+  constexpr std::string_view kOr = " or ";
+  std::set<std::string> names;
+  size_t begin = 0;
+  for (size_t at = name.find(kOr); at != std::string::npos; at = name.find(kOr, begin)) {
+    names.insert(name.substr(begin, at - begin));
+    begin = at + kOr.size();
+  }
+  const std::string last = name.substr(begin);
+  if (begin == 0 || !last.ends_with(" more")) names.insert(last);
+  return names;
 }
 
 void merge(std::vector<Weighed>& all, Weighed one) {
-  const auto same = std::find_if(all.begin(), all.end(),
-                                 [&](const Weighed& w) { return is_same(w.problem, one.problem); });
+  const auto same = std::find_if(all.begin(), all.end(), [&](const Weighed& w) {
+    return is_same_problem(w.problem, one.problem);
+  });
   if (same == all.end()) return all.push_back(std::move(one));
+  // Where one case cannot tell two bugs apart, another case may.
+  const Problem& clearer =
+      alternatives(one.problem.name).size() < alternatives(same->problem.name).size()
+          ? one.problem
+          : same->problem;
+  const std::string words = clearer.words, name = clearer.name;
+  same->problem.words = one.problem.words = words;
+  same->problem.name = one.problem.name = name;
   std::vector<const Group*>& places = same->problem.groups;
   if (one.weight > same->weight) {
     one.problem.groups.insert(one.problem.groups.end(), places.begin(), places.end());
@@ -124,6 +141,14 @@ std::string weak_sentence(const Counts& counts, const std::vector<Group>& groups
 }
 
 }  // namespace
+
+bool is_same_problem(const Problem& a, const Problem& b) {
+  if (a.finding->subject.party != b.finding->subject.party) return false;
+  if (a.name.empty() || b.name.empty()) return a.name == b.name && a.words == b.words;
+  const std::set<std::string> left = alternatives(a.name), right = alternatives(b.name);
+  return std::any_of(left.begin(), left.end(),
+                     [&](const std::string& name) { return right.contains(name); });
+}
 
 std::vector<Problem> problems_of(const std::vector<Group>& groups) {
   std::vector<Weighed> all;

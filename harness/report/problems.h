@@ -19,6 +19,8 @@ struct Problem {
   std::vector<const Group*> groups;  // where it was seen, the gravest first
 };
 
+/// Whether the same party does the same thing; of "a or b" and "b" it may.
+bool is_same_problem(const Problem& a, const Problem& b);
 /// The gravest first; a crash before everything else. The same defect in several cases is one.
 std::vector<Problem> problems_of(const std::vector<Group>& groups);
 

@@ -47,7 +47,8 @@ ExitCode Report::exit_code() const {
   return ExitCode::ok;
 }
 
-void write_report(const Report& report, const std::filesystem::path& directory) {
+void write_report(const Report& report, const std::filesystem::path& directory,
+                  const Beside& beside) {
   std::error_code error;
   std::filesystem::create_directories(directory, error);
   if (error || !std::filesystem::is_directory(directory, error)) {
@@ -58,8 +59,8 @@ void write_report(const Report& report, const std::filesystem::path& directory) 
                                         .hint = "name another one with --out"});
   }
   // The truth last: whoever finds report.json finds its renderings too.
-  io::write_files({{directory / kReportMarkdown, to_markdown(report)},
-                   {directory / kReportHtml, to_html(report)},
+  io::write_files({{directory / kReportMarkdown, to_markdown(report, beside)},
+                   {directory / kReportHtml, to_html(report, beside)},
                    {directory / kReportJunit, to_junit(report)},
                    {directory / kReportJson, to_json(report)}});
 }

@@ -82,12 +82,16 @@ Report parse_report(const std::string& json, const std::string& where);
 Report validated_report(const std::string& json, const std::string& where);
 /// `width`: columns to fit into, at least 20 are used; 0: lines are never broken.
 std::string to_terminal(const Report& report, bool color, bool verbose, size_t width = 0);
+/// What a rendering is told besides the report.
+struct Beside {
+  std::string link;              // where the page is, if anywhere
+  const Report* base = nullptr;  // of the tree before the change, if there is one
+};
 /// The comment under a pull request, < 64 KiB: twelve lines for the reviewer, the rest folded.
-/// `link`: where the page is, if anywhere.
 /// Begins with kCommentMarker, by which a later comment replaces it.
-std::string to_markdown(const Report& report, const std::string& link = "");
+std::string to_markdown(const Report& report, const Beside& beside = {});
 /// One page of at most 1 MB: no script, nothing from elsewhere, light and dark.
-std::string to_html(const Report& report);
+std::string to_html(const Report& report, const Beside& beside = {});
 std::string to_junit(const Report& report);
 /// Workflow commands (`::error ...`) that a forge shows beside the change: one for each defect or
 /// first failure, one for each group that is not green.
@@ -101,6 +105,7 @@ inline constexpr const char* kReportHtml = "report.html";
 inline constexpr const char* kReportJunit = "junit.xml";
 inline constexpr const char* kReportJson = "report.json";
 /// All of them into a folder, together or not at all. Throws Error (environment) when it cannot.
-void write_report(const Report& report, const std::filesystem::path& directory);
+void write_report(const Report& report, const std::filesystem::path& directory,
+                  const Beside& beside = {});
 
 }  // namespace dsv32::harness

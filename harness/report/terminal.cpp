@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <cmath>
 #include <map>
+#include <set>
 #include <sstream>
 
 #include "harness/report/engines.h"
@@ -14,10 +16,11 @@ namespace dsv32::harness {
 namespace {
 
 constexpr size_t kMaxLines = 20;  // more groups than that: passing cases shrink to one line each
-constexpr size_t kAlso = 4;       // further failing taps of a group
-constexpr size_t kNotes = 5;      // lines of warnings, of untested things, of notes per state
-constexpr size_t kCauses = 10;    // of one subject
-constexpr size_t kExamples = 8;   // rows of a batch whose loss is shown
+constexpr size_t kProblems = 8, kPlaces = 5;  // of the summary, and cases of each
+constexpr size_t kAlso = 4;                   // further failing taps of a group
+constexpr size_t kNotes = 5;     // lines of warnings, of untested things, of notes per state
+constexpr size_t kCauses = 10;   // of one subject
+constexpr size_t kExamples = 8;  // rows of a batch whose loss is shown
 constexpr size_t kSubjectWidth = 48;
 constexpr size_t kStateColumns = 9;  // of a verdict and the gap after it
 /// What a line about a candidate tells of it.
@@ -36,6 +39,7 @@ class Screen {
 
   std::string render() {
     measure_columns();
+    add_summary();
     for (size_t i = 0; i < groups_.size();) i = add_case(i);
     for (const Engine& engine : engines_of(report_, groups_)) add_engine(engine);
     for (const Answers& answers : report_.answers) add_answers(answers);
@@ -56,6 +60,24 @@ class Screen {
       subject_width_ = std::max(subject_width_, columns(subject_text(g)));
     }
     subject_width_ = std::min(subject_width_, kSubjectWidth);
+  }
+
+  /// What is wrong in all where several subjects fail, the gravest first: details are long.
+  void add_summary() {
+    const auto failing =
+        std::count_if(groups_.begin(), groups_.end(), [](const Group& g) { return g.failed(); });
+    if (failing < 2) return;
+    const std::vector<Problem> problems = problems_of(groups_);
+    out_ << padded_state("FAIL") << verdict_sentence(report_, groups_, problems) << "\n";
+    for (size_t i = 0; i < std::min(problems.size(), kProblems); ++i) {
+      const Problem& problem = problems[i];
+      out_ << "  " << i + 1 << ". " << printable(problem.words, 300);
+      if (!problem.severity.empty()) out_ << ": " << printable(problem.severity, 300);
+      out_ << " (" << places_text(problem.groups, kPlaces) << ")\n";
+    }
+    if (problems.size() > kProblems)
+      out_ << "  " << problems.size() - kProblems << " more, see report.json\n";
+    out_ << "\n";
   }
 
   /// What the training suite measured, and its cost.
@@ -205,9 +227,27 @@ class Screen {
     if (!text.empty()) out_ << "    " << padded(label, 9) << " " << text << "\n";
   }
 
+  /// Whether every defect of this group stands in full above.
+  bool is_told(const Group& g) {
+    bool told = true, any = false;
+    for (const Finding* f : g.findings)
+      for (const Defect& defect : f->defects) {
+        any = true;
+        const std::string key = defect.name.empty() ? defect.words : defect.name;
+        if (told_.insert(key).second) told = false;
+      }
+    return any && told && !verbose_;
+  }
+
   void add_failure(const Group& g) {
     for (const Finding* f : g.findings) add_detail("finding", printable(f->headline));
     const Verdict* v = g.first_failure;
+    if (is_told(g)) {
+      for (const Finding* f : g.findings) add_detail("profile", printable(f->profile));
+      add_detail("", "explained above; all of it by -v");
+      if (v != nullptr) add_detail("repro", repro_command(report_, *v));
+      return;
+    }
     if (v != nullptr) {
       add_detail("first", printable(v->tap, 100) + " (" + std::string(to_string(v->mode)) +
                               "): " + measures_text(*v));
@@ -298,7 +338,11 @@ class Screen {
         width_ > 0 && columns(counts) + columns(printable(report_.command)) + kRest > width_;
     if (own_line) out_ << "run " << printable(report_.command) << "\n";
     out_ << painted(verdict_word(report_)) << " | " << counts;
-    if (report_.seconds > 0) out_ << " | " << number(report_.seconds) << " s";
+    constexpr double kLong = 999;  // 2170 s, not 2.17e+03 s
+    if (report_.seconds > kLong)
+      out_ << " | " << std::llround(report_.seconds) << " s";
+    else if (report_.seconds > 0)
+      out_ << " | " << number(report_.seconds) << " s";
     if (!report_.command.empty() && !own_line) out_ << " | " << printable(report_.command);
     out_ << "\n";
   }
@@ -315,6 +359,7 @@ class Screen {
   const size_t width_;  // 0: lines are not broken
   const std::vector<Group> groups_;
   size_t case_width_ = 0, subject_width_ = 0;
+  std::set<std::string> told_;             // defects that were explained
   std::map<std::string, size_t> skipped_;  // checks of the cases on one line, by reason
   std::ostringstream out_;
 };

@@ -114,7 +114,11 @@ std::pair<std::string, std::string> numbers_apart(double a, double b) {
 }
 
 std::string percent(double share) {
-  return (std::isfinite(share) ? with_digits(100 * share, 2) : number(share)) + " %";
+  constexpr double kFixed = 1e6;  // below it no exponent: 106 %, not 1.1e+02 %
+  if (!std::isfinite(share)) return number(share) + " %";
+  const double value = std::abs(100 * share);
+  if (value < 99.5 || value >= kFixed) return with_digits(100 * share, 2) + " %";
+  return std::to_string(std::llround(100 * share)) + " %";
 }
 
 size_t columns(std::string_view text) {

@@ -35,6 +35,7 @@ std::string dump_jobs_json(const std::vector<DumpJob>& jobs, double import_secon
                   {"mode", job.mode},       {"out", job.out.string()},
                   {"seconds", job.seconds}, {"gib", job.gib}};
     if (!job.suite.empty()) entry["suite"] = job.suite;
+    if (job.sketch) entry["sketch"] = true;
     list.push_back(std::move(entry));
   }
   const Json file = {

@@ -17,7 +17,8 @@ struct DumpJob {
   std::string mode;   // "forward", "backward", "kl-warmup", "kl-sparse", "train", "generate"
   std::string suite;  // of mode train
   fs::path out;
-  double seconds = 0;  // limits; memory beyond that of the imports
+  bool sketch = false;  // chosen rows, norms and projections in place of whole taps
+  double seconds = 0;   // limits; memory beyond that of the imports
   double gib = 0;
 };
 

@@ -148,6 +148,13 @@ class Judges(CliTest):
         self.assertNotIn("fixed defect", done.stdout)
         self.assertEqual(report_of(out / "base")["exit_code"], PARITY)
         self.assertIn("worse than base", (out / "changes.md").read_text())
+        head = (out / "report.md").read_text().splitlines()[:12]
+        self.assertRegex("\n".join(head), r"Worse than the base: 1 new defect, 1 left")
+        self.assertRegex("\n".join(head), r"\d\. new: \*\*k\\_norm with eps")
+        self.assertIn("than the base", (out / "report.html").read_text())
+        words = ("--base", out / "base" / "report.json", "--md", out / "again.md")
+        self.ended(run("report", "render", out / "report.json", *words), OK)
+        self.assertEqual((out / "again.md").read_text(), (out / "report.md").read_text())
 
     def test_what_the_base_has_as_well_may_be_forgiven(self) -> None:
         words = ("--base", Fork("old-fault", NO_SCALE).root, "--fail-on", "new")
@@ -296,6 +303,45 @@ class Modular(CliTest):
         self.ended(done, OK)
         taps = {v["tap"]: v["trust"] for v in report_of(out)["verdicts"]}
         self.assertEqual(taps["source.generated"], "pass")
+
+
+class Large(CliTest):
+    def test_small_is_sketched_and_nothing_else_is(self) -> None:
+        one = "small/candidate small.forward.safetensors/"
+        done, out = judge(
+            Fork("large", start="raise OSError('not today')\n"), "--full-set", "-k", one, case=""
+        )
+        self.ended(done, PARITY)
+        (job,) = json.loads((out / "traces" / "jobs.json").read_text())["jobs"]
+        self.assertIs(job["sketch"], True)
+        left_out = " ".join(report_of(out)["not_tested"])
+        for case in ("tiny-fp8", "tiny-yarn"):
+            self.assertIn(f"{case}: real transformers", left_out)
+        done, out = judge(Fork("little", start="raise OSError('not today')\n"))
+        self.ended(done, PARITY)
+        for job in json.loads((out / "traces" / "jobs.json").read_text())["jobs"]:
+            self.assertNotIn("sketch", job)
+
+    def test_a_job_may_be_sketched_beside_others(self) -> None:
+        folder = scratch / "jobs"
+        checkpoint = folder / "checkpoint"
+        self.ended(run("weights", "make", "--case", "tiny-wide", "--out", checkpoint), OK)
+        jobs = [
+            {"checkpoint": str(checkpoint), "mode": "forward", "sketch": sketch,
+             "out": str(folder / f"{sketch}.safetensors")}
+            for sketch in (False, True)
+        ]
+        file = folder / "jobs.json"
+        file.write_text(json.dumps({"version": 1, "jobs": jobs}))
+        dump = [ROOT / "golden" / "dump", "--jobs", file, "--transformers", Fork("both").root]
+        done = subprocess.run([sys.executable, *map(str, dump)], capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        marks = [metadata_of(Path(job["out"])).get("sketch") for job in jobs]
+        self.assertEqual(marks, [None, "1"])
+        for bad in ("yes", 1):
+            file.write_text(json.dumps({"version": 1, "jobs": [jobs[0] | {"sketch": bad}]}))
+            done = subprocess.run([sys.executable, *map(str, dump)], capture_output=True, text=True)
+            self.assertEqual(done.returncode, 4, done.stdout + done.stderr)
 
 
 class RealTransformers(CliTest):

@@ -87,7 +87,7 @@ TEST(SelfEstimate, ALongJobIsAnnounced) {
   EXPECT_EQ(announcement({.bytes = kGiB, .flops = 1e9}), "");
   const std::string text = announcement({.bytes = 9 * kGiB, .flops = 1e15});
   EXPECT_NE(text.find("estimate: about "), std::string::npos) << text;
-  EXPECT_NE(text.find("(1e+03 TFLOP), up to 9 GiB of memory"), std::string::npos) << text;
+  EXPECT_NE(text.find("(1000 TFLOP), up to 9 GiB of memory"), std::string::npos) << text;
   Job job{.cases = io::cases_of_config("tiny")};
   EXPECT_EQ(announcement(estimate_of(job)), "");
   job.cases = io::cases_of_config("small");

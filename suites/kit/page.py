@@ -1,7 +1,9 @@
-"""A page as a tree, and what a browser shows of it: for the tests of report.html."""
+"""A page as a tree, and what a browser shows and prints of it: for the tests of report.html."""
 
 from __future__ import annotations
 
+import html
+import re
 import shutil
 import struct
 import subprocess
@@ -96,6 +98,60 @@ def screenshot(page: Path, width: int, height: int, dark: bool = False) -> np.nd
         ]
         subprocess.run(command, capture_output=True, timeout=180, check=True)
         return read_png(image)[:height, :width]
+
+
+Word = tuple[float, float, float, float, str]  # its box in points, from the top left; itself
+
+
+@dataclass
+class Sheet:
+    """A printed page."""
+
+    width: float  # points
+    height: float
+    words: list[Word]
+    pixels: np.ndarray  # uint8 [height, width, 3]
+
+    def text(self) -> str:
+        return " ".join(word[-1] for word in self.words)
+
+
+def can_print() -> bool:
+    return bool(browser() and shutil.which("pdftotext") and shutil.which("pdftoppm"))
+
+
+def printed(page: Path, dark: bool = False) -> list[Sheet]:
+    """The page on paper, sheet by sheet. `dark`: as a reader with a dark screen prints it."""
+    with tempfile.TemporaryDirectory(prefix="dsv32-paper-") as folder:
+        paper, words = Path(folder) / "paper.pdf", Path(folder) / "words.html"
+        command = [
+            str(browser()), "--headless", "--no-sandbox", "--disable-gpu",
+            "--no-pdf-header-footer", f"--user-data-dir={folder}/profile",
+            f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+            f"--print-to-pdf={paper}", page.resolve().as_uri(),
+        ]
+        subprocess.run(command, capture_output=True, timeout=180, check=True)
+        subprocess.run(["pdftotext", "-bbox", paper, words], check=True)
+        subprocess.run(["pdftoppm", "-r", "36", paper, f"{folder}/sheet"], check=True)
+        pixels = [_read_ppm(image) for image in sorted(Path(folder).glob("sheet-*.ppm"))]
+        texts = words.read_text().split("<page ")[1:]
+        return [_sheet(text, image) for text, image in zip(texts, pixels, strict=True)]
+
+
+def _sheet(text: str, pixels: np.ndarray) -> Sheet:
+    number = r'="(-?[\d.]+)"'
+    boxes = rf"<word xMin{number} yMin{number} xMax{number} yMax{number}>(.*?)</word>"
+    size = re.match(rf"width{number} height{number}", text)
+    assert size, text[:100]
+    words = [(*map(float, box), html.unescape(word)) for *box, word in re.findall(boxes, text)]
+    return Sheet(float(size[1]), float(size[2]), words, pixels)
+
+
+def _read_ppm(path: Path) -> np.ndarray:
+    """8 bits a channel, RGB: uint8 [height, width, 3]."""
+    head = re.match(rb"P6\n(\d+) (\d+)\n255\n", data := path.read_bytes())
+    assert head, path
+    return np.frombuffer(data, np.uint8, offset=head.end()).reshape(int(head[2]), int(head[1]), 3)
 
 
 def read_png(path: Path) -> np.ndarray:

@@ -23,7 +23,7 @@ FOLDER = Path(tempfile.mkdtemp(prefix="dsv32-wheels-"))
 WHEELS = FOLDER / "wheels"
 
 PARITY = """
-import sys
+import os, re, shutil, sys
 import torch
 from dsv32_dump import assert_parity
 from dsv32_dump.parity import make_checkpoint
@@ -37,6 +37,9 @@ try:
     assert_parity(model, "tiny-wide", checkpoint=path)
 except AssertionError as error:
     print("red", "k-norm-eps" in str(error))
+    folder = re.search("trace and reports: (.*)", str(error))[1]
+    print("kept", sorted(os.listdir(folder)))
+    shutil.rmtree(folder)
 """
 # pytest is in no environment here: what the plugin takes from it, in a few lines.
 FIXTURE = """
@@ -202,6 +205,8 @@ class Dump(unittest.TestCase):
         said = self.python(PARITY, FOLDER / "checkpoint")
         self.assertRegex(said, r"green \d+")
         self.assertIn("red True", said)
+        self.assertIn("'report.html'", said)
+        self.assertIn("'tiny-wide.safetensors'", said)
 
     def test_the_fixture_judges_a_model(self) -> None:
         self.assertIn("green 0", self.python(FIXTURE, FOLDER / "fixture"))

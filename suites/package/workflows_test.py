@@ -1,10 +1,13 @@
 """The action and the workflows: read as YAML, and every shell step run as the forge would.
 
-ctest: `package.workflows`, in .venv-golden, which has a reader of YAML.
+ctest: `package.workflows`, in .venv-golden, which has a reader of YAML; .venv has one of JSON
+Schema. schemas/ holds those of schemastore.org (github-workflow, github-action; Apache-2.0) without
+their descriptions.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -21,6 +24,15 @@ ACTION = ROOT / "ci" / "action"
 WORKFLOWS = ROOT / ".github" / "workflows"
 EXPRESSION = re.compile(r"\$\{\{\s*(.*?)\s*\}\}")
 MARKER = "<!-- dsv32-verify report -->"
+SCHEMAS = ROOT / "suites" / "package" / "schemas"
+
+VALIDATE = """
+import json, sys
+from jsonschema.validators import validator_for
+schema = json.load(open(sys.argv[1]))
+for error in validator_for(schema)(schema).iter_errors(json.load(sys.stdin)):
+    print(error.json_path, error.message[:200])
+"""
 
 PROGRAM = """#!/bin/sh
 printf '%s\\n' "$@" > "$HERE/words"
@@ -52,6 +64,15 @@ def load(path: Path) -> dict[str, Any]:
     if True in content:  # YAML 1.1 reads the key `on` as a truth value
         content["on"] = content.pop(True)
     return content
+
+
+def complaints(schema: str, content: dict[str, Any]) -> str:
+    """What the forge would say of a file: nothing of a right one."""
+    command = [ROOT / ".venv" / "bin" / "python", "-c", VALIDATE, SCHEMAS / f"{schema}.json"]
+    done = subprocess.run(
+        list(map(str, command)), input=json.dumps(content), capture_output=True, text=True
+    )
+    return done.stdout + done.stderr
 
 
 class Forge(unittest.TestCase):
@@ -89,6 +110,19 @@ class Forge(unittest.TestCase):
 class Shape(unittest.TestCase):
     def files(self) -> list[Path]:
         return sorted(WORKFLOWS.glob("*.yml"))
+
+    def test_the_forge_takes_them(self) -> None:
+        for path in [*self.files(), *(ACTION / "fork").glob("*.yml")]:
+            self.assertEqual(complaints("workflow", load(path)), "", path)
+        self.assertEqual(complaints("action", load(ACTION / "action.yml")), "")
+
+    def test_the_forge_does_not_take_everything(self) -> None:
+        content = load(ACTION / "action.yml")
+        del content["runs"]["steps"][0]["shell"]
+        self.assertIn("runs", complaints("action", content))
+        content = load(WORKFLOWS / "guard.yml")
+        content["jobs"]["guard"]["timeout_minutes"] = 5
+        self.assertIn("$.jobs.guard", complaints("workflow", content))
 
     def test_workflows_say_what_they_may(self) -> None:
         for path in self.files():
@@ -193,6 +227,12 @@ class Action(Forge):
         self.assertEqual(self.outputs(), {"exit-code": "0", "report": "report"})
         self.assertIn("# FAIL", (self.here / "summary").read_text())
 
+    def test_the_report_says_where_its_page_is(self) -> None:
+        run = {"GITHUB_SERVER_URL": "https://forge", "GITHUB_REPOSITORY": "o/r"}
+        self.assertEqual(self.judge(0, GITHUB_RUN_ID="12", **run).returncode, 0)
+        at = self.words().index("--link")
+        self.assertEqual(self.words()[at + 1], "https://forge/o/r/actions/runs/12")
+
     def test_a_red_verdict_fails_the_step_unless_told_otherwise(self) -> None:
         self.assertEqual(self.judge(1).returncode, 1)
         self.assertEqual(self.judge(1, FAIL="false").returncode, 0)
@@ -213,7 +253,7 @@ class Comment(Forge):
         (self.here / "old").write_text(old)
         (self.here / "report.md").write_text(report)
         env = {"REPOSITORY": "o/r", "HEAD_SHA": "abc"}
-        done = self.step(f"{ACTION}/comment report.md changes.md", **env)
+        done = self.step(f"{ACTION}/comment report.md", **env)
         self.assertEqual(done.returncode, 0, done.stderr)
         return (self.here / "calls").read_text()
 

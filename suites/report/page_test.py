@@ -6,6 +6,7 @@ With DSV32_UPDATE_SAMPLES=1 the samples in docs/ are written again.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import unittest
 from pathlib import Path
 
 import numpy as np
-from page import Element, browser, parse, screenshot
+from page import Element, Sheet, browser, can_print, parse, printed, screenshot
 from program import NOTHING, OK, PARITY, ROOT, clean_up, run, scratch, variant
 from program import make_good as make_good_trace
 from safetensors.numpy import load_file
@@ -345,6 +346,52 @@ class Pixels(unittest.TestCase):
                 if kind in ("three", "large"):
                     self.assertEqual(seen, ["s0", "s9"])
                 self.assertTrue((pixels == named["fg"]).all(axis=2).any())
+
+
+@functools.cache
+def paper(kind: str) -> list[Sheet]:
+    """As a reader with a dark screen prints it."""
+    return printed(pages[kind], dark=True)
+
+
+class Paper(unittest.TestCase):
+    """What Chromium prints; a machine without it or without poppler has the tests above."""
+
+    def setUp(self) -> None:
+        if not can_print():
+            self.skipTest("no Chromium, or no pdftotext and pdftoppm")
+
+    def test_nothing_is_cut_off_and_a_dark_screen_prints_light(self) -> None:
+        margin = 18  # points; Chromium leaves 29
+        for kind in ("three", "large", "crash", "hostile"):
+            with self.subTest(kind):
+                for sheet in paper(kind):
+                    boxes = np.array([word[:4] for word in sheet.words])
+                    self.assertGreater(boxes[:, :2].min(), margin)
+                    self.assertLess(boxes[:, 2].max(), sheet.width - margin)
+                    self.assertLess(boxes[:, 3].max(), sheet.height - margin)
+                    self.assertGreater(np.median(sheet.pixels), 240, "dark paper")
+                # A browser shrinks all of a page until its widest thing fits.
+                heights = [word[3] - word[1] for word in paper(kind)[0].words]
+                self.assertGreater(max(heights), 18, "smaller than it is on a screen")
+
+    def test_what_is_folded_is_printed_and_no_row_is_torn(self) -> None:
+        sheets = [sheet.text() for sheet in paper("three")]
+        first = next(i for i, text in enumerate(sheets) if "All numbers" in text)
+        self.assertIn("Where the limits come from", " ".join(sheets[first:]))
+        head = "Check Mode Verdict Off / allowed Measured / limit "
+        further = [text for text in sheets[first + 1 :] if text.startswith(head)]
+        self.assertGreater(len(further), 3)
+        for text in further:  # the head is repeated, and a whole row follows
+            self.assertRegex(text, head + r"\S+ (staged|forced|exact) (pass|fail) ")
+
+    def test_no_title_stands_alone(self) -> None:
+        heads = [e.text() for tag in ("h2", "h3", "summary") for e in page("three").all(tag)]
+        titles = {" ".join(head.split()) for head in heads} | {"limit 10x 100x 1000x"}
+        for sheet in paper("three"):
+            bottom = max(word[3] for word in sheet.words)
+            last = " ".join(word[-1] for word in sheet.words if bottom - word[3] < 2)
+            self.assertNotIn(last, titles)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-// The page, the annotations, the difference of two reports, and lines that fit.
+// The page, the annotations, and lines that fit.
 
 #include <gtest/gtest.h>
 
@@ -9,76 +9,15 @@
 #include <sstream>
 #include <string>
 
-#include "harness/report/diff.h"
 #include "harness/report/engines.h"
 #include "harness/report/fit.h"
 #include "harness/report/problems.h"
 #include "harness/report/report.h"
 #include "src/model/errors.h"
+#include "suites/report/three_defects.h"
 
 namespace dsv32::harness {
 namespace {
-
-const Subject kFork{.party = Party::candidate, .label = "candidate fork.safetensors"};
-
-Verdict check(const std::string& tap, Mode mode, Trust trust, double measured) {
-  Verdict v{.case_name = "tiny", .subject = kFork, .tap = tap};
-  v.layer = 0;
-  v.mode = mode;
-  v.trust = trust;
-  v.measures = {{"row ratio", measured, 3, "calibrated"}};
-  v.checked = 59;
-  return v;
-}
-
-Defect defect(const std::string& name, const std::string& tap, double logits) {
-  return {.name = name,
-          .words = "words of " + name,
-          .evidence = "evidence of " + name,
-          .taps = {tap},
-          .layers = {0},
-          .severity = Severity{.logits = logits, .loss_before = 5.5, .loss_after = 5.5}};
-}
-
-/// Three defects, of which the second of the finding is the gravest of all; one error is inherited.
-Report three_defects() {
-  Report report{.tool_version = "1.2.3", .command = "dsv32-verify --candidate fork.safetensors"};
-  report.environment = {{"torch", "2.11.0"}, {"commit", "abc"}};
-  report.judged = {{"tiny", kFork, {{"sha256", "feed"}, {"transformers", "5.24.0"}}}};
-  for (const char* tap : {"layers.0.q_rope", "layers.0.ix.k", "layers.0.mlp.out"}) {
-    report.verdicts.push_back(check(tap, Mode::staged, Trust::fail, 612));
-    report.verdicts.back().picture = Picture{.rows = "tokens",
-                                             .columns = "heads",
-                                             .row_count = 2,
-                                             .column_count = 3,
-                                             .batch = 1,
-                                             .cells = {"0.9", "119"}};
-  }
-  report.verdicts.push_back(check("layers.0.hidden", Mode::forced, Trust::fail, 40));
-  report.verdicts.push_back(check("layers.0.topk", Mode::staged, Trust::pass, 1));
-  report.verdicts.back().choices = Choices{.rows = 9, .determined = 4, .differing = 2};
-  report.findings = {
-      {.case_name = "tiny",
-       .subject = kFork,
-       .fault = Fault::candidate,
-       .first_tap = "layers.0.q_rope",
-       .headline = "words of two",
-       .causes = {},
-       .defects = {defect("one", "layers.0.q_rope", 0.01), defect("two", "layers.0.ix.k", 0.5),
-                   defect("three", "layers.0.mlp.out", 0.02)},
-       .profile = "spec-1 + {one, two, three}"}};
-  return report;
-}
-
-bool holds(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
-
-size_t times(const std::string& text, const std::string& part) {
-  size_t n = 0;
-  for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++n;
-  return n;
-}
 
 // --- problems
 // -------------------------------------------------------------------------------------
@@ -111,6 +50,26 @@ TEST(SelfReportProblems, OneDefectInTwoCasesIsOne) {
   EXPECT_EQ(problems[0].severity, "logits 70 % off");
   EXPECT_EQ(places_text(problems[0].groups, 5), "tiny-wide, tiny");
   EXPECT_EQ(places_text(problems[0].groups, 1), "tiny-wide and 1 more");
+}
+
+TEST(SelfReportProblems, WhatOneCaseCannotTellApartAnotherMay) {
+  for (const bool clear_one_first : {true, false}) {
+    Report report = three_defects();
+    Finding more = report.findings.front();
+    more.case_name = "tiny-wide";
+    more.defects = {defect("four or two", "layers.0.ix.k", clear_one_first ? 0.7 : 0.3)};
+    report.findings.insert(clear_one_first ? report.findings.end() : report.findings.begin(), more);
+    Verdict v = check("layers.0.ix.k", Mode::staged, Trust::fail, 9);
+    v.case_name = "tiny-wide";
+    report.verdicts.insert(clear_one_first ? report.verdicts.end() : report.verdicts.begin(), v);
+    const std::vector<Group> groups = group_verdicts(report);
+    const std::vector<Problem> problems = problems_of(groups);
+    ASSERT_EQ(problems.size(), 3u);
+    EXPECT_EQ(problems[0].name, "two");
+    EXPECT_EQ(problems[0].words, "words of two");
+    EXPECT_EQ(problems[0].groups.size(), 2u);
+    EXPECT_EQ(problems[0].severity, clear_one_first ? "logits 70 % off" : "logits 50 % off");
+  }
 }
 
 TEST(SelfReportProblems, ACrashStandsAboveAllElse) {
@@ -359,67 +318,37 @@ TEST(SelfReportFit, AReportFits) {
   EXPECT_TRUE(holds(to_terminal(report, true, false, 40), "\x1b[1;31mFAIL\x1b[0m     tiny"));
 }
 
-// --- two reports
+// --- the terminal
 // ----------------------------------------------------------------------------------
 
-Report of_checks(std::vector<Verdict> verdicts) {
-  Report report;
-  report.verdicts = std::move(verdicts);
-  return report;
+TEST(SelfReportScreen, ALongRunHasSecondsWithoutAnExponent) {
+  Report report = three_defects();
+  report.seconds = 2168.4;
+  EXPECT_NE(to_terminal(report, false, false).find(" | 2168 s"), std::string::npos);
 }
 
-TEST(SelfReportDiff, SortsEveryCheck) {
-  const auto staged = [](const char* tap, Trust trust, double measured) {
-    return check(tap, Mode::staged, trust, measured);
-  };
-  Report before = of_checks(
-      {staged("embed", Trust::fail, 9), staged("logits", Trust::pass, 1),
-       staged("final_norm", Trust::fail, 9), staged("layers.0.ix.q", Trust::fail, 9),
-       staged("layers.0.ix.k", Trust::pass, 1), staged("layers.0.topk", Trust::skipped, 0),
-       staged("layers.0.hidden", Trust::pass, 1)});
-  Report after = of_checks(
-      {staged("embed", Trust::pass, 1), staged("logits", Trust::fail, 9),
-       staged("final_norm", Trust::fail, 9), staged("layers.0.ix.q", Trust::fail, 90),
-       staged("layers.0.ix.k", Trust::missing, 0), staged("layers.0.topk", Trust::pass, 0)});
-  for (Verdict& v : after.verdicts) v.subject.label = "candidate head.safetensors";
-  const ReportDiff diff = compare_reports(before, after);
-  const auto only = [](const std::vector<ChangedCheck>& checks) {
-    return checks.size() == 1 ? checks[0].check : std::to_string(checks.size()) + " checks";
-  };
-  EXPECT_EQ(only(diff.fixed), "embed (staged)");
-  EXPECT_EQ(only(diff.broken), "logits (staged)");
-  EXPECT_EQ(only(diff.still), "final_norm (staged)");
-  EXPECT_EQ(only(diff.changed), "layers.0.ix.q (staged)");
-  EXPECT_EQ(only(diff.tested), "layers.0.topk (staged)");
-  ASSERT_EQ(diff.untested.size(), 2u);
-  EXPECT_EQ(diff.untested[1].after, "not there");
-  EXPECT_EQ(diff.common, 4u);
-  EXPECT_TRUE(diff.worse());
-}
-
-TEST(SelfReportDiff, TellsDefectsByName) {
-  const Report before = three_defects();
-  Report after = before;
-  after.findings[0].defects[0] = defect("four", "layers.0.q_rope", 0.3);
-  after.findings[0].defects[1].severity->logits = 0.4;
-  const ReportDiff diff = compare_reports(before, after);
-  ASSERT_EQ(diff.new_defects.size(), 1u);
-  EXPECT_EQ(diff.new_defects[0].words, "words of four");
-  ASSERT_EQ(diff.fixed_defects.size(), 1u);
-  EXPECT_EQ(diff.fixed_defects[0].words, "words of one");
-  ASSERT_EQ(diff.left_defects.size(), 2u);
-  const std::string text = diff_text(diff);
-  EXPECT_TRUE(holds(text, "defect left   words of two: logits 50 % off; now logits 40 % off"))
+TEST(SelfReportScreen, SeveralFailuresBeginWithWhatIsWrongInAll) {
+  Report report = three_defects();
+  const Finding finding = report.findings.front();
+  for (const char* name : {"layers.0.q_rope", "layers.0.ix.k"}) {
+    Verdict v = check(name, Mode::staged, Trust::fail, 9);
+    v.case_name = "tiny-wide";
+    report.verdicts.push_back(v);
+  }
+  report.findings.push_back(finding);
+  report.findings.back().case_name = "tiny-wide";
+  const std::string text = to_terminal(report, false, false);
+  EXPECT_TRUE(
+      text.starts_with("FAIL     candidate is wrong in 3 ways, the gravest: words of two.\n"
+                       "  1. words of two: logits 50 % off (tiny, tiny-wide)\n"
+                       "  2. words of three: "))
       << text;
-  EXPECT_TRUE(holds(diff_markdown(diff), "- **new defect** words of four"));
-}
-
-TEST(SelfReportDiff, EqualReportsAreNotWorse) {
-  const ReportDiff diff = compare_reports(three_defects(), three_defects());
-  EXPECT_FALSE(diff.worse());
-  EXPECT_TRUE(diff.after_fails);
-  EXPECT_EQ(diff.still.size(), 4u);
-  EXPECT_TRUE(holds(diff_text(diff), "NOT WORSE | 4 still broken (5 checks in both)"));
+  const size_t second = text.find("tiny-wide  candidate");
+  ASSERT_NE(second, std::string::npos) << text;
+  EXPECT_EQ(text.find("    first ", second), std::string::npos) << "told above";
+  EXPECT_NE(text.find("explained above", second), std::string::npos);
+  const std::string verbose = to_terminal(report, false, true);
+  EXPECT_EQ(verbose.find("explained above"), std::string::npos);
 }
 
 // --- what a reader refuses

@@ -4,8 +4,9 @@ Nearly all of the time of a dump goes into imports. So the implementation is imp
 job runs in a child of that process (bounds.py).
 
 The file is JSON, `{"version": 1, "import_seconds": 300, "modular": false, "jobs": [...]}`; a job is
-an object: checkpoint, mode and out, and if wanted case, suite, seconds and gib. modular: first see
-whether the generated files of the source tree are what its modular files say (modular.py).
+an object: checkpoint, mode and out, and if wanted case, suite, sketch, seconds and gib. modular:
+first see whether the generated files of the source tree are what its modular files say
+(modular.py).
 
 Progress is one JSON object a line on standard output: `event` is `imported`, `modular`, `start` or
 `end`. docs/formats.md 4 has their fields.
@@ -41,13 +42,15 @@ Run = Callable[[argparse.Namespace], int]
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One dump. seconds: its time limit; gib: its memory beyond the imports, 0: no limit."""
+    """One dump. sketch: as `--sketch`, of this one alone; seconds: its time limit; gib: its memory
+    beyond the imports, 0: no limit."""
 
     checkpoint: str
     mode: str
     out: str
     case: str | None = None
     suite: str | None = None
+    sketch: bool = False
     seconds: float = 120.0
     gib: float = 0.0
 
@@ -79,8 +82,8 @@ def read_jobs(path: Path) -> JobList:
 
 
 def _field(name: str, value: Any) -> Any:
-    wanted = (int, float) if name in ("seconds", "gib") else str
-    if isinstance(value, bool) or not isinstance(value, wanted):
+    wanted = {"seconds": (int, float), "gib": (int, float), "sketch": bool}.get(name, str)
+    if isinstance(value, bool) != (wanted is bool) or not isinstance(value, wanted):
         raise TypeError(f"{name} {value!r}")
     return value
 
@@ -181,6 +184,7 @@ class Server:
         arguments = copy.copy(self.arguments)
         arguments.checkpoint, arguments.out = Path(job.checkpoint), Path(job.out)
         arguments.case, arguments.mode, arguments.suite = job.case, job.mode, job.suite
+        arguments.sketch = self.arguments.sketch or job.sketch
         return arguments
 
     def run_job(self, job: Job, arguments: argparse.Namespace) -> Ended:
@@ -195,6 +199,7 @@ class Server:
         words = [*self.arguments.words, "--checkpoint", job.checkpoint, "--out", job.out]
         words += ["--mode", job.mode, *(["--case", job.case] if job.case else [])]
         words += ["--suite", job.suite] if job.suite else []
+        words += ["--sketch"] if job.sketch and not self.arguments.sketch else []
         command = [sys.executable, sys.argv[0], *words]
 
         def become() -> int:

@@ -49,12 +49,14 @@ def assert_parity(
     dialect: str | None = None,
     accept_weak: bool = False,
     program: str | Path | None = None,
+    out: str | Path | None = None,
 ) -> dict[str, Any]:
     """Throws AssertionError, with the report for people, unless the model computes the case.
 
     model: with the weights of the case, best by its from_pretrained on a folder of make_checkpoint
     (named as `checkpoint`, what was loaded is compared with it). options: default forward and
     backward, or forward alone where the case has chunks, with the backends that the model has.
+    out: a folder for trace and reports; without one they are kept only where the model fails.
     Returns report.json. Throws DumpError when the program is not there or refuses the file.
     """
     judge = find_program(program)
@@ -63,20 +65,27 @@ def assert_parity(
         options = Options(
             backward=not content["chunks"], attn_implementation=None, experts_implementation=None
         )
-    with tempfile.TemporaryDirectory(prefix="dsv32-") as folder:
-        trace = Path(folder) / f"{content.get('name', 'model')}.safetensors"
+    folder = Path(out) if out else Path(tempfile.mkdtemp(prefix="dsv32-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = out is not None
+    try:
+        trace = folder / f"{content.get('name', 'model')}.safetensors"
         dump(model, content, trace, options, checkpoint=checkpoint)
-        words = [judge, "--candidate", str(trace), "--out", folder, "--color", "never"]
+        words = [judge, "--candidate", str(trace), "--out", str(folder), "--color", "never"]
         words += ["--dialect", dialect] if dialect else []
         words += ["--accept-weak"] if accept_weak else []
         done = subprocess.run(words, capture_output=True, text=True, check=False)
-        report = Path(folder) / "report.json"
+        report = folder / "report.json"
         if not report.is_file():
             raise DumpError(done.returncode, PROGRAM, done.stderr.strip() or "no report")
-        content = json.loads(report.read_text())
-    if done.returncode:
-        raise AssertionError(f"{PROGRAM} exits with {done.returncode}\n{done.stdout}")
-    return content
+        if done.returncode:
+            kept = True
+            said = f"{PROGRAM} exits with {done.returncode}; trace and reports: {folder}"
+            raise AssertionError(f"{said}\n{done.stdout}")
+        return json.loads(report.read_text())
+    finally:
+        if not kept:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _case_of(case: str | dict[str, Any]) -> dict[str, Any]:

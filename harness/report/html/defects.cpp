@@ -8,7 +8,7 @@
 namespace dsv32::harness::html {
 namespace {
 
-constexpr size_t kBytes = 60000, kProfileBytes = 10000;
+constexpr size_t kBytes = 60000, kProfileBytes = 10000, kChangeBytes = 80000;
 constexpr size_t kTaps = 6;
 
 std::string line(const std::string& label, const std::string& value) {
@@ -54,7 +54,11 @@ std::string check_of(const Problem& problem) {
 }
 
 std::string article(const Page& page, const Problem& problem, size_t number) {
-  std::string inside = element("h3", "", std::to_string(number) + ". " + text(problem.words, 600));
+  const char* since = page.diff == nullptr            ? ""
+                      : page.diff->is_new[number - 1] ? "new: "
+                                                      : "in the base too: ";
+  std::string inside =
+      element("h3", "", std::to_string(number) + ". " + since + text(problem.words, 600));
   if (!problem.severity.empty())
     inside += element("p", " class=\"grave\"", text(problem.severity, 400)) + "\n";
   std::string where = name_of(*problem.groups.front());
@@ -73,6 +77,38 @@ std::string article(const Page& page, const Problem& problem, size_t number) {
 
 }  // namespace
 
+std::string changes_part(const Page& page) {
+  if (page.diff == nullptr) return "";
+  Bounded defects(kChangeBytes / 2);
+  for (const DefectChapter& chapter : chapters_of_defects(*page.diff))
+    for (const ChangedDefect& defect : *chapter.defects)
+      defects.add(
+          element("li", "",
+                  "<b>" + std::string(chapter.title) + "</b> " + text(change_text(defect), 700)) +
+          "\n");
+  std::string checks;
+  for (const Chapter& chapter : chapters_of(*page.diff)) {
+    Bounded rows(kChangeBytes / 4);
+    for (const ChangedCheck& check : *chapter.checks)
+      rows.add(table_row({text(check.group), element("code", "", text(check.check)),
+                          text(check.before), text(check.after)}));
+    checks +=
+        rows.empty()
+            ? ""
+            : folded("Checks " + std::string(chapter.title) + ": " +
+                         std::to_string(chapter.checks->size()),
+                     table({"Subject", "Check", "Base", "Head"}, rows.blocks()) + rows.rest());
+  }
+  const std::string about = remark(
+      "The <b>base</b> is the source tree before the change, the <b>head</b> the one after it; "
+      "both "
+      "were judged alike. A check is <b>newly untested</b> when it told something of the base and "
+      "tells nothing of the head.");
+  const std::string list = defects.empty() ? "" : "<ul>" + defects.blocks() + "</ul>\n";
+  return section("changes", "What changed against the base",
+                 about + list + defects.rest() + checks);
+}
+
 std::string engines_part(const Page& page) {
   std::string tables;
   for (const Engine& engine : engines_of(page.report, page.groups)) {
@@ -83,7 +119,12 @@ std::string engines_part(const Page& page) {
     if (!engine.profile.empty()) name += ": " + element("code", "", text(engine.profile, 500));
     tables += element("p", "", name) + table({"part", "verdict", "evidence"}, rows);
   }
-  return section("engines", "Each engine, all its files together", tables);
+  if (tables.empty()) return "";
+  const std::string about = remark(
+      "Each part of the model over all files of one implementation. <b>by what begins "
+      "elsewhere</b>: its own operations are right on the inputs that they were given, and those "
+      "inputs were wrong.");
+  return section("engines", "Each engine, all its files together", about + tables);
 }
 
 std::string defects_part(const Page& page) {
@@ -99,7 +140,10 @@ std::string defects_part(const Page& page) {
             element("li", "", name_of(g) + ": " + element("code", "", text(f->profile, 500))));
   const std::string about = remark(
       "The gravest first. How grave: the float64 model with this defect alone against the one "
-      "without. <code>off</code> is the relative L2 error of the whole tensor.");
+      "without. <b>off</b>: relative L2 error of the whole tensor. <b>where</b>: the cases that "
+      "show it. <b>explains</b>: the taps (named intermediate values) whose errors are its own. "
+      "<b>first check</b>: the first of them, <b>staged</b>: on the implementation's own inputs, "
+      "or <b>forced</b>: end to end. In the box: the command that judges this check alone.");
   const std::string profile = profiles.empty()
                                   ? ""
                                   : folded("What each implementation is",

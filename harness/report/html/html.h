@@ -4,6 +4,7 @@
 #include <string_view>
 #include <vector>
 
+#include "harness/report/diff.h"
 #include "harness/report/problems.h"
 
 /// The parts of report.html, in the order of the page. Each is a whole element, or "" where it has
@@ -15,11 +16,14 @@ struct Page {
   const Report& report;
   const std::vector<Group>& groups;
   const std::vector<Problem>& problems;
+  const ReportDiff* diff = nullptr;  // against the base, where there is one
 };
 
 std::string style();
 std::string verdict_part(const Page& page);
 std::string defects_part(const Page& page);
+/// What the change did to the base: defects, then checks.
+std::string changes_part(const Page& page);
 /// What all files of one engine say together, part by part of the model.
 std::string engines_part(const Page& page);
 /// Layers by taps, shade = measured / limit.

@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <optional>
+
 #include "harness/report/html/html.h"
 #include "harness/report/text.h"
 
@@ -15,17 +18,20 @@ constexpr char kHead[] =
 
 }  // namespace
 
-std::string to_html(const Report& report) {
+std::string to_html(const Report& report, const Beside& beside) {
   const std::vector<Group> groups = group_verdicts(report);
   const std::vector<Problem> problems = problems_of(groups);
-  const html::Page page{report, groups, problems};
+  std::optional<ReportDiff> diff;
+  if (beside.base != nullptr) diff = compare_reports(*beside.base, report);
+  const html::Page page{report, groups, problems, diff ? &*diff : nullptr};
   std::string out = kHead;
   out += "<title>dsv32-verify: " + html::text(verdict_word(report)) + "</title>\n<style>" +
          html::style() + "</style>\n</head>\n<body>\n<main>\n";
   for (const auto& part :
-       {html::verdict_part, html::defects_part, html::engines_part, html::where_part,
-        html::looks_part, html::decisions_part, html::gradients_part, html::training_part,
-        html::answers_part, html::untested_part, html::judged_part, html::numbers_part}) {
+       {html::verdict_part, html::defects_part, html::changes_part, html::engines_part,
+        html::where_part, html::looks_part, html::decisions_part, html::gradients_part,
+        html::training_part, html::answers_part, html::untested_part, html::judged_part,
+        html::numbers_part}) {
     out += part(page);
   }
   return out + "</main>\n</body>\n</html>\n";
@@ -90,12 +96,30 @@ std::string name_of(const Group& group) {
   return group.suite.empty() ? name : name + ", " + text(group.suite, 60);
 }
 
+namespace {
+
+/// What is wrong, in a line each: the first screen of a small one holds all of it.
+std::string problem_list(const Page& page) {
+  constexpr size_t kShown = 6;
+  if (page.problems.size() < 2) return "";
+  std::string items;
+  for (size_t i = 0; i < std::min(page.problems.size(), kShown); ++i)
+    items += element("li", "", text(page.problems[i].words, 160));
+  const std::string list = element("ol", "", items) + "\n";
+  if (page.problems.size() <= kShown) return list;
+  return list + element("p", "", std::to_string(page.problems.size() - kShown) + " more below.");
+}
+
+}  // namespace
+
 std::string verdict_part(const Page& page) {
   const Counts counts = count(page.report.verdicts);
   const ExitCode code = page.report.exit_code();
   const char* look = code == ExitCode::ok ? "pass" : code == ExitCode::parity ? "fail" : "open";
   std::string inside = element("p", " class=\"word\"", text(verdict_word(page.report)));
   inside += element("h1", "", text(verdict_sentence(page.report, page.groups, page.problems), 800));
+  inside += problem_list(page);
+  if (page.diff != nullptr) inside += element("p", "", text(diff_sentence(*page.diff), 400));
   inside +=
       element("p", " class=\"soft\"",
               text(counts_text(counts)) + ", " + text(counted(page.groups.size(), "subject")) +

@@ -110,13 +110,16 @@ std::string decisions_part(const Page& page) {
   const bool candidates = std::any_of(page.groups.begin(), page.groups.end(), [](const Group& g) {
     return g.subject.party == Party::candidate;
   });
-  Bounded loud(kDecisionBytes), quiet(kDecisionBytes);
+  constexpr size_t kOpenRows = 12;
+  size_t open_rows = 0;
+  Bounded loud(kDecisionBytes), more(kDecisionBytes), quiet(kDecisionBytes);
   for (const Group& g : page.groups)
     for (const Verdict* v : g.verdicts) {
       if (!v->choices || (v->trust != Trust::pass && v->trust != Trust::fail)) continue;
       if (!candidates || g.subject.party == Party::candidate) add_up(*v, tally);
-      (v->choices->differing > 0 || v->trust == Trust::fail ? loud : quiet)
-          .add(decision_row(g, *v));
+      const bool is_loud = v->choices->differing > 0 || v->trust == Trust::fail;
+      Bounded& rows = !is_loud ? quiet : open_rows++ < kOpenRows ? loud : more;
+      rows.add(decision_row(g, *v));
     }
   if (tally.rows == 0) return "";
   const std::vector<std::string> head = {
@@ -126,7 +129,7 @@ std::string decisions_part(const Page& page) {
                           std::to_string(tally.free) +
                           " rows with a choice another set was chosen than the oracle's; " +
                           std::to_string(tally.differing - tally.wrong) +
-                          " of these are legitimate: the scores are closer than rounding.";
+                          " of these are legitimate (the scores are closer than rounding).";
   const std::string about = remark(
       "A decision is the set of keys that a query attends to (<code>topk</code>) or of experts "
       "that a token goes to. <b>band</b>: how far the worst of the other picks lies from the cut, "
@@ -134,6 +137,7 @@ std::string decisions_part(const Page& page) {
   return section(
       "decisions", "Decisions",
       element("p", "", sum) + "\n" + about + table(head, loud.blocks()) + loud.rest() +
+          folded("More decisions with another choice", table(head, more.blocks()) + more.rest()) +
           folded("Decisions without another choice", table(head, quiet.blocks()) + quiet.rest()));
 }
 
@@ -221,8 +225,10 @@ std::string judged_part(const Page& page) {
   Bounded candidates(kJudgedBytes), goldens(kJudgedBytes);
   for (const Provenance& p : page.report.judged) {
     const std::string name = text(p.subject.label, 100) + " in " + text(p.case_name, 80);
-    if (p.subject.party == Party::candidate) {
+    if (p.subject.party == Party::candidate && candidates.empty()) {
       candidates.add(element("h3", "", name) + provenance(p));
+    } else if (p.subject.party == Party::candidate) {
+      candidates.add(folded(name, provenance(p)));
     } else {
       goldens.add(folded(name, provenance(p)));
     }

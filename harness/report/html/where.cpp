@@ -105,15 +105,16 @@ std::string maps_of(const Group& group, bool gradients) {
 
 std::string all_maps(const Page& page, bool gradients, size_t bytes) {
   Bounded list(bytes), rest(bytes / 2);
-  size_t shown = 0;
+  std::set<std::string> shown;  // cases: another dump of one looks the same
   const bool red = std::any_of(page.groups.begin(), page.groups.end(),
                                [](const Group& g) { return g.failed(); });
   for (const Group* g : by_interest(page.groups)) {
     const std::string maps = maps_of(*g, gradients);
     if (maps.empty()) continue;
-    const bool opens = shown < kOpen && (red ? g->failed() : shown == 0);
+    const bool opens = shown.size() < kOpen && (red ? g->failed() : shown.empty()) &&
+                       !shown.contains(g->case_name);
     if (opens) {
-      ++shown;
+      shown.insert(g->case_name);
       list.add(element("h3", "", name_of(*g)) + maps);
     } else {
       rest.add(folded(name_of(*g) + " (" + text(g->state()) + ")", maps));
