@@ -84,6 +84,26 @@ std::string members(const Group& group, const std::map<std::string, int64_t>& al
   return join(parts);
 }
 
+/// What the structures of all these taps say alike of the summands of ranks.
+std::string common_summand(const Names& taps, const std::vector<Verdict>& verdicts) {
+  std::string common;
+  for (const Verdict& verdict : verdicts) {
+    if (verdict.trust != Trust::fail ||
+        std::find(taps.begin(), taps.end(), verdict.tap) == taps.end())
+      continue;
+    std::string own;
+    for (size_t from = 0; from < verdict.structure.size() && own.empty();) {
+      const size_t to = std::min(verdict.structure.find("; ", from), verdict.structure.size());
+      const std::string part = verdict.structure.substr(from, to - from);
+      if (part.find("summand") != std::string::npos) own = part;
+      from = to + 2;
+    }
+    if (own.empty() || (!common.empty() && own != common)) return "";
+    common = own;
+  }
+  return common;
+}
+
 }  // namespace
 
 std::vector<GradientPattern> gradient_patterns(const Names& failing, const Names& passing,
@@ -109,6 +129,8 @@ std::vector<GradientPattern> gradient_patterns(const Names& failing, const Names
                         : !look.empty() ? "gradients " + look + ": " + which
                                         : "gradients are off from " + group.taps.front() +
                                               " back to the input: " + which;
+    if (const std::string rank = common_summand(group.taps, verdicts); !rank.empty())
+      words += "; " + rank;
     patterns.push_back({std::move(words), group.taps});
   }
   return patterns;

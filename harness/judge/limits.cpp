@@ -98,6 +98,8 @@ constexpr Limit kLimits[] = {
      "two equal groups hold a half each by chance: nine tenths stand out among any number"},
     {"structure.certainty", kAll, kAny, "standard errors", 5,
      "normal quantile of a false alarm of 1e-6: a gain or a shift is named from there on"},
+    {"structure.summand", kAll, kAny, "of the squared error", 1e-3,
+     "what a wrong summand leaves when its factor is taken out; rounding to bfloat16 leaves 2e-5"},
     {"slope.relative", kAll, kAny, "slope", 1e-6,
      "central difference with Richardson extrapolation in float64"},
 

@@ -40,6 +40,10 @@ std::string describe_lanes(const Comparison& c, const Sample& sample);
 /// An elementwise function of the right result: "clipped at 1", "rounded to bfloat16", "constant".
 std::string describe_values(const Comparison& c, const RowLayout& layout, const Sample& sample);
 
+/// Of a sum over the ranks: the rank whose summand makes the error, and what is wrong with it. A
+/// verdict that no one rank explains is "".
+std::string describe_summands(const Comparison& c, const RowLayout& layout);
+
 /// What the failing rows, and no others, have in common.
 std::string describe_common(const Comparison& c, const RowLayout& layout, const TapError& error);
 

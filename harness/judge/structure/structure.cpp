@@ -178,11 +178,13 @@ std::string describe_rows(const TapName& tap, const RowLayout& layout, const Tap
 std::string describe_structure(const Comparison& c, const RowLayout& layout,
                                const TapError& error) {
   const Sums sums = sum_products(c, layout);
-  if (sums.not_finite > 0) return name_not_finite(layout, sums);
+  const std::string ranks = describe_summands(c, layout);
+  if (sums.not_finite > 0)
+    return name_not_finite(layout, sums) + (ranks.empty() ? "" : "; " + ranks);
   const Sample sample = take_sample(c, layout, error);
   std::string text;
   for (const std::string& part :
-       {name_gain(c, sums), name_shift(sums), describe_blocks(c, sample), describe_lanes(c, sample),
+       {ranks, name_gain(c, sums), name_shift(sums), describe_blocks(c, sample), describe_lanes(c, sample),
         describe_values(c, layout, sample), describe_rows(c.tap, layout, error),
         describe_common(c, layout, error)})
     if (!part.empty()) text += (text.empty() ? "" : "; ") + part;
