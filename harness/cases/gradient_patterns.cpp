@@ -29,9 +29,12 @@ std::string kind_of(const std::string& tap) {
       {"embed_tokens", "the embedding"},
       {"lm_head", "the head"},
   }};
+  const std::string factor = has(tap, ".lora_A.")   ? "the A factors of "
+                             : has(tap, ".lora_B.") ? "the B factors of "
+                                                    : "";
   for (const auto& [part, name] : kKinds)
-    if (has(tap, part)) return name;
-  return "other weights";
+    if (has(tap, part)) return factor + name;
+  return factor + "other weights";
 }
 
 /// Place on the way from the input to the loss.
@@ -104,13 +107,24 @@ std::string common_summand(const Names& taps, const std::vector<Verdict>& verdic
   return common;
 }
 
-}  // namespace
-
-std::vector<GradientPattern> gradient_patterns(const Names& failing, const Names& passing,
-                                               const std::vector<Verdict>& verdicts) {
+std::map<std::string, int64_t> count_kinds(const Names& failing, const Names& passing) {
   std::map<std::string, int64_t> all;
   for (const Names* part : {&failing, &passing})
     for (const std::string& tap : *part) ++all[kind_of(tap)];
+  return all;
+}
+
+}  // namespace
+
+std::string members_of(const Names& failing, const Names& passing) {
+  Group group;
+  for (const std::string& tap : failing) ++group.kinds[kind_of(tap)];
+  return members(group, count_kinds(failing, passing));
+}
+
+std::vector<GradientPattern> gradient_patterns(const Names& failing, const Names& passing,
+                                               const std::vector<Verdict>& verdicts) {
+  const std::map<std::string, int64_t> all = count_kinds(failing, passing);
   std::map<std::string, Group> groups;
   for (const std::string& tap : failing) {
     const auto verdict = std::find_if(verdicts.begin(), verdicts.end(), [&](const Verdict& v) {
