@@ -148,6 +148,14 @@ constexpr Limit kLimits[] = {
     {"candidate.parameter", kAll, kAny, "of its movement", 0.3,
      "tiny-wide: clean runs below 1e-3; room for a flip"},
 
+    // --- a checkpoint that an adapter was merged into ---
+    {"merge.roundings", kAll, kAny, "half units of bfloat16", 4,
+     "base, product and sum of a merge in bfloat16 are rounded once each"},
+    {"merge.kept", kAll, kAny, "of what the adapter adds", 0.1,
+     "rounding has no direction; an adapter added to FP8 codes is off by the scale of its block"},
+    {"merge.named", kAll, kAny, "of the squared error", 0.05,
+     "what the fault that is named may leave of it: rounding in the order of another program"},
+
     // --- loss_descent; a loss is measured in units of itself, and of at least one nat ---
     {"descent.loss", kTiny, kAny, "relative", 1e-4,
      "50 steps of real transformers: 5.9e-6; clean runs: 8.3e-6"},
