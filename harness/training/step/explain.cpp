@@ -117,7 +117,8 @@ class Explanation {
 
   /// "updates x 10: the attention (all 14)": another learning rate, or weights that stand still.
   bool by_gains() {
-    if (const auto gain = common_gain(); gain && rounded(*gain) != 1 && *gain > 0) {
+    const bool sharp = !is_narrow(evidence_.dtype());  // else each tensor speaks for itself
+    if (const auto gain = common_gain(); sharp && gain && rounded(*gain) != 1) {
       add("learning-rate-of-group", "updates x " + text(rounded(*gain)) + ": all weights",
           failing());
       return true;
