@@ -46,13 +46,25 @@ def whole() -> Taps:
 
 
 def placement(rank: int, tap: str, value: np.ndarray) -> Placement:
-    """Heads and vocabulary are split, expert outputs are summands, all else is on every rank."""
+    """Heads and vocabulary are split, outputs of heads and experts are summands, all else is on
+    every rank."""
     name = tap.split(".", 2)[-1]
     if name in ("q_nope", "q_rope", "attn.ctx"):
         return ("h", rank * value.shape[2] // RANKS)
-    if name == "moe.routed":
+    if name in ("moe.routed", "attn.out"):
         return "partial"
     return ("d", rank * value.shape[2] // RANKS) if tap == "logits" else "replicated"
+
+
+def head_share(tap: str, rank: int) -> np.ndarray:
+    """What the heads of one rank, half of them, add to a layer's attn.out: together all of it."""
+    if rank > 0:
+        return whole()[tap] - head_share(tap, 0)
+    layer = tap.split(".")[1]
+    ctx = np.array_split(whole()[f"layers.{layer}.attn.ctx"], RANKS, axis=2)[0]
+    matrix = dict(CASE.weights())[f"model.layers.{layer}.self_attn.o_proj.weight"]
+    columns = np.array_split(matrix, RANKS, axis=1)[0]
+    return ctx.reshape(*ctx.shape[:2], -1) @ columns.T
 
 
 @functools.cache
@@ -120,7 +132,8 @@ def write(
         for tap, value in whole().items():
             place = placement(rank, tap, value)
             if place == "partial":
-                value = expert_share(tap, rank)
+                share = expert_share if tap.endswith("moe.routed") else head_share
+                value = share(tap, rank)
             elif place != "replicated":
                 value = np.array_split(value, RANKS, axis=2)[rank]
             taps[tap], places[tap] = value.copy(), place
@@ -199,6 +212,17 @@ class Worlds(unittest.TestCase):
                 for text in words:
                     self.assertIn(text, failing[0]["structure"])
                 self.assertNotIn("rank 0", failing[0]["structure"].replace("experts 0", ""))
+
+    def test_a_wrong_summand_names_its_rank_and_its_heads(self) -> None:
+        def scale(rank: int, taps: Taps) -> None:
+            if rank == 0:
+                taps["layers.0.attn.out"] *= np.float32(0.5)
+
+        code, failing, _ = judge(write("heads", scale))
+        self.assertEqual(code, PARITY)
+        self.assertEqual(failing[0]["tap"], "layers.0.attn.out")
+        words = "rank 0's heads 0 to 1: its summand is 0.5 x the right one"
+        self.assertIn(words, failing[0]["structure"])
 
     def test_what_all_ranks_have_in_common_is_no_fault_of_one(self) -> None:
         def scale(rank: int, taps: Taps) -> None:

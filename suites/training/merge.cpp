@@ -114,8 +114,8 @@ Made in_fp8(const Fp8Matrix& matrix) { return {dequantized(matrix), matrix}; }
 /// Dequantised, added to in a type, quantised anew with scales of its own.
 Merging right_merge(DType dtype) {
   return [dtype](const WeightSpec& spec, const Fp8Matrix& base, const Values& delta) {
-    return in_fp8(
-        quantized(sum_of(spec, base, delta, dtype).cast(DType::float32), *SyntheticWeights(fp8_case()).fp8()));
+    return in_fp8(quantized(sum_of(spec, base, delta, dtype).cast(DType::float32),
+                            *SyntheticWeights(fp8_case()).fp8()));
   };
 }
 
@@ -205,8 +205,8 @@ TEST(SelfMerge, WeightsWithoutAnAdapterKeepTheirBits) {
   edited.edits.push_back({.name = "model.norm.weight", .row = 3, .scale = 2});
   const SyntheticWeights other(edited);
   const io::Adapter adapter = adapter_of(c, 16);
-  const MergeReport report =
-      harness::check_merge(c.config, adapter, base, Merged(c, other, adapter, right_merge(DType::float32)));
+  const MergeReport report = harness::check_merge(
+      c.config, adapter, base, Merged(c, other, adapter, right_merge(DType::float32)));
   EXPECT_EQ(report.changed, std::vector<std::string>{"model.norm.weight"});
   EXPECT_TRUE(report.wrong.empty());
 }

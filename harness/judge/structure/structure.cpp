@@ -184,9 +184,9 @@ std::string describe_structure(const Comparison& c, const RowLayout& layout,
   const Sample sample = take_sample(c, layout, error);
   std::string text;
   for (const std::string& part :
-       {ranks, name_gain(c, sums), name_shift(sums), describe_blocks(c, sample), describe_lanes(c, sample),
-        describe_values(c, layout, sample), describe_rows(c.tap, layout, error),
-        describe_common(c, layout, error)})
+       {ranks, name_gain(c, sums), name_shift(sums), describe_blocks(c, sample),
+        describe_lanes(c, sample), describe_values(c, layout, sample),
+        describe_rows(c.tap, layout, error), describe_common(c, layout, error)})
     if (!part.empty()) text += (text.empty() ? "" : "; ") + part;
   return text;
 }
