@@ -755,6 +755,34 @@ def joined_kv_b(k: np.ndarray, v: np.ndarray) -> np.ndarray:
     return both.reshape(-1, both.shape[-1])
 
 
+ADAPTED = (
+    "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj", "gate_proj", "up_proj",
+    "down_proj", "indexer.wq_b", "indexer.wk", "indexer.weights_proj",
+)  # fmt: skip
+LORA_RANK = 8  # of the recipes
+
+
+def factor_shape(case: CaseData, name: str) -> tuple[int, ...] | None:
+    """The shape of a LoRA factor, `MODULE.lora_A.weight` or `.lora_B.weight`; None of no such name.
+
+    Of the fused experts: A [experts * rank, in], B [out, rank * experts], as peft saves them.
+    """
+    found = re.fullmatch(r"(.+)\.lora_([AB])\.weight", name)
+    if found is None:
+        return None
+    module, side = found.groups()
+    fused = re.fullmatch(r"(.+\.mlp\.experts)\.(gate_up|down)_proj", module)
+    first = f"{fused[1]}.0.{fused[2].removesuffix('_up')}_proj" if fused else module
+    weight = case.weight_shapes.get(f"{first}.weight")
+    if weight is None or not module.endswith((*ADAPTED, "gate_up_proj")):
+        return None
+    if not fused and ".experts." in module:
+        return None
+    rank = LORA_RANK * (case.config["n_routed_experts"] if fused else 1)
+    halves = 2 if fused and fused[2] == "gate_up" else 1
+    return (rank, weight[1]) if side == "A" else (halves * weight[0], rank)
+
+
 # The trace.
 
 
@@ -956,6 +984,10 @@ class Trace:
         weight = re.fullmatch(r"(?:grad|param|step\.\d+\.update)\.(.+)", name)
         if weight and weight[1] in self.case.weight_shapes:
             return self.case.weight_shapes[weight[1]], ""
+        if weight and name.startswith("step."):
+            shape = factor_shape(self.case, weight[1])
+            if shape is not None:
+                return shape, ""
         if re.fullmatch(r"step\.\d+\.(loss|grad_norm)", name):
             return (), ""
         axes = tap_axes(stem)

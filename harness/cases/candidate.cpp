@@ -103,6 +103,7 @@ std::vector<Candidate> read_candidates(const std::vector<std::filesystem::path>&
     JoinedWorld world = join_world(std::move(files), candidate.the_case, candidate.subject);
     candidate.trace = std::move(world.trace);
     candidate.pieces = std::move(world.pieces);
+    candidate.sums = std::move(world.sums);
     candidate.world = std::move(world.verdicts);
     candidates.push_back(std::move(candidate));
   }

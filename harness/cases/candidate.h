@@ -23,6 +23,7 @@ struct Candidate {
   std::string mode;  // "forward", "backward", ..., "train"
   /// Of one that came as the files of several ranks, `path` being the lowest rank's.
   RankPieces pieces = {};
+  RankSums sums = {};
   std::vector<Verdict> world = {};  // what the ranks have in common
 };
 

@@ -36,6 +36,7 @@ struct JudgedTrace {
   const golden::Golden* golden = nullptr;
   const Batch* batch = nullptr;  // where only some rows are there: the others count as padding
   const RankPieces* pieces = nullptr;  // as Evidence
+  const RankSums* sums = nullptr;      // as Evidence
   bool ops_only = false;               // as Evidence
   bool is_file = false;
   std::optional<Emitted> emitted = {};  // as Evidence

@@ -29,9 +29,12 @@ std::string kind_of(const std::string& tap) {
       {"embed_tokens", "the embedding"},
       {"lm_head", "the head"},
   }};
+  const std::string factor = has(tap, ".lora_A.")   ? "the A factors of "
+                             : has(tap, ".lora_B.") ? "the B factors of "
+                                                    : "";
   for (const auto& [part, name] : kKinds)
-    if (has(tap, part)) return name;
-  return "other weights";
+    if (has(tap, part)) return factor + name;
+  return factor + "other weights";
 }
 
 /// Place on the way from the input to the loss.
@@ -84,13 +87,44 @@ std::string members(const Group& group, const std::map<std::string, int64_t>& al
   return join(parts);
 }
 
-}  // namespace
+/// What the structures of all these taps say alike of the summands of ranks.
+std::string common_summand(const Names& taps, const std::vector<Verdict>& verdicts) {
+  std::string common;
+  for (const Verdict& verdict : verdicts) {
+    if (verdict.trust != Trust::fail ||
+        std::find(taps.begin(), taps.end(), verdict.tap) == taps.end())
+      continue;
+    std::string own;
+    for (size_t from = 0; from < verdict.structure.size() && own.empty();) {
+      const size_t to = std::min(verdict.structure.find("; ", from), verdict.structure.size());
+      const std::string part = verdict.structure.substr(from, to - from);
+      if (part.find("summand") != std::string::npos) own = part;
+      from = to + 2;
+    }
+    if (own.empty() || (!common.empty() && own != common)) return "";
+    common = own;
+  }
+  return common;
+}
 
-std::vector<GradientPattern> gradient_patterns(const Names& failing, const Names& passing,
-                                               const std::vector<Verdict>& verdicts) {
+std::map<std::string, int64_t> count_kinds(const Names& failing, const Names& passing) {
   std::map<std::string, int64_t> all;
   for (const Names* part : {&failing, &passing})
     for (const std::string& tap : *part) ++all[kind_of(tap)];
+  return all;
+}
+
+}  // namespace
+
+std::string members_of(const Names& failing, const Names& passing) {
+  Group group;
+  for (const std::string& tap : failing) ++group.kinds[kind_of(tap)];
+  return members(group, count_kinds(failing, passing));
+}
+
+std::vector<GradientPattern> gradient_patterns(const Names& failing, const Names& passing,
+                                               const std::vector<Verdict>& verdicts) {
+  const std::map<std::string, int64_t> all = count_kinds(failing, passing);
   std::map<std::string, Group> groups;
   for (const std::string& tap : failing) {
     const auto verdict = std::find_if(verdicts.begin(), verdicts.end(), [&](const Verdict& v) {
@@ -109,6 +143,8 @@ std::vector<GradientPattern> gradient_patterns(const Names& failing, const Names
                         : !look.empty() ? "gradients " + look + ": " + which
                                         : "gradients are off from " + group.taps.front() +
                                               " back to the input: " + which;
+    if (const std::string rank = common_summand(group.taps, verdicts); !rank.empty())
+      words += "; " + rank;
     patterns.push_back({std::move(words), group.taps});
   }
   return patterns;

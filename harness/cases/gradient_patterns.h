@@ -19,7 +19,11 @@ struct GradientPattern {
 std::vector<GradientPattern> gradient_patterns(const std::vector<std::string>& failing,
                                                const std::vector<std::string>& passing,
                                                const std::vector<Verdict>& verdicts);
-/// The same of all gradients among these verdicts.
+/// "the routed experts (3 of 48) and the norms (all 9)": the kinds of weights that fail, with how
+/// many of theirs, and of how many.
+std::string members_of(const std::vector<std::string>& failing,
+                       const std::vector<std::string>& passing);
+/// The same patterns of all gradients among these verdicts.
 std::vector<GradientPattern> gradient_patterns(const std::vector<Verdict>& verdicts);
 
 }  // namespace dsv32::harness

@@ -9,6 +9,7 @@
 #include "harness/judge/measure/rows.h"
 #include "src/model/batch.h"
 #include "src/model/check_name.h"
+#include "src/model/lora.h"
 
 namespace dsv32::harness {
 namespace {
@@ -66,7 +67,7 @@ class World {
     out.trace.metadata = files_.front().part.trace.metadata;
     for (const char* key : {"rank", "placement"}) out.trace.metadata.erase(key);
     for (const std::string& name : names()) {
-      HostTensor whole = joined(name, out.pieces);
+      HostTensor whole = joined(name, out);
       if (const auto slope = parse_slope(name)) {
         out.trace.slopes.emplace(slope->full, std::move(whole));
       } else {
@@ -129,7 +130,7 @@ class World {
 
   // --- one tensor -------------------------------------------------------------------------------
 
-  HostTensor joined(const std::string& name, RankPieces& pieces) {
+  HostTensor joined(const std::string& name, JoinedWorld& out) {
     std::vector<const RankFile*> holders;
     for (const RankFile& file : files_)
       if (find(file, name) != nullptr) holders.push_back(&file);
@@ -141,12 +142,17 @@ class World {
                words(first) + ", as rank " + std::to_string(holders.front()->part.rank),
                words(own));
     }
-    if (first.kind == Kind::partial) return sum(name, holders);
-    if (first.kind == Kind::piece) return assembled(name, holders, first.dim, pieces[name]);
+    if (first.kind == Kind::partial) return sum(name, holders, out.sums[name]);
+    if (first.kind == Kind::piece) return assembled(name, holders, first.dim, out.pieces[name]);
     return *find(*agreed(name, holders), name);
   }
 
-  static HostTensor sum(const std::string& name, const std::vector<const RankFile*>& holders) {
+  HostTensor sum(const std::string& name, const std::vector<const RankFile*>& holders,
+                 std::vector<RankSummand>& summands) const {
+    for (const RankFile& file : files_) {
+      const HostTensor* part = find(file, name);
+      summands.push_back({file.part.rank, part == nullptr ? HostTensor() : *part});
+    }
     const HostTensor& one = *find(*holders.front(), name);
     std::vector<double> total(static_cast<size_t>(one.numel()), 0);
     for (const RankFile* file : holders) {
@@ -191,9 +197,8 @@ class World {
   Shape expected_shape(const std::string& name) const {
     const auto slope = parse_slope(name);
     const auto check = parse_check(name);
-    const bool update = check && check->what == "update";
-    const TapName tap = slope ? *slope : *parse_tap(update ? "grad." + check->of : name);
-    return *tap_shape(tap, case_.config, case_.B, case_.S);
+    if (check && check->what == "update") return *trained_shape(case_.config, check->of);
+    return *tap_shape(slope ? *slope : *parse_tap(name), case_.config, case_.B, case_.S);
   }
 
   static void copy(const HostTensor& piece, int64_t dim, int64_t offset, HostTensor& whole) {

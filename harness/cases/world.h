@@ -22,6 +22,7 @@ struct RankFile {
 struct JoinedWorld {
   Trace trace;                    // whole, with the metadata of the lowest rank
   RankPieces pieces;              // of the tensors that were in pieces
+  RankSums sums;                  // of those that are sums, what each rank handed in
   std::vector<Verdict> verdicts;  // one for each rank: what it has in common with others is theirs
 };
 

@@ -3,6 +3,8 @@
 #include <sstream>
 
 #include "harness/cli/commands.h"
+#include "harness/cli/watch.h"
+#include "harness/training/merge_check.h"
 #include "src/io/io.h"
 #include "src/log/log.h"
 
@@ -39,7 +41,54 @@ int64_t idle_modules(const io::Adapter& adapter) {
   });
 }
 
+/// "98.2 %".
+std::string percent(double share) {
+  std::ostringstream text;
+  text.precision(3);
+  text << 100 * share << " %";
+  return text.str();
+}
+
+std::string text_of(const MergeReport& report) {
+  constexpr size_t kShown = 20;
+  std::ostringstream text;
+  text << "merged  " << report.adapted - std::ssize(report.wrong) << " of " << report.adapted
+       << " tensors with an adapter are base + alpha / rank B A, as their type holds it; "
+       << percent(report.kept) << " of what the adapter adds is there\n";
+  text << "others  " << report.others - std::ssize(report.changed) << " of " << report.others
+       << " tensors without one are the base's\n";
+  for (size_t i = 0; i < std::min(report.wrong.size(), kShown); ++i) {
+    const WrongMerge& wrong = report.wrong[i];
+    text << "wrong   " << wrong.tensor << ": "
+         << (wrong.name.empty() ? "off for no known reason" : wrong.name + ": " + wrong.words)
+         << " (" << percent(wrong.kept) << " of what the adapter adds)\n";
+  }
+  if (report.wrong.size() > kShown)
+    text << "wrong   and " << report.wrong.size() - kShown << " more\n";
+  for (size_t i = 0; i < std::min(report.changed.size(), kShown); ++i)
+    text << "changed " << report.changed[i] << "\n";
+  return text.str();
+}
+
 }  // namespace
+
+ExitCode adapter_merged_command(const Options& options) {
+  const std::string &base_folder = options.arguments[1], &merged_folder = options.arguments[2];
+  const ModelConfig config = io::read_config(base_folder);
+  const io::Adapter adapter = io::read_adapter(options.arguments[0], config);
+  for (const std::string& warning : adapter.warnings) log_warning(warning);
+  const auto base = io::open_checkpoint(base_folder, config);
+  const auto merged = io::open_checkpoint(merged_folder, io::read_config(merged_folder));
+  MergeReport report;
+  {
+    Watch watch(options);
+    report = check_merge(config, adapter, *base, *merged,
+                         [&](const std::string& tensor) { watch.step(tensor); });
+    watch.stop.disarm();
+  }
+  std::cout << text_of(report);
+  return report.good() ? ExitCode::ok : ExitCode::parity;
+}
 
 ExitCode adapter_check_command(const Options& options) {
   const ModelConfig config = chosen_config(options);

@@ -110,6 +110,8 @@ ExitCode run_command(const Options& options) {
       return weights_copy_command(options);
     case Command::adapter_check:
       return adapter_check_command(options);
+    case Command::adapter_merged:
+      return adapter_merged_command(options);
     case Command::golden_verify:
       return golden_verify_command(golden::default_directory());
     case Command::golden_diff:

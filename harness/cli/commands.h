@@ -44,6 +44,8 @@ ExitCode weights_copy_command(const Options& options);
 /// `adapter check DIR`: what a LoRA adapter's folder holds. Throws Error (artefact) when it does
 /// not fit the config or the demands.
 ExitCode adapter_check_command(const Options& options);
+/// `adapter merged DIR BASE MERGED`: 1 when MERGED is not BASE with this adapter merged.
+ExitCode adapter_merged_command(const Options& options);
 
 /// `batch make`: golden/dump/dsv32_batch.py in the Python of DSV32_PYTHON, else python3. Does not
 /// return; throws Error (environment) when that Python cannot be started.

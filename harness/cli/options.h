@@ -21,6 +21,7 @@ enum class Command {
   weights_check,
   weights_copy,
   adapter_check,
+  adapter_merged,
   golden_verify,
   golden_diff,
   golden_show,

@@ -261,6 +261,9 @@ void add_adapter(Parser& parser) {
   add(check, "--case", raw.case_name, "NAME", "the base model is this case's");
   add(check, "--rank", raw.rank, "N", "the rank that every module must have");
   add(check, "--scale", raw.scale, "X", "alpha / rank that every module must have");
+  CLI::App& merged = *add_verb(parser, adapter, Command::adapter_merged, "merged",
+                               "check a merged checkpoint: base + alpha / rank B A, FP8 too?");
+  add_words(merged, raw, "folders", "DIR BASE MERGED")->expected(3);
 }
 
 void add_golden(Parser& parser) {

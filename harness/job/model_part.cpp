@@ -347,6 +347,7 @@ JudgedTrace CaseJob::judged_file(const Candidate& candidate, const Trace& held) 
           .dialect = in_dtype(find_dialect(job_.dialect), dtype),
           .trace = &held,
           .pieces = &candidate.pieces,
+          .sums = &candidate.sums,
           .ops_only = candidate.mode == "ops",
           .is_file = true};
 }

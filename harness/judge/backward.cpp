@@ -153,6 +153,7 @@ class BackwardJudge {
     c.mode = Mode::staged;
     c.dtype = e_.dtype;
     c.pieces = pieces_of(e_, tap.full);
+    c.summands = summands_of(e_.sums, tap.full);
     return c;
   }
 

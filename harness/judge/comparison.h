@@ -52,6 +52,14 @@ struct RankPiece {
 /// By tensor: "layers.0.attn.ctx", "dtap.layers.0.attn.ctx".
 using RankPieces = std::map<std::string, std::vector<RankPiece>>;
 
+/// What one rank of a sharded candidate handed in of a tensor that is the sum over the ranks.
+struct RankSummand {
+  int64_t rank = 0;
+  HostTensor value;  // undefined: nothing
+};
+/// By tensor, of every rank.
+using RankSums = std::map<std::string, std::vector<RankSummand>>;
+
 struct Comparison {
   Subject subject;
   const ModelConfig* config = nullptr;
@@ -73,7 +81,8 @@ struct Comparison {
   bool excluded_experts_at_zero = false;
   /// Name of the config when the judged side is a golden: its relative distance is judged as well.
   std::string golden_config = {};
-  const std::vector<RankPiece>* pieces = nullptr;  // of the judged side; nullptr: it came whole
+  const std::vector<RankPiece>* pieces = nullptr;      // of the judged side; nullptr: it came whole
+  const std::vector<RankSummand>* summands = nullptr;  // likewise; nullptr: it is no sum of ranks'
 
   /// Whose cap holds: where a rounding goes through more than one op it is as end to end.
   Mode cap_mode() const { return fed_in_part ? Mode::forced : mode; }

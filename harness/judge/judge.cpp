@@ -201,6 +201,7 @@ class Judge {
     c.excluded_experts_at_zero = e_.excluded_experts_at_zero;
     c.yardstick = yardsticks.of(tap);
     c.pieces = pieces_of(e_, tap.full);
+    c.summands = summands_of(e_.sums, tap.full);
     if (tap.info.kind == TapKind::attention || tap.info.kind == TapKind::keys)
       c.support = support(*tap.layer, yardsticks);
     if (e_.golden != nullptr && mode == Mode::forced) c.golden_config = e_.c->config_name;
@@ -511,6 +512,12 @@ const std::vector<RankPiece>* pieces_of(const Evidence& evidence, const std::str
   if (evidence.pieces == nullptr) return nullptr;
   const auto found = evidence.pieces->find(tensor);
   return found == evidence.pieces->end() ? nullptr : &found->second;
+}
+
+const std::vector<RankSummand>* summands_of(const RankSums* sums, const std::string& tensor) {
+  if (sums == nullptr) return nullptr;
+  const auto found = sums->find(tensor);
+  return found == sums->end() ? nullptr : &found->second;
 }
 
 Yardstick Yardsticks::of(const TapName& tap) const {

@@ -50,6 +50,7 @@ struct Evidence {
   std::vector<std::string> gradients = {};
   double gradient_scale = 0;  // largest norm of those of the same layer that were judged before
   const RankPieces* pieces = nullptr;  // of a judged side that came in pieces
+  const RankSums* sums = nullptr;      // of one that came in summands
   std::function<void()> after_each_tap = {};
   /// The trace that the yardsticks were fed with when it is not `judged` (which then holds a part
   /// of it only).
@@ -60,6 +61,8 @@ struct Evidence {
 
 /// The pieces that this tensor came in; nullptr for one that came whole.
 const std::vector<RankPiece>* pieces_of(const Evidence& evidence, const std::string& tensor);
+/// The summands that it came in; nullptr for one that is no sum.
+const std::vector<RankSummand>* summands_of(const RankSums* sums, const std::string& tensor);
 
 /// The staged verdicts of the taps that are there, in execution order. They may be asked for early,
 /// so that the staged runs are gone before the end-to-end ones, the largest, are made.

@@ -153,10 +153,13 @@ void read_dense_layers(const Fields& fields, ModelConfig& config) {
                  *count);
 }
 
+/// transformers calls it indexed_attention from 5.23 on.
 void check_layer_types(const Fields& fields) {
   const Json* types = fields.find("layer_types");
   if (!types) return;
-  const auto is_sparse = [](const Json& type) { return type == "deepseek_sparse_attention"; };
+  const auto is_sparse = [](const Json& type) {
+    return type == "deepseek_sparse_attention" || type == "indexed_attention";
+  };
   if (!types->is_array() || !std::all_of(types->begin(), types->end(), is_sparse))
     fields.wrong("layer_types", "\"deepseek_sparse_attention\" in every layer", *types);
 }

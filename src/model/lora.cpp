@@ -61,6 +61,15 @@ std::optional<LoraPlace> lora_place(const ModelConfig& config, const std::string
   return LoraPlace{.module = path};
 }
 
+std::optional<Shape> trained_shape(const ModelConfig& config, const std::string& name) {
+  if (const auto shape = weight_shape(config, name)) return shape;
+  for (const LoraModule& module : lora_modules(config, {.experts = true})) {
+    if (name == module.a_name()) return module.a_shape();
+    if (name == module.b_name()) return module.b_shape();
+  }
+  return std::nullopt;
+}
+
 std::vector<LoraModule> lora_modules(const ModelConfig& config, const LoraTargets& targets) {
   std::vector<LoraModule> modules;
   std::map<std::string, size_t> known;

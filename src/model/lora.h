@@ -53,4 +53,8 @@ struct LoraPlace {
 /// Finds the place of a weight; nullopt for one that no adapter touches.
 std::optional<LoraPlace> lora_place(const ModelConfig& config, const std::string& weight_name);
 
+/// The shape of what a training moves: a weight's, or an adapter factor's of the default rank;
+/// nullopt for a name that is neither.
+std::optional<Shape> trained_shape(const ModelConfig& config, const std::string& name);
+
 }  // namespace dsv32

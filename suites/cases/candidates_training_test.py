@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import json
 import os
@@ -10,6 +11,7 @@ import unittest
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from candidates_test import PRODUCER, RELEASES, candidate_findings, dump, judge
 from program import OK, PARITY, ROOT, checkpoint, clean_up, scratch
 from safetensors import safe_open
@@ -101,6 +103,38 @@ class Training(Candidates):
             with self.subTest(suite):
                 self.expect_pass(dump_training(suite), 40)
 
+    def test_steps_of_lora_are_judged_by_factor(self) -> None:
+        _, report = judge(dump_training("dual_lora"))
+        taps = {v["tap"]: v["trust"] for v in report["verdicts"]}
+        factors = [t for t in taps if t.startswith("step.1.update.") and "lora_A" in t]
+        self.assertGreater(len(factors), 20)
+        self.assertEqual({taps[t] for t in factors}, {"pass"})
+
+    def test_lora_factors_that_differ_by_rank_are_named(self) -> None:
+        """Two ranks that split q_b by rows: B in pieces, A on both, and one A is another."""
+        tensors = load_file(dump_training("dual_lora"))
+        with safe_open(dump_training("dual_lora"), "np") as file:
+            metadata = file.metadata()
+        split = "step.*.self_attn.q_b_proj.lora_B.weight"
+        whole = {n: v for n, v in tensors.items() if fnmatch.fnmatch(n, split)}
+        for fault in (False, True):
+            out = scratch / f"ranks-{fault}"
+            out.mkdir()
+            for rank in range(2):
+                own = dict(tensors)
+                for name, value in whole.items():
+                    own[name] = np.ascontiguousarray(np.split(value, 2)[rank])
+                if fault and rank == 1:
+                    own["step.1.update.model.layers.1.self_attn.q_b_proj.lora_A.weight"] *= 2
+                place = {split: {"dim": 0, "offset": rank * len(next(iter(whole.values()))) // 2}}
+                ranks = {"rank": str(rank), "world": "2", "placement": json.dumps(place)}
+                save_file(own, out / f"{rank}.safetensors", metadata=metadata | ranks)
+            code, report = judge(out)
+            self.assertEqual(code, PARITY if fault else OK)
+        (wrong,) = (v for v in report["verdicts"] if v["trust"] == "fail")
+        self.assertEqual(wrong["tap"], "world.rank.1")
+        self.assertIn("layers.1.self_attn.q_b_proj.lora_A.weight of rank 1", wrong["note"])
+
     def test_a_moved_indexer_is_named(self) -> None:
         name = "model.layers.0.self_attn.indexer.wk.weight"
 
@@ -117,15 +151,19 @@ class Training(Candidates):
 
     def test_a_fault_of_the_step_is_named(self) -> None:
         here = Path(__file__).parent
-        for fault, words in (
-            ("weight-decay-in-gradient", "L2"),
-            ("clip-missing", "not clipped"),
-            ("learning-rate-of-group", "updates x 10: the routed experts (all 48)"),
-        ):
+        for suite, fault, name, words in (
+            ("loss_descent", "weight-decay-in-gradient", "", "L2"),
+            ("loss_descent", "clip-missing", "", "not clipped"),
+            ("loss_descent", "learning-rate-of-group", "",
+             "updates x 10: the routed experts (all 48)"),
+            ("dual_lora", "one-rate", "learning-rate-of-group",
+             "updates x 0.1: the A factors of the indexer (all 6)"),
+            ("dual_lora", "without-b", "weights-not-updated", "the B factors of the attention"),
+        ):  # fmt: skip
             with self.subTest(fault):
                 out = scratch / f"{fault}.safetensors"
                 done = subprocess.run(
-                    [PYTHON, here / "plant_in_training.py", checkpoint(CASE), out, fault],
+                    [PYTHON, here / "plant_in_training.py", checkpoint(CASE), out, suite, fault],
                     env=os.environ | {"PYTHONPATH": str(ROOT / "golden" / "dump")},
                     capture_output=True,
                     text=True,
@@ -136,7 +174,7 @@ class Training(Candidates):
                 code, report = judge(out)
                 self.assertEqual(code, PARITY)
                 (defect,) = candidate_findings(report)[0]["defects"]
-                self.assertEqual(defect["name"], fault)
+                self.assertEqual(defect["name"], name or fault)
                 self.assertIn(words, defect["words"])
 
 

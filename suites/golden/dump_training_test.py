@@ -17,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 import dump_test as base
+import numpy as np
 import plain_model as plain
 import synthetic
 import torch
@@ -186,7 +187,20 @@ class Training(unittest.TestCase):
         want = " ".join(lora.LORA_TARGETS.values()).split()
         self.assertEqual(leaves, set(want))
         self.assertFalse([n for n in moved if ".experts." in n])
-        self.assertEqual({n.removeprefix("param.") for n in run.taps if "lora" in n}, set())
+        self.assertFalse([n for n in run.taps if "lora" in n and not n.startswith("step.")])
+
+    def test_steps_of_lora_hold_the_factors_as_the_golden_names_them(self) -> None:
+        taps = self.trained("dual_lora").taps
+        want = set(h5.read(DATA / f"dual_lora.{CASE}.h5").parameters)
+        for step in (0, 1):
+            prefix = f"step.{step}.update."
+            self.assertEqual({n.removeprefix(prefix) for n in taps if n.startswith(prefix)}, want)
+        a = "model.layers.0.self_attn.q_a_proj.lora_A.weight"
+        start = synthetic.weight(fields()["seed"], a, tuple(taps[f"step.0.update.{a}"].shape))
+        decay = -1e-4 * 0.01 * start  # with B = 0 there is no gradient
+        moved = taps[f"step.0.update.{a}"].numpy()
+        rounding = np.spacing(np.abs(start).max())
+        self.assertTrue((np.abs(moved - decay) <= rounding).all())
 
     def test_lora_of_real_peft_without_help_misses_the_dense_mlp(self) -> None:
         """Why plain_lora_targets is there; when this fails peft has changed."""

@@ -58,6 +58,17 @@ TEST(SelfConfigs, NewStyleMeansTheSame) {
   EXPECT_EQ(io::config_json(parsed(bare)), io::config_json(parsed(tiny_text())));
 }
 
+TEST(SelfConfigs, AttentionOfEveryLayerIsThatOfTheModel) {
+  for (const std::string word : {"deepseek_sparse_attention", "indexed_attention"}) {
+    const std::string list = "[\"" + word + "\", \"" + word + "\"]";
+    const std::string named = edited("\"ep_size\": 1", "\"layer_types\": " + list);
+    EXPECT_EQ(io::config_json(parsed(named)), io::config_json(parsed(tiny_text())));
+  }
+  const std::string full =
+      edited("\"ep_size\": 1", R"("layer_types": ["indexed_attention", "full_attention"])");
+  EXPECT_TRUE(has(config_refusal(full), {"layer_types", "in every layer"}));
+}
+
 TEST(SelfConfigs, YarnOfBothStylesMeansTheSame) {
   const ModelConfig old_style = with_rope(std::string(kYarn) + "}");
   ASSERT_TRUE(old_style.yarn);

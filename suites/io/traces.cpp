@@ -212,6 +212,20 @@ TEST(SelfTraces, SingleStepsAreKnownNames) {
   EXPECT_EQ(io::candidate_notes(trace, "t").unjudged_tensors.size(), 1U);
 }
 
+TEST(SelfTraces, UpdatesOfLoraFactorsHaveTheirShapes) {
+  const Metadata metadata = with("mode", "train");
+  const std::string a = "step.1.update.model.layers.0.self_attn.q_b_proj.lora_A.weight";
+  const std::string b = "step.0.update.model.layers.1.mlp.experts.gate_up_proj.lora_B.weight";
+  const Trace trace = read(metadata, {{a, HostTensor(DType::float32, {8, 32})},
+                                      {b, HostTensor(DType::float32, {64, 32})}});
+  EXPECT_TRUE(trace.has(a) && trace.has(b));
+  const Tensors narrow = {{a, HostTensor(DType::float32, {4, 32})}};
+  EXPECT_TRUE(has(trace_refusal(metadata, narrow), {a, "[8,32]", "[4,32]"}));
+  const Tensors unknown = {
+      {"step.0.update.model.norm.lora_A.weight", HostTensor(DType::float32, {8, 64})}};
+  EXPECT_TRUE(has(trace_refusal(metadata, unknown), {"a weight or LoRA factor"}));
+}
+
 // --- sketches -----------------------------------------------------------------------------------
 
 Tensors rows_of_logits(std::vector<int64_t> rows) {

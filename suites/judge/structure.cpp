@@ -221,6 +221,63 @@ std::string match_of(const std::string& tap, const std::function<Values(const Wo
   return harness::describe_match(world.comparison(tap), world.oracle, world.judged);
 }
 
+/// What is said of a sum over three ranks, each of which has some elements, whose summands an edit
+/// made wrong.
+std::string of_summands(const std::string& tap,
+                        const std::function<void(std::vector<Values>&)>& edit) {
+  World world(31);
+  const Values right = world.values(tap);
+  std::vector<Values> parts(3, Values(right.size(), 0));
+  for (size_t i = 0; i < right.size(); ++i) {
+    parts[i % 3][i] = 3 * right[i];  // more than there is, so that two ranks take from it again
+    parts[(i + 1) % 3][i] = -right[i];
+    parts[(i + 2) % 3][i] = -right[i];
+  }
+  edit(parts);
+  std::vector<harness::RankSummand> summands;
+  Values sum(right.size(), 0);
+  const Shape shape = world.comparison(tap).yardstick.oracle->shape();
+  for (int64_t rank = 0; rank < 3; ++rank) {
+    const Values& part = parts[static_cast<size_t>(rank)];
+    for (size_t i = 0; i < part.size(); ++i) sum[i] += part[i];
+    summands.push_back({rank, part.empty()
+                                  ? HostTensor()
+                                  : HostTensor::from_doubles(DType::float32, shape, part)});
+  }
+  world.corrupt(tap, sum);
+  harness::Comparison comparison = world.comparison(tap);
+  comparison.summands = &summands;
+  return compare_values(comparison).structure;
+}
+
+void scale(Values& part, double factor) {
+  for (double& value : part) value *= factor;
+}
+
+TEST(SelfStructureSummands, TheWrongOneIsNamedByItsRank) {
+  const std::string tap = "layers.1.moe.routed";
+  using Parts = std::vector<Values>;
+  const auto told = [&](const std::function<void(Parts&)>& edit) { return of_summands(tap, edit); };
+  EXPECT_TRUE(names(told([](Parts& p) { scale(p[1], 2); }),
+                    "the summand of rank 1 is 2 x the right one: it enters twice"));
+  EXPECT_TRUE(names(told([](Parts& p) { scale(p[2], 0.25); }),
+                    "the summand of rank 2 is 0.25 x the right one"));
+  EXPECT_TRUE(names(told([](Parts& p) { scale(p[0], -1); }),
+                    "the summand of rank 0 is -1 x the right one"));
+  EXPECT_TRUE(names(told([](Parts& p) { scale(p[2], 0); }), "of rank 2 is exactly zero"));
+  EXPECT_TRUE(names(told([](Parts& p) { p[2].clear(); }), "rank 2 handed in no summand"));
+  EXPECT_TRUE(names(told([](Parts& p) { p[2] = p[0]; }), "ranks 0 and 2 hand in the same summand"));
+  EXPECT_TRUE(names(told([](Parts& p) { p[1][5] = NAN; }), "of rank 1 holds NaN or infinite"));
+}
+
+TEST(SelfStructureSummands, AFaultOfAllRanksNamesNone) {
+  const std::string all = of_summands("layers.1.moe.routed", [](std::vector<Values>& parts) {
+    for (Values& part : parts) scale(part, 2);
+  });
+  EXPECT_TRUE(names(all, "gain 2"));
+  EXPECT_EQ(all.find("rank"), std::string::npos) << all;
+}
+
 TEST(SelfStructureMatch, TheTapIsAnotherOne) {
   EXPECT_EQ(match_of("layers.1.attn.out",
                      [](const World& w) { return w.truth("layers.1.ffn_norm").to_doubles(); }),

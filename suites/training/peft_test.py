@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shutil
 import subprocess
 import tempfile
 import unittest
@@ -17,8 +18,8 @@ import synthetic
 import torch
 from agreement import limit
 from peft.utils import transformers_weight_conversion as conversion
-from program import ARTEFACT, OK, ROOT, USAGE, run
-from safetensors.torch import load_file
+from program import ARTEFACT, OK, PARITY, ROOT, USAGE, run
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 TOOL = os.environ["DSV32_ADAPTER_TOOL"]
@@ -164,6 +165,49 @@ class Peft(unittest.TestCase):
                 torch.nn.init.zeros_(value)
         model.save_pretrained(path)
         self.assertIn("B is zero in 1 of 10 modules", self.check(OK, path))
+
+    def merged(self, adapter: Path, name: str, dtype: torch.dtype) -> Path:
+        """The base with the adapter merged by peft, as transformers saves it."""
+        model = peft.PeftModel.from_pretrained(base_model().to(dtype), adapter)
+        model.merge_and_unload().save_pretrained(folder / name)
+        return folder / name
+
+    def test_what_peft_merged_is_the_merge(self) -> None:
+        path, _ = self.saved("to-merge", target_modules=ATTENTION + INDEXER)
+        for dtype in (torch.float32, torch.bfloat16):
+            out = self.merged(path, f"merged-{dtype}".replace("torch.", ""), dtype)
+            done = run("adapter", "merged", path, folder / "checkpoint", out)
+            self.assertEqual(done.returncode, OK, done.stdout + done.stderr)
+            self.assertIn("merged  16 of 16 tensors", done.stdout)
+
+    def test_another_base_or_no_merge_is_named(self) -> None:
+        path, _ = self.saved("unmerged", target_modules=ATTENTION)
+        base = folder / "checkpoint"
+        done = run("adapter", "merged", path, base, base)
+        self.assertEqual(done.returncode, PARITY, done.stderr)
+        self.assertIn("q_a_proj.weight: not-merged: it is the base's", done.stdout)
+        self.assertEqual(run("adapter", "merged", path, base).returncode, USAGE)
+
+    def test_an_adapter_added_to_fp8_codes_is_named(self) -> None:
+        base, merged, path = folder / "fp8", folder / "fp8-merged", folder / "fp8-adapter"
+        made = run("weights", "make", "--case", "tiny-fp8", "--out", base)
+        self.assertEqual(made.returncode, OK, made.stderr)
+        tool("make", "tiny-fp8", path, "attention")
+        factors = load_file(path / "adapter_model.safetensors")
+        factors = {n: 16 * v if ".lora_B." in n else v for n, v in factors.items()}
+        save_file(factors, path / "adapter_model.safetensors")
+        shutil.copytree(base, merged)
+        name = "model.layers.0.self_attn.q_a_proj"
+        a, b = (factors[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB")
+        for shard in merged.glob("*.safetensors"):
+            tensors = load_file(shard)
+            if f"{name}.weight" in tensors:
+                codes = tensors[f"{name}.weight"].float() + 2 * b @ a  # alpha / rank
+                tensors[f"{name}.weight"] = codes.to(torch.float8_e4m3fn)
+            save_file(tensors, shard)
+        done = run("adapter", "merged", path, base, merged)
+        self.assertEqual(done.returncode, PARITY, done.stderr)
+        self.assertIn(f"wrong   {name}.weight: merge-on-codes: the adapter is added", done.stdout)
 
     def test_another_function_is_refused(self) -> None:
         path, _ = self.saved("rslora", target_modules=ATTENTION, use_rslora=True)

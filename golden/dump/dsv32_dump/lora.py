@@ -48,12 +48,17 @@ def attach_lora(model: nn.Module, seed: int) -> Any:
                 wrapped.add_adapter(name, config)
     wrapped.base_model.set_adapter(list(LORA_TARGETS))
     for name, parameter in model.named_parameters():
-        found = re.fullmatch(r"(.*\.lora_A)\.\w+(\.weight)", name)
-        if found:
-            stream = WRAPPERS.sub("", found.group(1) + found.group(2))
+        stream = factor_name(name)
+        if stream.endswith(".lora_A.weight"):
             value = synthetic_values(seed, stream, parameter.shape[-1], parameter.numel())
             parameter.data.copy_(torch.from_numpy(value).reshape(parameter.shape))
     return wrapped
+
+
+def factor_name(name: str) -> str:
+    """A parameter's name without peft's prefix and adapter name; "" when it is no factor."""
+    found = re.fullmatch(r"(.*\.lora_[AB])\.\w+(\.weight)", name)
+    return WRAPPERS.sub("", found.group(1) + found.group(2)) if found else ""
 
 
 @contextlib.contextmanager

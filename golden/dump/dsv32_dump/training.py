@@ -16,7 +16,7 @@ from dsv32_trace import canonical_json, check_case, make_batch, unfused
 from torch import Tensor, nn
 
 from .errors import Capture, DumpError, ModelCrash, account_of
-from .lora import LORA_RATES, LORA_TARGETS, attach_lora
+from .lora import LORA_RATES, LORA_TARGETS, attach_lora, factor_name
 from .objective import kl_loss
 from .parts import Sizes
 from .run import Run
@@ -76,8 +76,8 @@ def train(model: nn.Module, case: dict[str, Any], options: Options) -> Capture:
     """Trains `model` by the recipe of `options.suite`, in place.
 
     Taps: train.loss, train.grad_norm, train.kl [steps], every parameter after the last step
-    (param.*; with LoRA the merged weights), and without LoRA what the first two steps and the last
-    added to each (step.N.update.*). Throws as `capture` does.
+    (param.*; with LoRA the merged weights), and what the first two steps and the last added to each
+    (step.N.update.*; with LoRA to each factor). Throws as `capture` does.
     """
     case = check_case(case, "case")
     return Training(model, case, options.of_case(case)).run()
@@ -135,10 +135,11 @@ class Training:
         optimizers = [torch.optim.AdamW(groups[o.pop("name")], **o) for o in self.suite.groups()]
         for index in range(self.steps):
             self.phase = f"training step {index}"
-            kept = self.suite.moves != "lora" and index in (0, 1, self.steps - 1)
-            before = self.weights() if kept else {}
+            kept = index in (0, 1, self.steps - 1)
+            moving = self.weights if wrapped is None else self.factors
+            before = moving() if kept else {}
             self.step(0 if self.suite.batches == "memorised" else index % 4, groups, optimizers)
-            for name, value in self.weights().items() if kept else ():
+            for name, value in moving().items() if kept else ():
                 tap = f"step.{index}.update.{name}"
                 if self.options.wanted(tap):
                     self.out.taps[tap] = value - before[name]
@@ -198,6 +199,11 @@ class Training:
             for part, value in unfused(name, parameter, self.sizes.hidden, transposed):
                 found[part] = keep(value).contiguous().clone()
         return found
+
+    def factors(self) -> dict[str, Tensor]:
+        """Every LoRA factor as it is now, by its name without peft's prefix and adapter name."""
+        named = ((factor_name(name), value) for name, value in self.model.named_parameters())
+        return {name: keep(value).contiguous().clone() for name, value in named if name}
 
     def keep_parameters(self) -> None:
         for name, value in self.weights().items():

@@ -47,6 +47,10 @@ std::string describe_each_row(const Comparison& c, const Sample& sample);
 /// seen, and the rule that masks them: "keys 16 tokens and more behind the query".
 std::string describe_mask(const Comparison& c, const RowLayout& layout);
 
+/// Of a sum over the ranks: the rank whose summand makes the error, and what is wrong with it. A
+/// verdict that no one rank explains is "".
+std::string describe_summands(const Comparison& c, const RowLayout& layout);
+
 /// What the failing rows, and no others, have in common.
 std::string describe_common(const Comparison& c, const RowLayout& layout, const TapError& error);
 

@@ -187,12 +187,13 @@ std::string describe_structure(const Comparison& c, const RowLayout& layout,
   if (const std::string mask = describe_mask(c, layout); !mask.empty())
     return joined({mask, describe_common(c, layout, error)});
   const Sums sums = sum_products(c, layout);
-  if (sums.not_finite > 0) return name_not_finite(layout, sums);
+  const std::string ranks = describe_summands(c, layout);
+  if (sums.not_finite > 0) return joined({name_not_finite(layout, sums), ranks});
   const Sample sample = take_sample(c, layout, error);
   const std::string where = joined({describe_blocks(c, sample), describe_lanes(c, sample)});
-  const std::string each = where.empty() ? describe_each_row(c, sample) : "";
+  const std::string each = where.empty() && ranks.empty() ? describe_each_row(c, sample) : "";
   const std::string whole = each.empty() ? joined({name_gain(c, sums), name_shift(sums)}) : each;
-  return joined({whole, where, describe_values(c, layout, sample),
+  return joined({ranks, whole, where, describe_values(c, layout, sample),
                  describe_rows(c.tap, layout, error), describe_common(c, layout, error)});
 }
 

@@ -4,6 +4,7 @@
 
 #include "harness/cases/implementations.h"
 #include "harness/cases/threads.h"
+#include "harness/training/step/weights.h"
 #include "src/bridge/runtime.h"
 #include "src/io/io.h"
 #include "src/model/errors.h"
@@ -38,6 +39,29 @@ KlStage stage(const std::string& text, const std::string& where) {
   refuse(where, "kl none, warmup or sparse", text);
 }
 
+StepGroup group_of(const io::Facts& facts, const std::string& where) {
+  StepGroup group{.name = member(facts, "name", where),
+                  .lr = number(member(facts, "lr", where), where),
+                  .eps = number(member(facts, "eps", where), where),
+                  .weight_decay = number(member(facts, "weight_decay", where), where)};
+  const std::string betas = member(facts, "betas", where);
+  const size_t comma = betas.find(',');
+  if (comma == std::string::npos) refuse(where, "two betas", betas);
+  group.beta1 = number(betas.substr(1, comma - 1), where);
+  group.beta2 = number(betas.substr(comma + 1, betas.size() - comma - 2), where);
+  return group;
+}
+
+std::vector<StepGroup> groups_of(const std::string& list, const std::string& where) {
+  std::vector<StepGroup> groups;
+  for (size_t at = list.find('{'); at != std::string::npos; at = list.find('{', at + 1))
+    groups.push_back(
+        group_of(io::facts_of(list.substr(at, list.find('}', at) + 1 - at), where), where));
+  const bool pair = groups.size() == 2 && groups[0].name == "lm" && groups[1].name == "kl";
+  if (groups.size() != 1 && !pair) refuse(where, "one group, or lm and kl", list);
+  return groups;
+}
+
 int64_t counted_tokens(const Batch& batch) {
   int64_t count = 0;
   for (int64_t i = 0; i < batch.B * batch.S; ++i)
@@ -46,6 +70,10 @@ int64_t counted_tokens(const Batch& batch) {
 }
 
 }  // namespace
+
+const StepGroup& StepRecipe::group_of(const std::string& parameter) const {
+  return groups.size() > 1 && is_indexer(parameter) ? groups[1] : groups[0];
+}
 
 StepRecipe read_step_recipe(const std::string& json, const std::string& where) {
   const io::Facts facts = io::facts_of(json, where);
@@ -59,26 +87,14 @@ StepRecipe read_step_recipe(const std::string& json, const std::string& where) {
                       .kl_weight = number(text("kl_weight"), where)};
   if (const std::string clip = text("clip"); !clip.empty() && clip != "null")
     recipe.clip = number(clip, where);
-  const std::string groups = text("groups");
-  if (groups.size() < 4 || groups.front() != '[') refuse(where, "groups, a list", groups);
-  recipe.groups = static_cast<size_t>(std::count(groups.begin(), groups.end(), '{'));
-  const io::Facts group = io::facts_of(groups.substr(1, groups.find('}')), where);
-  recipe.lr = number(member(group, "lr", where), where);
-  recipe.eps = number(member(group, "eps", where), where);
-  recipe.weight_decay = number(member(group, "weight_decay", where), where);
-  const std::string betas = member(group, "betas", where);
-  const size_t comma = betas.find(',');
-  if (comma == std::string::npos) refuse(where, "two betas", betas);
-  recipe.beta1 = number(betas.substr(1, comma - 1), where);
-  recipe.beta2 = number(betas.substr(comma + 1, betas.size() - comma - 2), where);
+  recipe.groups = groups_of(text("groups"), where);
   if (recipe.micro_batches < 1 || recipe.world < 1) refuse(where, "counts from 1 on", json);
   return recipe;
 }
 
 std::vector<PartGradients> step_gradients(const Case& c, const StepRecipe& recipe,
                                           const Trace* decisions, int64_t step,
-                                          const WeightSource& weights,
-                                          const std::vector<std::string>& names) {
+                                          const StepWeights& weights) {
   constexpr int64_t kBatches = 4;  // docs/formats.md 2
   set_threads(threads_for(c));
   const auto model = make_model("reference", c.config, weights);
@@ -98,11 +114,11 @@ std::vector<PartGradients> step_gradients(const Case& c, const StepRecipe& recip
         options.feed = &replayed;
       }
       const Trace run = model->run(rows, options);
-      PartGradients part{.rank = rank, .micro = micro, .tokens = counted_tokens(rows)};
-      for (const std::string& name : names)
-        if (const HostTensor* gradient = run.find("grad." + name))
-          part.gradients[name] = gradient->to_doubles();
-      parts.push_back(std::move(part));
+      parts.push_back({.rank = rank,
+                       .micro = micro,
+                       .tokens = counted_tokens(rows),
+                       .gradients = weights.gradients(run),
+                       .below = weights.below(run)});
     }
   }
   return parts;

@@ -15,14 +15,23 @@ namespace dsv32::harness {
 /// Values by weight name.
 using Tensors = std::map<std::string, std::vector<double>>;
 
+/// One optimizer.
+struct StepGroup {
+  std::string name;  // "all"; "lm" and "kl", which moves the indexer
+  double lr = 0, beta1 = 0, beta2 = 0, eps = 0, weight_decay = 0;
+};
+
 /// The recipe of a training golden, as its attribute says (docs/formats.md 10).
 struct StepRecipe {
   int64_t micro_batches = 1, world = 1;  // per rank and step; ranks
   bool memorised = false;
   Objective objective = {};
-  std::optional<double> clip = {};
-  double lr = 0, beta1 = 0, beta2 = 0, eps = 0, weight_decay = 0;
-  size_t groups = 1;  // optimizers; the numbers above are the first one's
+  std::optional<double> clip = {};  // of each group's own norm
+  std::vector<StepGroup> groups;
+  /// The size of a gradient element, of its tensor's, below which it is rounding noise.
+  double noise = 1e-3;
+
+  const StepGroup& group_of(const std::string& parameter) const;
 };
 /// Throws Error (artefact) for a recipe that is not as docs/formats.md 10 says.
 StepRecipe read_step_recipe(const std::string& json, const std::string& where);
@@ -31,13 +40,15 @@ StepRecipe read_step_recipe(const std::string& json, const std::string& where);
 struct PartGradients {
   int64_t rank = 0, micro = 0, tokens = 0;  // tokens that count in its loss
   Tensors gradients;
+  Trace below = {};  // of the weights that adapters are on
 };
 
+class StepWeights;
+
 /// Of every rank and micro-batch of one step, in float64, at these weights. `decisions` of the
-/// whole batch are replayed (nullptr: the run's own). Only the tensors `names`.
+/// whole batch are replayed (nullptr: the run's own).
 std::vector<PartGradients> step_gradients(const Case& c, const StepRecipe& recipe,
                                           const Trace* decisions, int64_t step,
-                                          const WeightSource& weights,
-                                          const std::vector<std::string>& names);
+                                          const StepWeights& weights);
 
 }  // namespace dsv32::harness

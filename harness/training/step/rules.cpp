@@ -8,7 +8,7 @@
 namespace dsv32::harness {
 namespace {
 
-constexpr double kTells = 1e-3, kAboveEps = 100;
+constexpr double kAboveEps = 100;
 
 bool of_expert(const std::string& name) { return name.find(".mlp.experts.") != std::string::npos; }
 
@@ -141,38 +141,53 @@ double clip_factor(double clip, double norm) {
   return std::min(1.0, clip / (norm + kTorchEps));
 }
 
+Tensors StepOptimizer::reduced(const Parts& parts) const {
+  if (only_.empty()) return rule_.reduce(parts, recipe_);
+  Tensors gradients = mean_gradient(parts, recipe_);
+  for (auto& [name, values] : rule_.reduce(parts, recipe_))
+    if (about(name)) gradients[name] = values;
+  return gradients;
+}
+
 Updates StepOptimizer::step(const Parts& parts, const Tensors& weights) {
-  Tensors gradients = rule_.reduce(parts, recipe_);
+  Tensors gradients = reduced(parts);
   if (rule_.keeps_gradients) {
     for (const auto& [name, old] : kept_)
-      for (size_t i = 0; i < old.size(); ++i) gradients[name][i] += old[i];
+      for (size_t i = 0; about(name) && i < old.size(); ++i) gradients[name][i] += old[i];
     kept_ = gradients;
   }
-  const double expert = clip_factor(gradients, true), other = clip_factor(gradients, false);
   ++count_;
+  std::map<std::pair<std::string, bool>, double> factors;  // by optimizer, of experts
   Updates updates;
-  for (const auto& [name, gradient] : gradients)
-    update(name, gradient, weights.at(name), rule_.sign * (of_expert(name) ? expert : other),
-           updates);
+  for (const auto& [name, gradient] : gradients) {
+    const auto key = std::pair(recipe_.group_of(name).name, of_expert(name));
+    if (!factors.contains(key)) factors[key] = clip_factor(gradients, name);
+    update(name, gradient, weights.at(name), factors[key], updates);
+  }
   return updates;
 }
 
-double StepOptimizer::clip_factor(const Tensors& gradients, bool expert) const {
+/// By the norm of those that are clipped together with this one.
+double StepOptimizer::clip_factor(const Tensors& gradients, const std::string& name) const {
   if (!recipe_.clip || rule_.clip == ClipBy::none) return 1;
-  const auto takes = [&](const std::string& name) {
-    if (rule_.clip == ClipBy::without_experts) return !of_expert(name);
-    return rule_.clip == ClipBy::all || of_expert(name) == expert;
+  const std::string& group = recipe_.group_of(name).name;
+  const auto takes = [&](const std::string& other) {
+    if (recipe_.group_of(other).name != group) return false;
+    if (rule_.clip == ClipBy::without_experts) return !of_expert(other);
+    return rule_.clip == ClipBy::all || of_expert(other) == of_expert(name);
   };
   return harness::clip_factor(*recipe_.clip, norm_of(gradients, takes));
 }
 
 void StepOptimizer::update(const std::string& name, const std::vector<double>& gradient,
                            const std::vector<double>& weight, double clipped, Updates& to) {
-  const double b1 = rule_.swaps_betas ? recipe_.beta2 : recipe_.beta1;
-  const double b2 = rule_.swaps_betas ? recipe_.beta1 : recipe_.beta2;
-  const double count = static_cast<double>(count_ + rule_.counted_before);
-  const double c1 = rule_.corrects_bias ? 1 - std::pow(b1, count) : 1;
-  const double c2 = rule_.corrects_bias ? 1 - std::pow(b2, count) : 1;
+  const Rule rule = about(name) ? rule_ : Rule{};
+  const StepGroup& group = recipe_.group_of(name);
+  const double b1 = rule.swaps_betas ? group.beta2 : group.beta1;
+  const double b2 = rule.swaps_betas ? group.beta1 : group.beta2;
+  const double count = static_cast<double>(count_ + rule.counted_before);
+  const double c1 = rule.corrects_bias ? 1 - std::pow(b1, count) : 1;
+  const double c2 = rule.corrects_bias ? 1 - std::pow(b2, count) : 1;
   std::vector<double>&m = first_[name], &v = second_[name];
   m.resize(gradient.size(), 0);
   v.resize(gradient.size(), 0);
@@ -181,21 +196,21 @@ void StepOptimizer::update(const std::string& name, const std::vector<double>& g
   std::vector<double> sizes(gradient.size());
   double squares = 0;
   const double correction = (1 - std::pow(b1, count)) / std::sqrt(1 - std::pow(b2, count));
-  const double decay =
-      rule_.decays ? recipe_.weight_decay * (rule_.scales_decay ? correction : 1) : 0;
+  const double decay = rule.decays ? group.weight_decay * (rule.scales_decay ? correction : 1) : 0;
   for (size_t i = 0; i < gradient.size(); ++i) {
-    const double g = clipped * gradient[i] + (rule_.decay_in_gradient ? decay * weight[i] : 0);
+    const double g =
+        rule.sign * clipped * gradient[i] + (rule.decay_in_gradient ? decay * weight[i] : 0);
     m[i] = b1 * m[i] + (1 - b1) * g;
     v[i] = b2 * v[i] + (1 - b2) * g * g;
     sizes[i] = std::sqrt(v[i] / c2);
     squares += v[i] / c2;
-    const double shrink = rule_.decay_in_gradient ? 0 : decay * weight[i];
-    update[i] = -recipe_.lr * (m[i] / c1 / (sizes[i] + recipe_.eps) + shrink);
+    const double shrink = rule.decay_in_gradient ? 0 : decay * weight[i];
+    update[i] = -group.lr * (m[i] / c1 / (sizes[i] + group.eps) + shrink);
   }
   const double rms = std::sqrt(squares / static_cast<double>(std::max<size_t>(sizes.size(), 1)));
   std::vector<bool>& tell = to.tell[name];
   for (const double size : sizes)
-    tell.push_back(squares == 0 || size >= std::max(kTells * rms, kAboveEps * recipe_.eps));
+    tell.push_back(squares == 0 || size >= std::max(recipe_.noise * rms, kAboveEps * group.eps));
 }
 
 }  // namespace dsv32::harness

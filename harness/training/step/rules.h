@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -53,21 +54,26 @@ struct Updates {
   std::map<std::string, std::vector<bool>> tell;
 };
 
-/// AdamW under a rule: its moments over the steps.
+/// AdamW under a rule: its moments over the steps. `only`: the tensors that the rule is about, the
+/// others are stepped rightly; empty: all.
 class StepOptimizer {
  public:
-  StepOptimizer(const StepRecipe& recipe, const Rule& rule) : recipe_(recipe), rule_(rule) {}
+  StepOptimizer(const StepRecipe& recipe, const Rule& rule, std::set<std::string> only = {})
+      : recipe_(recipe), rule_(rule), only_(std::move(only)) {}
 
   /// The updates of one step, from the gradients of its parts and the weights that it read.
   Updates step(const Parts& parts, const Tensors& weights);
 
  private:
-  double clip_factor(const Tensors& gradients, bool expert) const;
+  bool about(const std::string& name) const { return only_.empty() || only_.contains(name); }
+  Tensors reduced(const Parts& parts) const;
+  double clip_factor(const Tensors& gradients, const std::string& name) const;
   void update(const std::string& name, const std::vector<double>& gradient,
               const std::vector<double>& weight, double clipped, Updates& to);
 
   const StepRecipe& recipe_;
   Rule rule_;
+  std::set<std::string> only_;
   int64_t count_ = 0;
   Tensors first_, second_, kept_;
 };

@@ -14,6 +14,7 @@
 #include "src/io/trace/placement.h"
 #include "src/io/trace/sketch.h"
 #include "src/model/check_name.h"
+#include "src/model/lora.h"
 
 namespace dsv32::io {
 namespace {
@@ -211,13 +212,13 @@ bool is_update(const std::string& name, const Metadata& metadata) {
 void check_update(const std::string& name, const TensorEntry& entry, const Case& c,
                   const Placement& placement, const std::string& where) {
   TapName weight = *parse_tap("grad." + parse_check(name)->of);
-  const auto shape = tap_shape(weight, c.config, c.B, c.S);
+  const auto shape = trained_shape(c.config, parse_check(name)->of);
   weight.full = name;
   check_dtype(weight, entry, where);
   if (!shape || !fits(entry.shape, *shape, placement))
     refuse({.where = where,
             .what = "tensor " + printable(name) + ": shape",
-            .expected = (shape ? expected_shape(*shape, placement) : "a weight of the case") +
+            .expected = (shape ? expected_shape(*shape, placement) : "a weight or LoRA factor") +
                         ", as case " + c.name + " says",
             .got = to_string(entry.shape)});
 }
