@@ -141,7 +141,7 @@ TEST(SelfMerge, RightMergesPass) {
     EXPECT_TRUE(wide.good());
     EXPECT_GT(fp8.adapted, 20);
     EXPECT_EQ(fp8.adapted + fp8.others, std::ssize(weight_specs(fp8_case().config)));
-    EXPECT_NEAR(wide.kept, 1, harness::limit_of("merge.kept"));
+    EXPECT_LE(std::fabs(wide.kept - 1), harness::limit_of("merge.kept"));
     std::printf("B x %g: kept %.3f of it in FP8, %.3f in bfloat16\n", size, fp8.kept, wide.kept);
   }
 }

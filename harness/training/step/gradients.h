@@ -21,6 +21,9 @@ struct StepGroup {
   double lr = 0, beta1 = 0, beta2 = 0, eps = 0, weight_decay = 0;
 };
 
+/// The size of a gradient element, of its tensor's, below which it is rounding noise in float32.
+constexpr double kStepNoise = 1e-3;
+
 /// The recipe of a training golden, as its attribute says (docs/formats.md 10).
 struct StepRecipe {
   int64_t micro_batches = 1, world = 1;  // per rank and step; ranks
@@ -28,8 +31,7 @@ struct StepRecipe {
   Objective objective = {};
   std::optional<double> clip = {};  // of each group's own norm
   std::vector<StepGroup> groups;
-  /// The size of a gradient element, of its tensor's, below which it is rounding noise.
-  double noise = 1e-3;
+  double noise = kStepNoise;
 
   const StepGroup& group_of(const std::string& parameter) const;
 };

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstdint>
+
 #include "harness/training/step/evidence.h"
 
 /// Updates of weights that are stored in 16 bits: rounding hides what one element did, so that
