@@ -6,7 +6,6 @@
 #include "harness/cases/implementations.h"
 #include "harness/cases/measuring.h"
 #include "harness/cases/probe.h"
-#include "harness/cases/rank_shares.h"
 #include "harness/cases/threads.h"
 #include "harness/judge/backward.h"
 #include "src/bridge/runtime.h"
@@ -235,7 +234,6 @@ std::vector<Verdict> CaseRun::judge_staged(const JudgedTrace& judged) const {
   const Trace probe = drawn_out(case_, run(probe_options(case_, options), "staged probe"), oracle);
   evidence.staged.probe = &probe;
   std::vector<Verdict> verdicts = harness::judge_staged(evidence);
-  tell_wrong_summands(*this, judged, verdicts);
   append(verdicts, judge_backward(evidence));
   return verdicts;
 }

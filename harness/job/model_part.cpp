@@ -8,6 +8,7 @@
 #include "harness/cases/gradient_patterns.h"
 #include "harness/cases/implementations.h"
 #include "harness/cases/layers/run.h"
+#include "harness/cases/rank_shares.h"
 #include "harness/cases/sketched.h"
 #include "harness/job/estimate.h"
 #include "harness/job/memory.h"
@@ -109,6 +110,7 @@ std::vector<DType> dtypes_of(const Job& job, const Case& c, const WeightSource& 
 
 std::vector<Verdict> file_verdicts(const CaseRun& run, const JudgedTrace& file) {
   std::vector<Verdict> staged = run.judge_staged(file);
+  tell_wrong_summands(run, file, staged);
   for (Verdict& verdict : judge_staged_rows(run, file)) staged.push_back(std::move(verdict));
   if (file.ops_only) return ops_verdicts(file, std::move(staged));
   return run.judge_forced(file, nullptr, std::move(staged));

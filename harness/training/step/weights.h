@@ -5,7 +5,10 @@
 #include <string>
 #include <vector>
 
-#include "harness/training/step/gradients.h"
+#include "harness/training/step/recipe.h"
+#include "src/model/case.h"
+#include "src/model/trace.h"
+#include "src/model/weights.h"
 #include "src/training/bugs.h"
 
 namespace dsv32::harness {
