@@ -36,7 +36,7 @@ std::string row_gains(const Comparison& c, const Sample& sample) {
       !explains(sample, [&](size_t r, size_t i) { return gains[r] * sample.o[r][i]; }))
     return "";
   const std::string range = text_of(least) + " to " + text_of(most);
-  return c.tap.full.ends_with("attn.probs")
+  return c.tap.info.name == "attn.probs" && !parse_slope(c.tap.full)
              ? "the rows sum up to " + range + ", not to 1"
              : "each row is the right one times a number of its own (" + range + ")";
 }
