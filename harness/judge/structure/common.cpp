@@ -86,8 +86,7 @@ std::string common_rows(const Comparison& c, const RowLayout& layout, const TapE
 }  // namespace
 
 std::string describe_common(const Comparison& c, const RowLayout& layout, const TapError& error) {
-  const std::string rank = describe_rank(c, layout, error), rows = common_rows(c, layout, error);
-  return rank.empty() || rows.empty() ? rank + rows : rank + "; " + rows;
+  return joined({describe_rank(c, layout, error), common_rows(c, layout, error)});
 }
 
 namespace {

@@ -147,8 +147,7 @@ std::string describe_mask(const Comparison& c, const RowLayout& layout) {
   const TapKind kind = c.tap.info.kind;
   if (parse_slope(c.tap.full)) return "";  // a gradient is of any size, whatever was masked
   if (kind != TapKind::attention && kind != TapKind::scores) return "";
-  const std::string hidden = name_hidden(pairs_of(c, layout)), shown = name_shown(c, layout);
-  return hidden.empty() || shown.empty() ? hidden + shown : hidden + "; " + shown;
+  return joined({name_hidden(pairs_of(c, layout)), name_shown(c, layout)});
 }
 
 }  // namespace dsv32::harness

@@ -52,6 +52,13 @@ bool explains(const Sample& sample, const Guess& guess) {
          left <= kOfValues * kOfValues * size;
 }
 
+std::string joined(std::initializer_list<std::string> phrases) {
+  std::string text;
+  for (const std::string& phrase : phrases)
+    if (!phrase.empty()) text += (text.empty() ? "" : "; ") + phrase;
+  return text;
+}
+
 std::string text_of(double value) {
   char text[32];
   std::snprintf(text, sizeof text, "%.6g", value);

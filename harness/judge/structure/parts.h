@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <functional>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,9 @@ Sample take_sample(const Comparison& c, const RowLayout& layout, const TapError&
 using Guess = std::function<double(size_t row, size_t lane)>;
 /// The guess leaves next to nothing of the error, and what it leaves is small against the values.
 bool explains(const Sample& sample, const Guess& guess);
+
+/// Phrases, without the empty ones: "a; b".
+std::string joined(std::initializer_list<std::string> phrases);
 
 /// Six digits.
 std::string text_of(double value);

@@ -143,19 +143,11 @@ std::string name_row_groups(const RowLayout& layout, const TapError& error) {
   if (!one.empty()) return one;
   const bool tokens = !layout.rows().empty() && layout.rows()[0].b >= 0;
   if (!tokens) return "";
-  std::string text = name_group(layout, error, "batch row", [](const Row& row) { return row.b; });
+  const std::string text =
+      name_group(layout, error, "batch row", [](const Row& row) { return row.b; });
   const std::string head = name_group(layout, error, "head", [](const Row& row) { return row.h; });
   const std::string tail = name_tail_rows(layout, error);
-  for (const std::string& part : {head, tail})
-    if (!part.empty()) text += (text.empty() ? "" : "; ") + part;
-  return text;
-}
-
-std::string joined(std::initializer_list<std::string> parts) {
-  std::string text;
-  for (const std::string& part : parts)
-    if (!part.empty()) text += (text.empty() ? "" : "; ") + part;
-  return text;
+  return joined({text, head, tail});
 }
 
 }  // namespace
@@ -178,16 +170,15 @@ std::optional<double> whole_gain(const Comparison& c, const RowLayout& layout) {
 }
 
 std::string describe_rows(const TapName& tap, const RowLayout& layout, const TapError& error) {
-  const std::string rows = name_row_groups(layout, error), expert = name_expert(tap.full);
-  return rows.empty() || expert.empty() ? rows + expert : rows + "; " + expert;
+  return joined({name_row_groups(layout, error), name_expert(tap.full)});
 }
 
 std::string describe_structure(const Comparison& c, const RowLayout& layout,
                                const TapError& error) {
-  if (const std::string mask = describe_mask(c, layout); !mask.empty())
-    return joined({mask, describe_common(c, layout, error)});
-  const Sums sums = sum_products(c, layout);
   const std::string ranks = describe_summands(c, layout);
+  if (const std::string mask = describe_mask(c, layout); !mask.empty())
+    return joined({ranks, mask, describe_common(c, layout, error)});
+  const Sums sums = sum_products(c, layout);
   if (sums.not_finite > 0) return joined({name_not_finite(layout, sums), ranks});
   const Sample sample = take_sample(c, layout, error);
   const std::string where = joined({describe_blocks(c, sample), describe_lanes(c, sample)});

@@ -87,13 +87,12 @@ std::string lane_shift(const Sample& sample) {
 
 /// A 16-bit type, by the numbers that it holds.
 struct NarrowType {
-  const char* name;
+  DType dtype;
   float (*rounded)(float);
-  int digits;  // of the mantissa, the leading one too
 };
 constexpr NarrowType kNarrowTypes[] = {
-    {"bfloat16", [](float x) { return bfloat16_to_float(float_to_bfloat16(x)); }, 8},
-    {"float16", [](float x) { return float16_to_float(float_to_float16(x)); }, 11},
+    {DType::bfloat16, [](float x) { return bfloat16_to_float(float_to_bfloat16(x)); }},
+    {DType::float16, [](float x) { return float16_to_float(float_to_float16(x)); }},
 };
 
 /// The first type that holds every value of the judged tensor; nullptr: none.
@@ -122,8 +121,7 @@ StepsOff steps_off(const Sample& sample, const NarrowType& type) {
     for (size_t i = 0; i < sample.o[r].size(); ++i) {
       const double right = sample.o[r][i];
       if (right == 0 || !std::isfinite(right)) continue;
-      const double steps =
-          (sample.k[r][i] - right) / std::ldexp(1.0, std::ilogb(right) + 1 - type.digits);
+      const double steps = (sample.k[r][i] - right) / ulp_at(right, type.dtype);
       off.rms += steps * steps;
       off.away += right > 0 ? steps : -steps;
       ++counted;
@@ -138,15 +136,15 @@ std::string coarse_numbers(const Comparison& c, const Sample& sample) {
   constexpr double kOneRounding = 0.75, kSummed = 1.5, kMostSteps = 64, kToNoSide = 0.3;
   const NarrowType* type = type_of_values(*c.judged);
   if (type == nullptr) return "";
-  const std::string text = std::string("every value is a ") + type->name + " number";
+  const std::string name(to_string(type->dtype)), text = "every value is a " + name + " number";
   const StepsOff off = steps_off(sample, *type);
   if (off.rms <= kOneRounding) return text + ": the right one, rounded to that type";
   if (off.rms < kSummed || off.rms > kMostSteps || std::fabs(off.away) > kToNoSide * off.rms)
     return text;
   std::array<char, 16> steps{};
   std::snprintf(steps.data(), steps.size(), "%.2g", off.rms);
-  return text + ", " + steps.data() + " of its steps off on average: as sums made in " +
-         type->name + " are";
+  return text + ", " + steps.data() + " of its steps off on average: as sums made in " + name +
+         " are";
 }
 
 }  // namespace
@@ -161,8 +159,7 @@ std::string describe_values(const Comparison& c, const RowLayout&, const Sample&
     for (const auto& part : {clipped, function_of_right, softmaxed, lane_shift})
       if (text.empty()) text = part(sample);
   }
-  const std::string coarse = coarse_numbers(c, sample);
-  return text.empty() || coarse.empty() ? text + coarse : text + "; " + coarse;
+  return joined({text, coarse_numbers(c, sample)});
 }
 
 }  // namespace dsv32::harness
