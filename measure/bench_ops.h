@@ -3,13 +3,12 @@
 /// What bench_ops times: every op of the library, forward and backward, on the sizes of a case,
 /// each beside ATen ops that give the same.
 
-#include <torch/torch.h>
-
 #include <cstdint>
 #include <functional>
 #include <string>
 #include <vector>
 
+#include "src/bridge/libtorch.h"
 #include "src/model/config.h"
 
 namespace dsv32::suites {

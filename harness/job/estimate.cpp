@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <thread>
+#include <utility>
 
 #include "harness/job/memory.h"
 #include "harness/report/text.h"
@@ -99,8 +100,18 @@ std::string memory(double bytes) {
   return bytes < kTiB ? number(bytes / kGiB) + " GiB" : number(bytes / kTiB) + " TiB";
 }
 
+/// "672 billion weights": counts of this size are read, not typed.
+std::string counted(double count, const char* unit) {
+  constexpr std::pair<double, const char*> kWords[] = {
+      {1e12, "trillion "}, {1e9, "billion "}, {1e6, "million "}};
+  for (const auto& [size, word] : kWords) {
+    if (count >= size) return rounded(count / size, word) + unit;
+  }
+  return rounded(count, unit);
+}
+
 std::string described(const Work& work) {
-  return rounded(work.weights, "weights") + ", " + rounded(work.taps, "values in its taps") + ", " +
+  return counted(work.weights, "weights") + ", " + counted(work.taps, "values in its taps") + ", " +
          rounded(work.flops / 1e12, "TFLOP forward");
 }
 

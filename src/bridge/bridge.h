@@ -1,11 +1,10 @@
 #pragma once
 
-#include <torch/torch.h>
-
 #include <cstdint>
 #include <functional>
 #include <vector>
 
+#include "src/bridge/libtorch.h"
 #include "src/model/tensor.h"
 
 /// The one place where host tensors and torch tensors meet.

@@ -3,12 +3,14 @@
 #include <ATen/Version.h>
 #include <c10/core/CPUAllocator.h>
 #include <sys/mman.h>
-#include <torch/torch.h>
+#include <torch/cuda.h>
+#include <torch/version.h>
 
 #include <deque>
 #include <mutex>
 #include <unordered_map>
 
+#include "src/bridge/libtorch.h"
 #include "src/model/errors.h"
 
 namespace dsv32 {

@@ -1,13 +1,12 @@
 #pragma once
 
-#include <torch/torch.h>
-
 #include <cstdint>
 #include <functional>
 #include <map>
 #include <string>
 #include <vector>
 
+#include "src/bridge/libtorch.h"
 #include "src/model/implementation.h"
 
 namespace dsv32 {

@@ -1,11 +1,10 @@
 #pragma once
 
-#include <torch/torch.h>
-
 #include <cstdint>
 #include <string>
 
 #include "src/bridge/bridge.h"
+#include "src/bridge/libtorch.h"
 
 namespace dsv32::reference {
 

@@ -1,12 +1,11 @@
 #pragma once
 
-#include <torch/torch.h>
-
 #include <cstdint>
 #include <map>
 #include <string>
 #include <vector>
 
+#include "src/bridge/libtorch.h"
 #include "src/model/weights.h"
 
 namespace dsv32::reference {

@@ -1,7 +1,7 @@
 #include <malloc.h>
-#include <torch/torch.h>
 
 #include "src/bridge/bridge.h"
+#include "src/bridge/libtorch.h"
 #include "src/model/errors.h"
 #include "src/reference/convert.h"
 #include "src/reference/layer.h"

@@ -1,12 +1,11 @@
 #pragma once
 
-#include <torch/torch.h>
-
 #include <cstdint>
 #include <functional>
 #include <string>
 #include <vector>
 
+#include "src/bridge/libtorch.h"
 #include "src/model/config.h"
 #include "src/model/dialect.h"
 #include "src/model/objective.h"

@@ -1,7 +1,6 @@
 #pragma once
 
-#include <torch/torch.h>
-
+#include "src/bridge/libtorch.h"
 #include "src/model/dialect.h"
 #include "src/model/tensor.h"
 

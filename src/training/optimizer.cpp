@@ -1,5 +1,7 @@
 #include "src/training/optimizer.h"
 
+#include <torch/optim.h>
+
 #include <cmath>
 #include <set>
 

@@ -4,7 +4,8 @@
 #include "src/reference/sums.h"
 
 #include <gtest/gtest.h>
-#include <torch/torch.h>
+
+#include "src/bridge/libtorch.h"
 
 namespace dsv32::reference {
 namespace {

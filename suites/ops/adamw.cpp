@@ -1,5 +1,7 @@
 // adamw_ and grad_norm through the dispatcher, against float64 and torch.optim.AdamW.
 
+#include <torch/optim.h>
+
 #include "suites/ops/kit.h"
 
 namespace dsv32::suites {

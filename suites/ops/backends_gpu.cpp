@@ -1,5 +1,7 @@
 // Where the op suites run on a CUDA device.
 
+#include <torch/cuda.h>
+
 #include "suites/ops/kit.h"
 
 namespace dsv32::suites {

@@ -4,13 +4,14 @@
 /// float64.
 
 #include <gtest/gtest.h>
-#include <torch/torch.h>
 
 #include <cstdint>
 #include <functional>
 #include <ostream>
 #include <string>
 #include <vector>
+
+#include "src/bridge/libtorch.h"
 
 namespace dsv32::suites {
 
