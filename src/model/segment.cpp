@@ -1,10 +1,10 @@
 #include "src/model/segment.h"
 
 #include <algorithm>
-#include <future>
 #include <numeric>
 #include <span>
 
+#include "src/model/at_once.h"
 #include "src/model/trace.h"
 
 namespace dsv32 {
@@ -159,20 +159,13 @@ HostTensor gather_rows(const WeightSource& source, const WeightSpec& spec,
   if (ids.empty()) return {};
   const HostTensor first = source.load_rows(spec, ids[0], ids[0] + 1);
   HostTensor rows(first.dtype(), {static_cast<int64_t>(ids.size()), row_size(spec)});
-  const auto gather = [&](size_t begin, size_t end) {
-    for (size_t i = begin; i < end; ++i) {
-      const HostTensor row = source.load_rows(spec, ids[i], ids[i] + 1);
-      std::copy_n(row.raw(), row.bytes(), rows.raw() + static_cast<int64_t>(i) * row.bytes());
-    }
+  const auto gather = [&](size_t i) {
+    const HostTensor row = source.load_rows(spec, ids[i], ids[i] + 1);
+    std::copy_n(row.raw(), row.bytes(), rows.raw() + static_cast<int64_t>(i) * row.bytes());
   };
   // Several at a time: each row is a round trip where the weights are on a slow volume.
-  constexpr size_t kParts = 8, kFew = 64;
-  const size_t part = ids.size() < kFew ? ids.size() : (ids.size() + kParts - 1) / kParts;
-  std::vector<std::future<void>> parts;
-  for (size_t at = 0; at < ids.size(); at += part)
-    parts.push_back(std::async(part == ids.size() ? std::launch::deferred : std::launch::async,
-                               gather, at, std::min(at + part, ids.size())));
-  for (std::future<void>& one : parts) one.get();
+  constexpr size_t kFew = 64;
+  at_once(ids.size(), gather, ids.size() < kFew ? 1 : kVolumeThreads);
   return rows;
 }
 

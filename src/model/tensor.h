@@ -1,5 +1,6 @@
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -37,7 +38,9 @@ using Shape = std::vector<int64_t>;
 int64_t numel(const Shape& shape);
 std::string to_string(const Shape& shape);  // "[2,32,64]"
 
-float bfloat16_to_float(uint16_t bits);
+inline float bfloat16_to_float(uint16_t bits) {
+  return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+}
 uint16_t float_to_bfloat16(float value);  // round to nearest even, NaN stays NaN
 float float16_to_float(uint16_t bits);
 uint16_t float_to_float16(float value);

@@ -5,9 +5,9 @@
 #include <bit>
 #include <cmath>
 #include <span>
-#include <thread>
 #include <utility>
 
+#include "src/model/at_once.h"
 #include "src/model/errors.h"
 #include "src/model/philox.h"
 
@@ -16,7 +16,7 @@ namespace dsv32 {
 namespace {
 
 constexpr int64_t kValuesPerBlock = 16;
-constexpr int64_t kThreadedFrom = 1 << 22;  // values; below it a thread costs more than it saves
+constexpr int64_t kValuesOfATask = 1 << 20;  // of fewer, a thread costs more than it saves
 
 enum class Law { absolute, one, fan };
 
@@ -121,11 +121,11 @@ void fill(const Stream& stream, int64_t begin, int64_t end, float* values) {
 }
 
 void fill_in_threads(const Stream& stream, int64_t begin, int64_t end, float* values) {
-  const int64_t threads = std::max<int64_t>(1, std::thread::hardware_concurrency());
-  const int64_t step = (end - begin + threads - 1) / threads;
-  std::vector<std::jthread> pool;
-  for (int64_t i = begin; i < end; i += step)
-    pool.emplace_back(fill, stream, i, std::min(end, i + step), values + (i - begin));
+  const int64_t tasks = (end - begin + kValuesOfATask - 1) / kValuesOfATask;
+  at_once(static_cast<size_t>(tasks), [&](size_t task) {
+    const int64_t first = begin + static_cast<int64_t>(task) * kValuesOfATask;
+    fill(stream, first, std::min(end, first + kValuesOfATask), values + (first - begin));
+  });
 }
 
 float edited(const WeightEdit& edit, const std::string& name, float value) {
@@ -266,11 +266,7 @@ HostTensor SyntheticWeights::plain_rows(const WeightSpec& spec, int64_t begin, i
   const Stream stream{{seed_, fnv1a64(spec.name)}, affine_of(spec, bias_offset_)};
   const int64_t first = begin * row_size(spec), last = end * row_size(spec);
   float* values = rows.data<float>().data();
-  if (last - first < kThreadedFrom) {
-    fill(stream, first, last, values);
-  } else {
-    fill_in_threads(stream, first, last, values);
-  }
+  fill_in_threads(stream, first, last, values);
   for (const WeightEdit& edit : edits_)
     if (names_weight(edit, spec.name)) apply(edit, spec, first, rows.data<float>());
   return rows;
@@ -283,7 +279,7 @@ std::string SyntheticWeights::identity() const {
 HostTensor bell_stream(uint64_t seed, const std::string& name, const Shape& shape, int exponent) {
   HostTensor values(DType::float32, shape);
   const Stream stream{{seed, fnv1a64(name)}, {std::ldexp(1.0F, exponent), 0}};
-  fill(stream, 0, values.numel(), values.data<float>().data());
+  fill_in_threads(stream, 0, values.numel(), values.data<float>().data());
   return values;
 }
 

@@ -1,17 +1,19 @@
 #include "src/reference/convert.h"
 
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <array>
 
+#include "src/bridge/parallel.h"
 #include "src/model/philox.h"
 
 namespace dsv32::reference {
 
 torch::Tensor perturbed(const torch::Tensor& value, double size, uint64_t seed,
                         const std::string& name) {
+  constexpr int64_t kLarge = 1 << 16;
+  if (value.numel() >= kLarge) return perturbed_by_counter(value, size, seed, name);
   auto generator = torch::make_generator<torch::CPUGeneratorImpl>(seed ^ fnv1a64(name));
   const torch::Tensor signs =
       torch::randint(0, 2, value.sizes(), generator, torch::kInt8).to(value.device());
@@ -36,7 +38,7 @@ void scale_by_counter(const std::array<uint64_t, 2>& key, double size, const Rea
                       Real* moved, int64_t count) {
   constexpr int64_t kStep = kWords * kSigns;
   const int64_t steps = (count + kStep - 1) / kStep;
-  at::parallel_for(0, steps, 16, [&](int64_t first, int64_t last) {
+  parallel_for(steps, 16, [&](int64_t first, int64_t last) {
     std::array<uint64_t, kWords> words = {};
     for (int64_t step = first; step < last; ++step) {
       philox4x64_blocks(key, 1 + static_cast<uint64_t>(step * kBlocks), kBlocks, words.data());

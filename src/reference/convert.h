@@ -13,8 +13,8 @@ namespace dsv32::reference {
 torch::Tensor perturbed(const torch::Tensor& value, double size, uint64_t seed,
                         const std::string& name);
 
-/// The same with signs of its own from a Philox stream: 256 of them in a counter block, for the
-/// weights of a full-size layer.
+/// The same with signs of its own from a Philox stream, 256 of them in a counter block: for what is
+/// large.
 torch::Tensor perturbed_by_counter(const torch::Tensor& value, double size, uint64_t seed,
                                    const std::string& name);
 

@@ -1,9 +1,8 @@
 #include "src/reference/sums.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 
+#include "src/bridge/parallel.h"
 #include "src/reference/ordered_sums.h"
 
 namespace dsv32::reference {
@@ -16,36 +15,29 @@ bool is_sequential(Summation order, const Tensor& x) {
 /// Rows of one task: enough work to be worth a thread, a multiple of the kernel's tile.
 constexpr int64_t kRowsOfATask = 64;
 
-/// a [n,k] times b [k,m], both contiguous float32.
-Tensor ordered_matrix_product(const Tensor& a, const Tensor& b) {
-  Tensor c = torch::empty({a.size(0), b.size(1)}, a.options());
-  const OrderedProduct whole{.a = a.const_data_ptr<float>(),
-                             .b = b.const_data_ptr<float>(),
-                             .c = c.mutable_data_ptr<float>(),
-                             .rows = a.size(0),
-                             .cols = b.size(1),
-                             .depth = a.size(1),
-                             .lda = a.size(1),
-                             .ldb = b.size(1),
-                             .ldc = b.size(1)};
-  at::parallel_for(0, whole.rows, kRowsOfATask, [&](int64_t begin, int64_t end) {
-    OrderedProduct part = whole;
-    part.a += begin * whole.lda;
-    part.c += begin * whole.ldc;
-    part.rows = end - begin;
-    ordered_product(part);
-  });
-  return c;
-}
-
 /// a [G,n,k] times b [G,k,m].
 Tensor ordered_batch_product(const Tensor& a, const Tensor& b) {
   const Tensor left = a.to(torch::kCPU).contiguous(), right = b.to(torch::kCPU).contiguous();
-  std::vector<Tensor> parts;
-  for (int64_t g = 0; g < left.size(0); ++g)
-    parts.push_back(ordered_matrix_product(left[g], right[g]));
-  if (parts.empty()) return torch::empty({0, a.size(1), b.size(2)}, a.options());
-  return torch::stack(parts).to(a.device());
+  const int64_t rows = left.size(1), depth = left.size(2), cols = right.size(2);
+  Tensor product = torch::empty({left.size(0), rows, cols}, left.options());
+  const int64_t tasks = (rows + kRowsOfATask - 1) / kRowsOfATask;  // of one group
+  const float *a_data = left.const_data_ptr<float>(), *b_data = right.const_data_ptr<float>();
+  float* c_data = product.mutable_data_ptr<float>();
+  parallel_for(left.size(0) * tasks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t group = task / tasks, row = task % tasks * kRowsOfATask;
+      ordered_product({.a = a_data + (group * rows + row) * depth,
+                       .b = b_data + group * depth * cols,
+                       .c = c_data + (group * rows + row) * cols,
+                       .rows = std::min(kRowsOfATask, rows - row),
+                       .cols = cols,
+                       .depth = depth,
+                       .lda = depth,
+                       .ldb = cols,
+                       .ldc = cols});
+    }
+  });
+  return product.to(a.device());
 }
 
 struct OrderedProductFunction : torch::autograd::Function<OrderedProductFunction> {
@@ -70,8 +62,12 @@ struct RowSumsFunction : torch::autograd::Function<RowSumsFunction> {
     auto shape = rows.sizes().vec();
     shape.back() = 1;
     Tensor sums = torch::empty(shape, rows.options());
-    ordered_row_sums(rows.const_data_ptr<float>(), sums.mutable_data_ptr<float>(), sums.numel(),
-                     rows.size(-1));
+    const int64_t depth = rows.size(-1);
+    const float* from = rows.const_data_ptr<float>();
+    float* to = sums.mutable_data_ptr<float>();
+    parallel_for(sums.numel(), kRowsOfATask, [&](int64_t begin, int64_t end) {
+      ordered_row_sums(from + begin * depth, to + begin, end - begin, depth);
+    });
     return sums.to(x.device());
   }
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,

@@ -8,10 +8,10 @@
 
 #include "src/io/file.h"
 #include "src/io/sha256.h"
-#include "src/io/volume/at_once.h"
 #include "src/io/volume/patience.h"
 #include "src/io/volume/read_ahead.h"
 #include "src/io/volume/timing.h"
+#include "src/model/at_once.h"
 #include "suites/kit/io_files.h"
 
 namespace dsv32::suites {
@@ -184,12 +184,13 @@ TEST(ReadAhead, ServesSeveralThreads) {
   io::ReadAhead ahead({.bytes = 24'576, .block = 4096, .readers = 2});
   ahead.expect({volume.part(0, 500'000)}, {volume.part(0, 500'000)});
   std::atomic<int> wrong{0};
-  io::at_once(8, [&](size_t thread) {
+  const auto read = [&](size_t thread) {
     for (size_t i = 0; i < 100; ++i) {
       const uint64_t begin = (thread * 7919 + i * 4999) % 480'000;
       if (!volume.reads(ahead, begin, begin + 17'000)) ++wrong;
     }
-  });
+  };
+  at_once(kVolumeThreads, read, kVolumeThreads);
   EXPECT_EQ(wrong, 0);
 }
 
@@ -204,13 +205,14 @@ TEST(ReadAhead, SaysWhatIsWrongWhereItIsAskedFor) {
 
 TEST(AtOnce, PassesOnTheFirstException) {
   std::atomic<int> done{0};
-  io::at_once(100, [&](size_t) { ++done; });
+  at_once(
+      100, [&](size_t) { ++done; }, kVolumeThreads);
   EXPECT_EQ(done, 100);
-  EXPECT_THROW(io::at_once(100,
-                           [](size_t i) {
-                             if (i == 17) throw std::runtime_error("17");
-                           }),
-               std::runtime_error);
+  const auto fail_once = [](size_t i) {
+    if (i == 17) throw std::runtime_error("17");
+  };
+  EXPECT_THROW(at_once(100, fail_once, kVolumeThreads), std::runtime_error);
+  EXPECT_THROW(at_once(100, fail_once, 1), std::runtime_error);
 }
 
 // --- is a copy worth it? ------------------------------------------------------------------------

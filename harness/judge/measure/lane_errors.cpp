@@ -2,7 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <iterator>
 #include <numeric>
+
+#include "harness/judge/measure/sum.h"
 
 namespace dsv32::harness {
 namespace {
@@ -11,7 +15,7 @@ constexpr int64_t kSample = 48;      // tokens whose errors are compared with ea
 constexpr size_t kFewestTokens = 8;  // 28 pairs: fewer say nothing
 
 double dot(const double* a, const double* b, size_t size) {
-  return std::inner_product(a, a + size, b, 0.0);
+  return sum_of(size, [&](size_t i) { return a[i] * b[i]; });
 }
 
 /// 1 / mean squared cosine between two vectors, each weighed by its size.
@@ -29,7 +33,17 @@ class Cosines {
 
 }  // namespace
 
-LaneErrors::LaneErrors(int64_t tokens) : stride_(std::max<int64_t>(1, tokens / kSample)) {}
+LaneErrors::LaneErrors(int64_t tokens, int64_t first)
+    : stride_(std::max<int64_t>(1, tokens / kSample)), tokens_(first) {}
+
+void LaneErrors::append(LaneErrors other) {
+  squares_.resize(std::max(squares_.size(), other.squares_.size()));
+  for (size_t i = 0; i < other.squares_.size(); ++i) squares_[i] += other.squares_[i];
+  rows_ += other.rows_;
+  tokens_ = other.tokens_;
+  length_ = other.length_;
+  std::move(other.sample_.begin(), other.sample_.end(), std::back_inserter(sample_));
+}
 
 void LaneErrors::add(const std::vector<double>& a, const std::vector<double>& b, int64_t token) {
   squares_.resize(std::max(squares_.size(), a.size()));
@@ -40,11 +54,9 @@ void LaneErrors::add(const std::vector<double>& a, const std::vector<double>& b,
   if (!another_head) ++tokens_;
   const bool kept = (tokens_ - 1) % stride_ == 0;
   if (kept && !another_head) sample_.emplace_back();
-  for (size_t i = 0; i < a.size(); ++i) {
-    const double error = a[i] - b[i];
-    squares_[i] += error * error;
-    if (kept) sample_.back().push_back(error);
-  }
+  for (size_t i = 0; i < a.size(); ++i) squares_[i] += (a[i] - b[i]) * (a[i] - b[i]);
+  if (!kept) return;
+  std::transform(a.begin(), a.end(), b.begin(), std::back_inserter(sample_.back()), std::minus<>());
 }
 
 std::vector<double> LaneErrors::rms() const {

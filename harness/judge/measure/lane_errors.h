@@ -12,12 +12,15 @@ namespace dsv32::harness {
 class LaneErrors {
  public:
   /// `tokens`: of how many rows will be added (or how many rows, where there are none); a sample of
-  /// them, evenly spread, is kept.
-  explicit LaneErrors(int64_t tokens);
+  /// them, evenly spread, is kept. `first`: tokens before the first one added here.
+  explicit LaneErrors(int64_t tokens, int64_t first = 0);
 
   /// Row `a` against row `b` of the truth. Rows of one `token` that follow each other are its
   /// heads.
   void add(const std::vector<double>& a, const std::vector<double>& b, int64_t token = -1);
+
+  /// Adds what was added to another one, whose tokens come after those of this one.
+  void append(LaneErrors other);
 
   /// Root mean square of each lane; empty before the first row.
   std::vector<double> rms() const;

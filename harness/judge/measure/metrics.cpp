@@ -1,11 +1,15 @@
 #include "harness/judge/measure/metrics.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "harness/judge/limits.h"
 #include "harness/judge/measure/lane_errors.h"
+#include "harness/judge/measure/sum.h"
+#include "src/model/at_once.h"
 #include "src/model/errors.h"
 
 namespace dsv32::harness {
@@ -17,19 +21,15 @@ struct Difference {
 };
 
 Difference difference(const std::vector<double>& a, const std::vector<double>& b) {
-  double sum = 0, largest = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    const double d = std::fabs(a[i] - b[i]);
-    sum += d * d;
-    if (!(d <= largest)) largest = keep_larger(largest, d);
-  }
+  const double sum = sum_of(a.size(), [&](size_t i) { return (a[i] - b[i]) * (a[i] - b[i]); });
+  if (std::isnan(sum)) return {sum, sum};  // squares make no NaN of anything else
+  double largest = 0;
+  for (size_t i = 0; i < a.size(); ++i) largest = std::max(largest, std::fabs(a[i] - b[i]));
   return {std::sqrt(sum), largest};
 }
 
 double norm_of(const std::vector<double>& values) {
-  double sum = 0;
-  for (const double value : values) sum += value * value;
-  return std::sqrt(sum);
+  return std::sqrt(sum_of(values.size(), [&](size_t i) { return values[i] * values[i]; }));
 }
 
 void expect_shape(const TapName& tap, const HostTensor& tensor, const Shape& shape) {
@@ -178,21 +178,23 @@ void sum_up(TapError& error) {
 
 namespace {
 
-/// Tokens whose heads' rows follow each other; else rows.
-int64_t tokens_of(const RowLayout& layout) {
-  int64_t count = 0, token = -1;
-  for (const Row& row : layout.rows()) {
-    if (row.token() < 0 || row.token() != token) ++count;
-    token = row.token();
-  }
-  return count;
-}
-
 /// The distance of a run to the oracle, row by row: measured now, or before its tap was dropped.
 class Side {
  public:
   Side(const HostTensor* tensor, const TapDistance* distance, const RowLayout& layout)
-      : tensor_(tensor), distance_(distance), lanes_(tokens_of(layout)) {}
+      : tensor_(tensor),
+        distance_(distance),
+        tokens_(layout.tokens()),
+        over_keys_(!layout.rows().empty() && layout.keys(layout.rows()[0]) != nullptr),
+        lanes_(tokens_) {}
+
+  /// The same run, for a range of the rows; goes back to the whole by append.
+  Side part(const RowRange& range) const {
+    Side side = *this;
+    side.lanes_ = LaneErrors(tokens_, range.first_token);
+    return side;
+  }
+  void append(Side part) { lanes_.append(std::move(part.lanes_)); }
 
   bool there() const { return tensor_ != nullptr || distance_ != nullptr; }
 
@@ -200,7 +202,6 @@ class Side {
   double norm(const RowLayout& layout, const Row& row, const std::vector<double>& o) {
     if (tensor_ != nullptr) {
       layout.gather(*tensor_, row, x_);
-      over_keys_ = layout.keys(row) != nullptr;
       lanes_.add(x_, o, row.token());
       return difference(x_, o).norm;
     }
@@ -221,10 +222,25 @@ class Side {
  private:
   const HostTensor* tensor_;
   const TapDistance* distance_;
+  int64_t tokens_;
+  bool over_keys_;
   LaneErrors lanes_;
-  bool over_keys_ = false;
   std::vector<double> x_;
 };
+
+/// Calls measure(range, sides) for all ranges of rows, several at once, each with sides of its own;
+/// afterwards `sides` know all rows.
+template <size_t kSides, typename Measure>
+void for_ranges(const RowLayout& layout, std::array<Side, kSides>& sides, const Measure& measure) {
+  const std::vector<RowRange> ranges = layout.chunks();
+  std::vector<std::array<Side, kSides>> parts(ranges.size(), sides);
+  at_once(ranges.size(), [&](size_t r) {
+    for (size_t s = 0; s < kSides; ++s) parts[r][s] = sides[s].part(ranges[r]);
+    measure(ranges[r], parts[r]);
+  });
+  for (auto& part : parts)
+    for (size_t s = 0; s < kSides; ++s) sides[s].append(std::move(part[s]));
+}
 
 }  // namespace
 
@@ -232,9 +248,10 @@ TapError measure_rows(const Comparison& c, const RowLayout& layout, const HostTe
   const Yardstick& y = c.yardstick;
   for (const HostTensor* other : {y.reference, y.probe, y.twin})
     if (other != nullptr) expect_shape(c.tap, *other, y.oracle->shape());
-  Side reference(y.reference, y.reference_distance, layout);
-  Side twin(y.twin, y.twin_distance, layout);
-  Side probe(y.probe, y.probe_distance, layout);
+  std::array sides = {Side(y.reference, y.reference_distance, layout),
+                      Side(y.twin, y.twin_distance, layout),
+                      Side(y.probe, y.probe_distance, layout)};
+  const auto& [reference, twin, probe] = sides;
   TapError error;
   error.has_reference = reference.there();
   error.has_probe = probe.there();
@@ -243,22 +260,27 @@ TapError measure_rows(const Comparison& c, const RowLayout& layout, const HostTe
   error.by_lane = c.tap.info.kind != TapKind::gradient;
   // What the probe would have moved under one rounding of the judged dtype.
   const double one_rounding = epsilon(c.dtype) / 2 / kProbePerturbation;
-  std::vector<double> o, k;
-  for (const Row& row : layout.rows()) {
-    RowError& out = error.rows.emplace_back();
-    out.token = row.token();
-    layout.gather(*y.oracle, row, o);
-    out.norm = norm_of(o);
-    out.elements = layout.judged_elements(row);
-    if (judged != nullptr) {
-      layout.gather(*judged, row, k);
-      const Difference d = difference(k, o);
-      out.judged = d.norm;
-      out.largest = d.largest;
+  error.rows.resize(layout.rows().size());
+  for_ranges(layout, sides, [&](const RowRange& range, auto& parts) {
+    auto& [own_reference, own_twin, own_probe] = parts;
+    std::vector<double> o, k;
+    for (size_t i = range.begin; i < range.end; ++i) {
+      const Row& row = layout.rows()[i];
+      RowError& out = error.rows[i];
+      out.token = row.token();
+      layout.gather(*y.oracle, row, o);
+      out.norm = norm_of(o);
+      out.elements = layout.judged_elements(row);
+      if (judged != nullptr) {
+        layout.gather(*judged, row, k);
+        const Difference d = difference(k, o);
+        out.judged = d.norm;
+        out.largest = d.largest;
+      }
+      out.reference = std::max(own_reference.norm(layout, row, o), own_twin.norm(layout, row, o));
+      out.probe = own_probe.norm(layout, row, o) * one_rounding;
     }
-    out.reference = std::max(reference.norm(layout, row, o), twin.norm(layout, row, o));
-    out.probe = probe.norm(layout, row, o) * one_rounding;
-  }
+  });
   for (const Side* side : {&reference, &twin}) {
     keep_larger_lanes(side->lanes(), error.lanes);
     error.modes = fewer(error.modes, side->modes());
@@ -284,16 +306,19 @@ std::optional<TapDistance> distance_of(const TapName& tap, const HostTensor& val
   if (whole || value.shape() != oracle.shape()) return std::nullopt;
   const RowLayout layout(tap, oracle.shape(), &batch, support, RowView::judged);
   TapDistance distance;
-  Side side(&value, nullptr, layout);
-  std::vector<double> o;
-  for (const Row& row : layout.rows()) {
-    const auto place = static_cast<size_t>(row.number);
-    if (distance.rows.size() <= place) distance.rows.resize(place + 1);
-    layout.gather(oracle, row, o);
-    distance.rows[place] = side.norm(layout, row, o);
-  }
-  distance.lanes = side.lanes();
-  distance.modes = side.modes();
+  std::array sides = {Side(&value, nullptr, layout)};
+  const auto& numbered = layout.rows();
+  if (!numbered.empty()) distance.rows.resize(static_cast<size_t>(numbered.back().number) + 1);
+  for_ranges(layout, sides, [&](const RowRange& range, auto& parts) {
+    std::vector<double> o;
+    for (size_t i = range.begin; i < range.end; ++i) {
+      layout.gather(oracle, numbered[i], o);
+      distance.rows[static_cast<size_t>(numbered[i].number)] =
+          parts[0].norm(layout, numbered[i], o);
+    }
+  });
+  distance.lanes = sides[0].lanes();
+  distance.modes = sides[0].modes();
   return distance;
 }
 

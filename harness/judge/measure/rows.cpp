@@ -23,7 +23,8 @@ void read_run(const HostTensor& tensor, int64_t first, int64_t count, double* ou
       return widen<float>(tensor, first, count, out);
     case DType::bfloat16: {
       const auto data = tensor.data<uint16_t>().subspan(first, count);
-      std::transform(data.begin(), data.end(), out, bfloat16_to_float);
+      std::transform(data.begin(), data.end(), out,
+                     [](uint16_t x) { return bfloat16_to_float(x); });
       return;
     }
     default:
@@ -127,8 +128,35 @@ void RowLayout::gather(const HostTensor& tensor, const Row& row,
     read_run(tensor, row.first + piece * row.stride, row.length, &values[piece * row.length]);
   const uint8_t* counts = keys(row);
   if (counts == nullptr) return;
-  for (size_t i = 0; i < values.size(); ++i)
-    if (counts[i % T_] == 0) values[i] = 0;
+  for (size_t first = 0; first < values.size(); first += static_cast<size_t>(T_))
+    for (int64_t t = 0; t < T_; ++t) values[first + t] = counts[t] != 0 ? values[first + t] : 0;
+}
+
+std::vector<RowRange> RowLayout::chunks() const {
+  constexpr int64_t kElements = 1 << 18;
+  std::vector<RowRange> chunks;
+  int64_t elements = kElements, tokens = 0, token = -1;
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    const bool another_head = rows_[i].token() >= 0 && rows_[i].token() == token;
+    token = rows_[i].token();
+    if (elements >= kElements && !another_head) {
+      chunks.push_back({.begin = i, .first_token = tokens});
+      elements = 0;
+    }
+    tokens += another_head ? 0 : 1;
+    chunks.back().end = i + 1;
+    elements += rows_[i].pieces * rows_[i].length;
+  }
+  return chunks;
+}
+
+int64_t RowLayout::tokens() const {
+  int64_t count = 0, token = -1;
+  for (const Row& row : rows_) {
+    if (row.token() < 0 || row.token() != token) ++count;
+    token = row.token();
+  }
+  return count;
 }
 
 std::vector<int64_t> RowLayout::judged_rows(const Row& row) const {

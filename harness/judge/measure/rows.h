@@ -25,6 +25,12 @@ struct Row {
   int64_t token() const { return s < 0 ? -1 : (b << 32) + s; }
 };
 
+/// Rows [begin, end) of a layout, none of whose tokens lies in another range.
+struct RowRange {
+  size_t begin = 0, end = 0;
+  int64_t first_token = 0;  // how many tokens lie before it
+};
+
 enum class RowView {
   judged,  // TapKind: (b,s), (b,s,h), (b,t), (b,h,s), first index of a gradient
   sketch,  // src/model/sketch.h: (b,s), a gradient as one row
@@ -38,6 +44,11 @@ class RowLayout {
             const std::vector<uint8_t>* support, RowView view);
 
   const std::vector<Row>& rows() const { return rows_; }
+  /// All rows, in ranges of some 2^18 elements. They depend on the layout alone, so that sums over
+  /// them are the same for any number of threads.
+  std::vector<RowRange> chunks() const;
+  /// Tokens whose heads' rows follow each other; else rows.
+  int64_t tokens() const;
   const Shape& shape() const { return shape_; }
   /// Values of a row in double; elements that are not judged are 0.
   void gather(const HostTensor& tensor, const Row& row, std::vector<double>& values) const;

@@ -9,8 +9,8 @@
 
 #include "src/io/json.h"
 #include "src/io/text.h"
-#include "src/io/volume/at_once.h"
 #include "src/io/volume/patience.h"
+#include "src/model/at_once.h"
 
 namespace dsv32::io {
 namespace {
@@ -106,7 +106,7 @@ std::vector<SafetensorsFile> open_all(
     const std::function<void(const SafetensorsFile&)>& check = [](const SafetensorsFile&) {}) {
   std::vector<std::optional<SafetensorsFile>> opened(names.size());
   std::vector<std::optional<Error>> failed(names.size());
-  at_once(names.size(), [&](size_t i) {
+  const auto open = [&](size_t i) {
     try {
       SafetensorsFile file(dir / names[i]);
       check(file);
@@ -114,7 +114,8 @@ std::vector<SafetensorsFile> open_all(
     } catch (const Error& error) {
       failed[i] = error;
     }
-  });
+  };
+  at_once(names.size(), open, kVolumeThreads);
   std::vector<Error> errors;
   for (const auto& error : failed)
     if (error) errors.push_back(*error);

@@ -16,8 +16,8 @@
 #include "src/io/checkpoint/files.h"
 #include "src/io/file.h"
 #include "src/io/io.h"
-#include "src/io/volume/at_once.h"
 #include "src/io/volume/sizes.h"
+#include "src/model/at_once.h"
 #include "src/model/errors.h"
 
 namespace dsv32::io {

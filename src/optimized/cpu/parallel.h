@@ -1,13 +1,10 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
+
+#include "src/bridge/parallel.h"
 
 namespace dsv32::optimized::cpu {
-
-/// Calls body(begin, end) over [0, count) on ATen's threads, each call with `grain` items or more.
-/// Results must not depend on how the range is split: the thread count changes it.
-void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body);
 
 /// Gives so many rows per task that a task is worth its start.
 inline int64_t row_grain(int64_t width) {

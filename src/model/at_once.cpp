@@ -1,13 +1,21 @@
-#include "src/io/volume/at_once.h"
+#include "src/model/at_once.h"
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <exception>
 #include <mutex>
 #include <thread>
 #include <vector>
 
-namespace dsv32::io {
+namespace dsv32 {
+
+int processors() {
+  const char* asked = std::getenv("OMP_NUM_THREADS");
+  const int threads = asked == nullptr ? 0 : std::atoi(asked);
+  return threads > 0 ? threads
+                     : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+}
 
 void at_once(size_t count, const std::function<void(size_t)>& work, int threads) {
   std::atomic<size_t> next{0};
@@ -30,4 +38,4 @@ void at_once(size_t count, const std::function<void(size_t)>& work, int threads)
   if (first) std::rethrow_exception(first);
 }
 
-}  // namespace dsv32::io
+}  // namespace dsv32

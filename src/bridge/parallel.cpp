@@ -1,10 +1,10 @@
-#include "src/optimized/cpu/parallel.h"
+#include "src/bridge/parallel.h"
 
 #include <ATen/Parallel.h>
 
-namespace dsv32::optimized::cpu {
+namespace dsv32 {
 
-// The only file that is compiled with OpenMP: at::parallel_for is serial without.
+// at::parallel_for is serial where it is compiled without OpenMP.
 #if !defined(_OPENMP)
 #error "compile with -fopenmp"
 #endif
@@ -13,4 +13,4 @@ void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t
   at::parallel_for(0, count, grain, body);
 }
 
-}  // namespace dsv32::optimized::cpu
+}  // namespace dsv32
