@@ -67,7 +67,7 @@ class LargeBlocks : public c10::Allocator {
 
  private:
   static constexpr size_t kStep = size_t{32} << 20;        // sizes are multiples of it
-  static constexpr size_t kMostWaiting = size_t{1} << 30;  // all together
+  static constexpr size_t kMostWaiting = size_t{2} << 30;  // all together
 
   explicit LargeBlocks(c10::Allocator* others) : others_(others) {}
 
