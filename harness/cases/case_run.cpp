@@ -159,7 +159,14 @@ ForcedTraces CaseRun::forced_traces(const Dialect& dialect, const Trace* decisio
   const bool backward = backward_ && !dialect.fp8.linear;
   RunOptions options{.dtype = DType::float64, .dialect = dialect, .backward = backward};
   replay(options, decisions);
+  // It is held beside every other run, and in the widest type.
+  options.room = [this](DType dtype, const Shape& shape) {
+    waiting_.rest();
+    return waiting_.tensor(dtype, shape);
+  };
   traces.oracle = run(options, "oracle");
+  waiting_.rest();
+  options.room = {};
   const Trace in_force =
       decisions_in_force(decisions != nullptr ? *decisions : Trace(), traces.oracle);
   replay(options, &in_force);
@@ -170,7 +177,11 @@ ForcedTraces CaseRun::forced_traces(const Dialect& dialect, const Trace* decisio
 }
 
 decltype(RunOptions::measure) CaseRun::measured(const Trace& oracle, const Trace* in_force) const {
-  return measured_against(oracle, in_force, case_.config, batch_);
+  auto measure = measured_against(oracle, in_force, case_.config, batch_);
+  return [this, measure = std::move(measure)](const std::string& name, const HostTensor& value) {
+    waiting_.rest();
+    return measure(name, value);
+  };
 }
 
 std::map<std::string, HostTensor> CaseRun::router_biases() const {
@@ -205,6 +216,7 @@ Evidence CaseRun::evidence_of(const JudgedTrace& judged) const {
           .biases = router_biases(),
           .pieces = judged.pieces,
           .sums = judged.sums,
+          .after_each_tap = [this] { waiting_.rest(); },
           .emitted = judged.emitted};
 }
 

@@ -11,6 +11,7 @@
 #include "golden/reader/golden.h"
 #include "harness/judge/judge.h"
 #include "harness/judge/verdict.h"
+#include "src/io/scratch.h"
 #include "src/model/implementation.h"
 
 namespace dsv32::harness {
@@ -131,6 +132,7 @@ class CaseRun {
   RunSettings settings_;
   Objective objective_;
   mutable std::vector<Pass> passes_;  // what was spent, not what was found
+  mutable io::Scratch waiting_;       // large tensors of the oracle
 };
 
 /// Both dialects are the same function of this config. Where 16-bit runs round does not matter.

@@ -9,6 +9,7 @@
 #include "harness/job/memory.h"
 #include "harness/report/text.h"
 #include "src/io/io.h"
+#include "src/io/scratch.h"
 #include "src/model/errors.h"
 #include "src/model/trace.h"
 #include "src/model/weights.h"
@@ -17,17 +18,34 @@ namespace dsv32::harness {
 namespace {
 
 // What the engine holds and does, measured on the case `small`; docs/performance.md.
-constexpr double kHeldBytes = 8 + 2 * 4;  // an element of oracle, reference and judged trace
-constexpr double kPassBytes = 8;          // an element of what one pass in float64 works on
-constexpr double kAttentionCopies = 6;    // of one layer's matrix, during its pass
-constexpr double kStagedPasses = 4;       // free run; reference, probe and oracle op by op
-constexpr double kSharedPasses = 2;       // oracle and probe, end to end
-constexpr double kBackwardPasses = 3;     // forward, forward again layer by layer, backward
-constexpr double kTrainingPasses = 300;   // a training suite, in forward passes of its case
-constexpr double kRate = 35e9;            // FLOP per second and core, all dtypes together
-constexpr double kMakingFlops = 350;  // as long as making, rounding and writing one weight takes
-constexpr double kWorthSaying = 10;   // seconds
-constexpr double kRoom = 4;           // times `small`: what a file may ask for by itself
+constexpr double kOracleBytes = 8;       // an element of the oracle's trace
+constexpr double kOwnBytes = 2 * 4;      // an element of reference and judged trace
+constexpr double kPassBytes = 8;         // an element of what one pass in float64 works on
+constexpr double kAttentionCopies = 6;   // of one layer's matrix, during its pass
+constexpr double kStagedPasses = 4;      // free run; reference, probe and oracle op by op
+constexpr double kSharedPasses = 2;      // oracle and probe, end to end
+constexpr double kBackwardPasses = 3;    // forward, forward again layer by layer, backward
+constexpr double kTrainingPasses = 300;  // a training suite, in forward passes of its case
+constexpr double kRate = 35e9;           // FLOP per second and core, all dtypes together
+constexpr double kMakingFlops = 350;     // as long as making, rounding and writing one weight takes
+constexpr double kWorthSaying = 10;      // seconds
+constexpr double kRoom = 4;              // times `small`: what a file may ask for by itself
+
+/// Elements of tensors.
+struct Count {
+  double all = 0;
+  double resting = 0;  // of those that wait on disk where a float64 trace holds them
+
+  void add(double times, double elements) {
+    all += times * elements;
+    if (kOracleBytes * elements >= static_cast<double>(io::kScratchBytes))
+      resting += times * elements;
+  }
+  void add(double times, const Count& other) {
+    all += times * other.all;
+    resting += times * other.resting;
+  }
+};
 
 double elements(const Shape& shape) {
   double product = 1;
@@ -38,7 +56,7 @@ double elements(const Shape& shape) {
 /// The weights of a layer; multiplications are with matrices alone, and of the routed experts with
 /// those that are chosen.
 struct LayerWork {
-  double weights = 0;
+  Count weights;
   double products = 0;  // per token
 };
 
@@ -47,29 +65,30 @@ LayerWork layer_work(const ModelConfig& config, int64_t layer) {
   small.n_routed_experts = 0;
   LayerWork work;
   for (const WeightSpec& spec : layer_weight_specs(small, layer)) {
-    work.weights += elements(spec.shape);
+    work.weights.add(1, elements(spec.shape));
     if (spec.shape.size() == 2) work.products += elements(spec.shape);
   }
   if (config.is_dense_mlp(layer)) return work;
   constexpr int64_t kMatrices = 3;
   const double expert = elements({kMatrices, config.hidden_size, config.moe_intermediate_size});
   const double router = elements({config.n_routed_experts, config.hidden_size});
-  work.weights += router + elements({config.n_routed_experts}) +
-                  expert * static_cast<double>(config.n_routed_experts);
+  work.weights.add(1, router);
+  work.weights.add(1, elements({config.n_routed_experts}));
+  work.weights.add(kMatrices * static_cast<double>(config.n_routed_experts), expert / kMatrices);
   work.products += router + expert * static_cast<double>(config.num_experts_per_tok);
   return work;
 }
 
 /// Elements of the taps of one layer, or of those outside the layers; the KL's are small beside
 /// them.
-double tap_elements(const Case& c, std::optional<int64_t> layer) {
-  double sum = 0;
+Count tap_elements(const Case& c, std::optional<int64_t> layer) {
+  Count sum;
   for (const TapInfo& info : tap_vocabulary()) {
     if (info.name.starts_with("kl.") || info.name.starts_with("train.") || info.name == "loss.kl")
       continue;
     if (info.per_layer != layer.has_value()) continue;
     const auto shape = tap_shape({std::string(info.name), layer, info}, c.config, c.B, c.S);
-    if (shape) sum += elements(*shape);
+    if (shape) sum.add(1, elements(*shape));
   }
   return sum;
 }
@@ -115,6 +134,34 @@ std::string described(const Work& work) {
          rounded(work.flops / 1e12, "TFLOP forward");
 }
 
+/// Elements that a trace holds: its taps and, of a backward pass, the weights' gradients.
+struct Held {
+  Count taps, gradients;
+};
+
+Held held_by(const Case& c) {
+  const ModelConfig& config = c.config;
+  const double layers = static_cast<double>(config.num_hidden_layers);
+  const double dense = std::min(static_cast<double>(config.first_k_dense_replace), layers);
+  Held held{.taps = tap_elements(c, std::nullopt)};
+  constexpr double kEmbeddingAndHead = 2;
+  held.gradients.add(kEmbeddingAndHead, elements({config.vocab_size, config.hidden_size}));
+  held.gradients.add(1, elements({config.hidden_size}));
+  const auto add = [&](double count, int64_t layer) {
+    if (count <= 0) return;
+    held.gradients.add(count, layer_work(config, layer).weights);
+    held.taps.add(count, tap_elements(c, layer));
+  };
+  add(dense, 0);
+  add(layers - dense, config.num_hidden_layers - 1);
+  return held;
+}
+
+/// The oracle's large tensors wait on disk.
+double bytes_of(const Count& held) {
+  return (kOracleBytes + kOwnBytes) * held.all - kOracleBytes * held.resting;
+}
+
 }  // namespace
 
 double machine_cores() { return std::max(1u, std::thread::hardware_concurrency()); }
@@ -125,9 +172,10 @@ Work work_of(const Case& c) {
   const double layers = static_cast<double>(config.num_hidden_layers);
   const double dense = std::min(static_cast<double>(config.first_k_dense_replace), layers);
   const double outer = elements({config.vocab_size, config.hidden_size});
-  Work work{.weights = 2 * outer + elements({config.hidden_size}),
+  const Held held = held_by(c);
+  Work work{.weights = held.gradients.all,
             .layer = 2 * outer,
-            .taps = tap_elements(c, std::nullopt),
+            .taps = held.taps.all,
             .attention = elements({c.B, config.num_attention_heads, c.S, c.S})};
   const double pairs = elements({c.B, c.S, c.S});
   const double heads = static_cast<double>(config.num_attention_heads) *
@@ -137,9 +185,7 @@ Work work_of(const Case& c) {
   const auto add = [&](double count, int64_t layer) {
     if (count <= 0) return;
     const LayerWork one = layer_work(config, layer);
-    work.weights += count * one.weights;
-    work.layer = std::max(work.layer, one.weights);
-    work.taps += count * tap_elements(c, layer);
+    work.layer = std::max(work.layer, one.weights.all);
     products += count * tokens * one.products;
   };
   add(dense, 0);
@@ -149,8 +195,14 @@ Work work_of(const Case& c) {
 }
 
 double judging_bytes(const Case& c, bool backward) {
+  const Held held = held_by(c);
+  return bytes_of(held.taps) + (backward ? bytes_of(held.gradients) : 0) +
+         pass_bytes(work_of(c), backward);
+}
+
+double whole_bytes(const Case& c) {
   const Work work = work_of(c);
-  return kHeldBytes * (work.taps + (backward ? work.weights : 0)) + pass_bytes(work, backward);
+  return (kOracleBytes + kOwnBytes) * work.taps + pass_bytes(work, false);
 }
 
 Estimate judging_estimate(const Case& c, double judged, bool forward, bool backward) {

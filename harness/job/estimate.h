@@ -53,6 +53,8 @@ void refuse_what_does_not_fit(const Case& c, double bytes,
                               const std::string& how = "traces are held whole in this version");
 /// The peak of judging one case end to end.
 double judging_bytes(const Case& c, bool backward);
+/// What the traces of a forward run take, in memory and on disk.
+double whole_bytes(const Case& c);
 
 /// Throws Error (artefact) when a file that nobody vouches for asks for more than a few times the
 /// work of the case `small`.

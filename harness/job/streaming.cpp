@@ -262,7 +262,7 @@ std::string passes_text(const SegmentWork& one) {
 }  // namespace
 
 bool is_streamed(const Job& job, const Case& c) {
-  return job.candidates.empty() && (!job.layers.empty() || judging_bytes(c, false) > kWholeBytes);
+  return job.candidates.empty() && (!job.layers.empty() || whole_bytes(c) > kWholeBytes);
 }
 
 bool goes_back(const Job& job) { return !job.layers.empty() && asked(job, "backward"); }

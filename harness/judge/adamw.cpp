@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "harness/judge/limits.h"
+#include "src/model/at_once.h"
 #include "src/model/check_name.h"
 #include "src/model/tensor.h"
 
@@ -17,14 +18,20 @@ double moment(std::span<const double> moments, size_t i) {
   return moments.empty() ? 0 : rounded(moments[i]);
 }
 
-}  // namespace
+/// The first of two that are equally wrong stays, and so does NaN.
+void keep_worse(const UpdateError& error, UpdateError& worst) {
+  if (error.roundings <= worst.roundings || std::isnan(worst.roundings)) return;
+  worst = error;
+}
 
-UpdateError check_update(const AdamWStep& step, const AdamWTensors& tensors) {
+/// check_update of the elements [begin, end).
+UpdateError check_part(const AdamWStep& step, const AdamWTensors& tensors, size_t begin,
+                       size_t end) {
   const double count = static_cast<double>(step.count + 1);
   const double correction1 = 1 - std::pow(step.beta1, count);
   const double correction2 = 1 - std::pow(step.beta2, count);
   UpdateError worst;
-  for (size_t i = 0; i < tensors.parameter.size(); ++i) {
+  for (size_t i = begin; i < end; ++i) {
     const double before = rounded(tensors.parameter[i]);
     const double g = step.clip_factor * tensors.gradient[i];
     const double old_part = step.beta1 * moment(tensors.first, i);
@@ -36,9 +43,22 @@ UpdateError check_update(const AdamWStep& step, const AdamWTensors& tensors) {
     const double size = std::fabs(before) + unit * (std::fabs(old_part) + std::fabs(new_part));
     const double error = std::fabs(tensors.updated[i] - expected);
     const double roundings = error == 0 ? 0 : error / (epsilon(DType::float32) * size);
-    if (roundings <= worst.roundings || std::isnan(worst.roundings)) continue;
-    worst = {roundings, static_cast<int64_t>(i), expected, tensors.updated[i]};
+    keep_worse({roundings, static_cast<int64_t>(i), expected, tensors.updated[i]}, worst);
   }
+  return worst;
+}
+
+}  // namespace
+
+UpdateError check_update(const AdamWStep& step, const AdamWTensors& tensors) {
+  constexpr size_t kPart = size_t{1} << 16;  // of fewer, a thread costs more than it saves
+  const size_t size = tensors.parameter.size();
+  std::vector<UpdateError> parts((size + kPart - 1) / kPart);
+  at_once(parts.size(), [&](size_t i) {
+    parts[i] = check_part(step, tensors, i * kPart, std::min(size, (i + 1) * kPart));
+  });
+  UpdateError worst;
+  for (const UpdateError& part : parts) keep_worse(part, worst);
   return worst;
 }
 
@@ -68,10 +88,8 @@ Verdict judge_first_update(const std::string& name, const AdamWStep& step,
                                             .second = {},
                                             .gradient = update.gradient.subspan(first, count),
                                             .updated = update.updated.subspan(first, count)});
-    if (error.element < 0 || std::isnan(worst.roundings) || error.roundings <= worst.roundings)
-      continue;
     error.element += static_cast<int64_t>(first);
-    worst = error;
+    keep_worse(error, worst);
   }
   return update_verdict(name, worst, static_cast<int64_t>(update.parameter.size()));
 }

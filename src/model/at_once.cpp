@@ -11,8 +11,10 @@
 namespace dsv32 {
 
 int processors() {
+  constexpr int kDecimal = 10;
   const char* asked = std::getenv("OMP_NUM_THREADS");
-  const int threads = asked == nullptr ? 0 : std::atoi(asked);
+  const auto threads =
+      asked == nullptr ? 0 : static_cast<int>(std::strtol(asked, nullptr, kDecimal));
   return threads > 0 ? threads
                      : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
 }

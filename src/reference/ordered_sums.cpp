@@ -9,7 +9,8 @@ namespace {
 constexpr int64_t kLanes = 16;  // of one vector: a cache line of float32
 constexpr int64_t kVectors = 2;
 constexpr int64_t kTileRows = 4;
-constexpr int64_t kTileCols = kLanes * kVectors;
+constexpr int64_t kTileCols = kOrderedCols;
+static_assert(kTileCols == kLanes * kVectors);
 
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float))));
 

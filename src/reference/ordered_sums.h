@@ -8,6 +8,9 @@
 /// No torch.
 namespace dsv32::reference {
 
+/// Columns that are summed together: a product of a multiple of them takes least time for each.
+inline constexpr int64_t kOrderedCols = 32;
+
 /// C[i,j] = sum over k of A[i,k] B[k,j], k ascending; product and sum are rounded apart (no fused
 /// multiply-add), so that every machine gives the same bits. A [rows,depth], B [depth,cols],
 /// C [rows,cols], row-major, `lda`, `ldb`, `ldc` elements between rows.

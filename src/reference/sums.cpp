@@ -16,7 +16,7 @@ bool is_sequential(Summation order, const Tensor& x) {
 constexpr int64_t kRowsOfATask = 64;
 
 /// a [G,n,k] times b [G,k,m].
-Tensor ordered_batch_product(const Tensor& a, const Tensor& b) {
+Tensor product_of_rows(const Tensor& a, const Tensor& b) {
   const Tensor left = a.to(torch::kCPU).contiguous(), right = b.to(torch::kCPU).contiguous();
   const int64_t rows = left.size(1), depth = left.size(2), cols = right.size(2);
   Tensor product = torch::empty({left.size(0), rows, cols}, left.options());
@@ -38,6 +38,20 @@ Tensor ordered_batch_product(const Tensor& a, const Tensor& b) {
     }
   });
   return product.to(a.device());
+}
+
+/// The same. Of a large transposed b, a weight's, the transposes are multiplied: these are the same
+/// sums, and it is a that is copied.
+Tensor ordered_batch_product(const Tensor& a, const Tensor& b) {
+  const Tensor turned = b.transpose(-1, -2);
+  if (b.is_contiguous() || !turned.is_contiguous() || a.size(1) >= b.size(1))
+    return product_of_rows(a, b);
+  const int64_t rows = a.size(1), more = (kOrderedCols - rows % kOrderedCols) % kOrderedCols;
+  const Tensor filled = torch::constant_pad_nd(a, {0, 0, 0, more});
+  return product_of_rows(turned, filled.transpose(-1, -2))
+      .narrow(-1, 0, rows)
+      .transpose(-1, -2)
+      .contiguous();
 }
 
 struct OrderedProductFunction : torch::autograd::Function<OrderedProductFunction> {

@@ -13,7 +13,7 @@
 namespace dsv32::suites {
 namespace {
 
-constexpr uint64_t kRuns = 100;
+constexpr uint64_t kRuns = 40;
 
 /// "end param" of all parameters, "step loss" of all steps, "steps grad" of all gradients.
 std::string family_of(const std::string& check) {

@@ -89,7 +89,7 @@ TEST(SelfSft, OptimizerBugsAreSeenInStepOrParameter) {
   }
 }
 
-TEST(SelfSft, HundredCleanRunsAreGreen) {
+TEST(SelfSft, CleanRunsAreGreen) {
   expect_clean_runs(job(), harness::judge_sft_frozen_indexer, /*first_seed=*/1);
 }
 
