@@ -21,6 +21,8 @@ namespace {
 constexpr double kOracleBytes = 8;       // an element of the oracle's trace
 constexpr double kOwnBytes = 2 * 4;      // an element of reference and judged trace
 constexpr double kPassBytes = 8;         // an element of what one pass in float64 works on
+constexpr double kFreedShare = 2;        // times a pass: what it freed waits for its next use
+constexpr double kStateTensors = 4;      // of a training: parameter, gradient and two moments
 constexpr double kAttentionCopies = 6;   // of one layer's matrix, during its pass
 constexpr double kStagedPasses = 4;      // free run; reference, probe and oracle op by op
 constexpr double kSharedPasses = 2;      // oracle and probe, end to end
@@ -197,7 +199,7 @@ Work work_of(const Case& c) {
 double judging_bytes(const Case& c, bool backward) {
   const Held held = held_by(c);
   return bytes_of(held.taps) + (backward ? bytes_of(held.gradients) : 0) +
-         pass_bytes(work_of(c), backward);
+         kFreedShare * pass_bytes(work_of(c), backward);
 }
 
 double whole_bytes(const Case& c) {
@@ -212,7 +214,10 @@ Estimate judging_estimate(const Case& c, double judged, bool forward, bool backw
 }
 
 Estimate training_estimate(const Case& c) {
-  return {.bytes = judging_bytes(c, true), .flops = kTrainingPasses * work_of(c).flops};
+  const Work work = work_of(c);
+  return {.bytes = (kOracleBytes + kOwnBytes) * (work.taps + kStateTensors * work.weights) +
+                   kFreedShare * pass_bytes(work, true),
+          .flops = kTrainingPasses * work.flops};
 }
 
 Estimate estimate_of_dump(const Case& c, DType dtype, const std::string& mode) {
