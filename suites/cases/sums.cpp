@@ -47,6 +47,16 @@ TEST(SelfSums, EveryElementIsThePlainSum) {
     }
 }
 
+/// A weight's: more rows than a task takes, fewer than the inner axis, where the transposes are
+/// multiplied, and as many.
+TEST(SelfSums, ATransposedFactorChangesNothing) {
+  for (const int64_t rows : {1, 31, 33, 140, 200})
+    for (const int64_t cols : {5, 70}) {
+      const Tensor a = values({rows, 150}, rows), b = values({cols, 150}, cols).t();
+      EXPECT_EQ(wrong_elements(a, b, product({kSequential}, a, b)), 0) << rows << " x " << cols;
+    }
+}
+
 TEST(SelfSums, AnInnerAxisOfNoneOrOneElement) {
   const Tensor a = values({4, 1}, 1), b = values({1, 33}, 2);
   EXPECT_EQ(wrong_elements(a, b, product({kSequential}, a, b)), 0);

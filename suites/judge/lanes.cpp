@@ -110,6 +110,26 @@ TEST(SelfLanes, LanesThatStrayTogetherCountAsOne) {
   EXPECT_EQ(harness::fewer(5, 3), 3);
 }
 
+/// Large tensors are measured in ranges of rows.
+TEST(SelfLanes, RangesOfRowsGiveWhatTheWholeGives) {
+  constexpr int kTokens = 500, kHeads = 3, kCut = 123;
+  harness::LaneErrors whole(kTokens), first(kTokens), second(kTokens, kCut);
+  Noise noise(16, "ranges");
+  const std::vector<double> truth(8, 1);
+  for (int token = 0; token < kTokens; ++token)
+    for (int h = 0; h < kHeads; ++h) {
+      std::vector<double> values(truth);
+      for (double& value : values) value += std::round(8 * noise.normal()) / 1024;  // exact sums
+      whole.add(values, truth, token);
+      (token < kCut ? first : second).add(values, truth, token);
+    }
+  first.append(second);
+  EXPECT_EQ(first.modes().row, whole.modes().row);
+  EXPECT_EQ(first.modes().token, whole.modes().token);
+  EXPECT_EQ(first.rms(), whole.rms());
+  EXPECT_EQ(first.rms().size(), truth.size());
+}
+
 /// The heads of a token are made of one vector: where it is off, all of them are.
 TEST(SelfLanes, HeadsThatStrayTogetherCountAsOne) {
   const Modes common = errors_of_modes(2, 8, true).modes(),
