@@ -150,5 +150,25 @@ TEST(AdamWFormula, FirstStepIsLearningRateTimesSign) {
   EXPECT_FALSE(harness::by_limit("step.update", roundings({std::nanf("")})).within());
 }
 
+/// A large tensor is checked in parts: the worst of all is told with its own place, the first of
+/// equals, and NaN before any number.
+TEST(AdamWFormula, TheWorstOfALargeTensorIsFound) {
+  const harness::AdamWStep step{.lr = 0.1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8};
+  constexpr size_t kSize = 300'000, kBad = 150'001, kLater = 299'999;
+  const std::vector<double> parameter(kSize, 1);
+  const std::vector<float> gradient(kSize, 0.5F);
+  std::vector<float> updated(kSize, 0.9F);
+  const auto worst = [&] {
+    return harness::check_update(
+        step, {.parameter = parameter, .gradient = gradient, .updated = updated});
+  };
+  EXPECT_TRUE(harness::by_limit("step.update", worst().roundings).within());
+  updated[kBad] = updated[kLater] = 0.8F;
+  EXPECT_EQ(worst().element, static_cast<int64_t>(kBad));
+  EXPECT_EQ(worst().got, updated[kBad]);
+  updated[kLater] = std::nanf("");
+  EXPECT_EQ(worst().element, static_cast<int64_t>(kLater));
+}
+
 }  // namespace
 }  // namespace dsv32::suites
